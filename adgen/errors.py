@@ -1,0 +1,59 @@
+"""The exception tree: what goes wrong for one pair, and what stops a run.
+
+    AdgenError
+    ├── PairError             one pair: becomes the row's status and reason, the run goes on
+    └── RunError              the whole run: stops it, and says what to do
+        ├── SettingsError     a settings file or flag: names file, field and value
+        ├── InputError        a table: names the table and the column
+        ├── ModelError        a model directory, checkpoint or tokenizer: names file and key
+        ├── ConsumerError     a published creative that a consumer cannot use: names the object
+        └── StoreError        the object store: names the URI
+            └── OwnedElsewhere   another driver is working on this run: names it
+"""
+
+
+class AdgenError(Exception):
+    """Base of everything this package raises on purpose."""
+
+
+class PairError(AdgenError):
+    """One (user, product) pair cannot get a creative; `reason` is a stable word, `detail` is for people.
+
+    A PairError never leaves the code that works on a row: it is turned into the row's `status` and `reason`.
+    """
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self):
+        return (type(self), (self.reason, self.detail))
+
+
+class RunError(AdgenError):
+    """The run cannot go on. The message says what was found and what to do about it."""
+
+
+class SettingsError(RunError):
+    """A setting is unknown, of the wrong type or out of range."""
+
+
+class InputError(RunError):
+    """An input table is missing, has the wrong schema, or is empty."""
+
+
+class ModelError(RunError):
+    """A model directory, a checkpoint or its tokenizer cannot be used."""
+
+
+class ConsumerError(RunError):
+    """Something published is missing or differs from what its manifest says."""
+
+
+class StoreError(RunError):
+    """The object store cannot be used: not writable, or its conditional writes do not hold."""
+
+
+class OwnedElsewhere(StoreError):
+    """Another driver's heartbeat moves on this run."""

@@ -1,0 +1,173 @@
+"""Rows, their Arrow schemas, and how ids and seeds are derived. A leaf: pyarrow and the standard library only.
+
+Every id is a hash over a canonical encoding of its parts, so that ("a", "bc") and ("ab", "c") never meet
+and a null differs from an empty string.
+"""
+
+import hashlib
+import hmac
+from collections.abc import Iterable
+
+import pyarrow as pa
+
+MANIFEST_SCHEMA_VERSION = 1
+
+# -- input tables (DESIGN section 4) ---------------------------------------------------------------------------
+
+PRODUCTS = pa.schema(
+    [
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("selling_points", pa.list_(pa.string())),
+        pa.field("image", pa.string()),
+        pa.field("cutout", pa.string()),
+        pa.field("scale", pa.float32()),
+        pa.field("category", pa.string()),
+        pa.field("brand", pa.string()),
+        pa.field("locale", pa.string()),
+    ]
+)
+CLICK = pa.struct([pa.field("product_id", pa.string()), pa.field("clicked_at", pa.timestamp("us", tz="UTC"))])
+HISTORIES = pa.schema([pa.field("user_id", pa.string(), nullable=False), pa.field("clicks", pa.list_(CLICK))])
+PAIRS = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("locale", pa.string()),
+        pa.field("channel", pa.string()),
+    ]
+)
+REFERENCES = pa.schema(
+    [
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("image", pa.string()),
+        pa.field("titles", pa.list_(pa.string())),
+    ]
+)
+INPUT_TABLES = {"products": PRODUCTS, "histories": HISTORIES, "pairs": PAIRS, "references": REFERENCES}
+
+# -- outputs (DESIGN section 6) --------------------------------------------------------------------------------
+
+OK, REJECTED, FAILED = "ok", "rejected", "failed"
+
+RENDITION = pa.struct(
+    [
+        pa.field("ratio", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+    ]
+)
+# One schema for success and failure; (pair_id, variant) is the key. `uri` is relative to the store's root, so that a
+# store can be copied or mounted elsewhere and stay true.
+MANIFEST = pa.schema(
+    [
+        pa.field("schema_version", pa.int32(), nullable=False),
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("variant", pa.int32(), nullable=False),
+        pa.field("rank", pa.int32()),
+        pa.field("attempt", pa.int32()),
+        pa.field("user_key", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("locale", pa.string()),
+        pa.field("channel", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("stale", pa.bool_(), nullable=False),
+        pa.field("title", pa.string()),
+        pa.field("uri", pa.string()),
+        pa.field("sha256", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("format", pa.string()),
+        pa.field("renditions", pa.list_(RENDITION)),
+        pa.field("seed", pa.int64()),
+        pa.field("fingerprint", pa.string()),
+        pa.field("model_digest", pa.string()),
+        pa.field("carried_from", pa.string()),
+        pa.field("arm", pa.string()),
+        pa.field("propensity", pa.float64()),
+        pa.field("gates", pa.map_(pa.string(), pa.string())),
+        pa.field("scores", pa.map_(pa.string(), pa.float32())),
+        pa.field("generated_at", pa.timestamp("us", tz="UTC")),
+        pa.field("seconds", pa.float32()),
+    ]
+)
+# Private, kept as long as the run: replay and "why did it change" read it.
+LINEAGE = pa.schema(
+    [
+        pa.field("pair_id", pa.string(), nullable=False),
+        pa.field("user_id", pa.string(), nullable=False),
+        pa.field("product_id", pa.string(), nullable=False),
+        pa.field("product_hash", pa.string()),
+        pa.field("history_ids", pa.list_(pa.string())),
+        pa.field("history_hashes", pa.list_(pa.string())),
+        pa.field("fingerprint", pa.string()),
+        pa.field("model_digest", pa.string()),
+        pa.field("settings_digest", pa.string()),
+        pa.field("seed", pa.int64()),
+        pa.field("attempt", pa.int32()),
+    ]
+)
+
+
+# -- ids and seeds ---------------------------------------------------------------------------------------------
+
+
+def canonical_bytes(parts: Iterable[str | bytes | int | None]) -> bytes:
+    """Each part as type tag, length and bytes: no two different sequences share an encoding."""
+    out = bytearray()
+    for part in parts:
+        if part is None:
+            out += b"n"
+            continue
+        if isinstance(part, str):
+            # surrogatepass: a title cut inside an emoji by some upstream tool must still hash, not raise.
+            tag, raw = b"s", part.encode("utf-8", "surrogatepass")
+        elif isinstance(part, bytes):
+            tag, raw = b"b", part
+        else:
+            tag, raw = b"i", str(int(part)).encode()
+        out += tag + str(len(raw)).encode() + b":" + raw
+    return bytes(out)
+
+
+def digest(*parts: str | bytes | int | None) -> str:
+    """SHA-256 of the parts, 64 hex digits."""
+    return hashlib.sha256(canonical_bytes(parts)).hexdigest()
+
+
+def pair_id(campaign_key: bytes, user_id: str, product_id: str, locale: str | None, channel: str | None) -> str:
+    """The pair's public name, 32 hex digits. Its key belongs to the campaign and never rotates."""
+    return _keyed(campaign_key, "pair", user_id, product_id, locale, channel)
+
+
+def user_key(user_secret: bytes, user_id: str) -> str:
+    """The user's public name in one run's manifest, 32 hex digits; its secret may rotate from run to run."""
+    return _keyed(user_secret, "user", user_id)
+
+
+def key_id(key: bytes) -> str:
+    """What run.json may say of a key: eight hex digits that identify it and do not reveal it."""
+    return hmac.new(key, b"key id", hashlib.sha256).hexdigest()[:8]
+
+
+def pair_seed(pair: str, campaign_seed: int) -> int:
+    """The row's seed, 0 <= seed < 2**63: a constant of the campaign, so that a re-run makes the same picture."""
+    return int(digest("seed", pair, campaign_seed)[:16], 16) >> 1
+
+
+def unit_interval(*parts: str | bytes | int | None) -> float:
+    """A number in (0, 1) that is a function of the parts alone; 53 bits, never 0 nor 1."""
+    return ((int(digest("unit", *parts)[:14], 16) >> 3) + 0.5) / 2.0**53
+
+
+def _keyed(key: bytes, *parts: str | None) -> str:
+    if not key:
+        raise ValueError("an empty key would make ids that anyone can compute")
+    return hmac.new(key, canonical_bytes(parts), hashlib.sha256).hexdigest()[:32]
