@@ -1,0 +1,341 @@
+"""A request in words: the prompt's layout as data, and its tokens. Spec section 4.
+
+The wording is a template file. What it spells itself may be markup; what a product, a click or a model says is data: it
+is tokenised as plain text, so a special token spelled inside a title never becomes one.
+"""
+
+import json
+import re
+import string
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from pydantic import Field
+from tokenizers import AddedToken, Tokenizer
+
+from adgen.config import Settings, validate_settings
+from adgen.errors import ModelError, SettingsError
+from adgen.model.config import ModelConfig
+
+TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "prompt.toml"
+# Added to a base tokenizer that lacks them, in this order: their ids are rows of the published embedding table.
+_ADDED = ("image_placeholder", "title_placeholder", "begin_of_history_title", "end_of_history_title")
+_ADDED_SPELLINGS = ("<grounding>", "</grounding>", "<box>", "</box>", "<ref>", "</ref>")
+
+
+class TokenNames(Settings):
+    """How the special tokens are spelled."""
+
+    begin_of_sentence: str
+    end_of_sentence: str
+    pad: str
+    image_placeholder: str
+    begin_of_image: str
+    end_of_image: str
+    title_placeholder: str
+    begin_of_history_title: str
+    end_of_history_title: str
+
+
+class Template(Settings):
+    """The wording of a prompt (`prompt.toml`)."""
+
+    chat: str
+    """The conversation; fields {user} and {answer}."""
+    answer: str
+    """What the model says before the picture; field {title}."""
+    user: str
+    """What is asked; fields {selling_points}, {history_titles}, {product_title}, {history_images}."""
+    negative: str
+    """The user text of the unconditional prompt."""
+    selling_points_joined_by: str = ","
+    tokens: TokenNames
+    max_product_title_tokens: int = Field(128, gt=0)
+    """A longer product title is cut."""
+    max_selling_points_tokens: int = Field(96, gt=0)
+    """Longer selling points are cut."""
+
+    @property
+    def title_open(self) -> str:
+        """What stands before a title in the answer."""
+        return self.answer.split("{title}")[0]
+
+    @property
+    def title_close(self) -> str:
+        """What ends a title."""
+        return self.answer.split("{title}")[1]
+
+
+@dataclass(frozen=True)
+class PromptFacts:
+    """What a prompt is about; history_titles and pictures are of the drawn clicks, in order."""
+
+    product_title: str
+    selling_points: tuple[str, ...] = ()
+    history_titles: tuple[str, ...] = ()
+    num_history_pictures: int = 0
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and for each the history row that replaces its embedding (-1: none). Rows: pictures' tokens, then titles'."""
+
+    ids: tuple[int, ...]
+    slots: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Text that is never markup."""
+
+    text: str
+
+
+class Prompter:
+    """Prompts of one model: its template and its tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, template: Template, config: ModelConfig, source: str = "tokenizer"):
+        self.template = template
+        self.config = config
+        self._full = tokenizer
+        self._special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
+        self._special_ids = frozenset(self._special.values())
+        self._markup = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or r"(?!)")
+        self._plain = _without_added_tokens(tokenizer)
+        for field, spelling in template.tokens.model_dump().items():
+            if spelling not in self._special and not (field == "begin_of_sentence" and not self._adds_bos):
+                raise ModelError(f"{source}: has no special token {spelling!r} ({field}), which prompts need")
+        too_high = max(self._special_ids | {0})
+        if too_high >= config.decoder.vocab_size:
+            raise ModelError(
+                f"{source}: token id {too_high} lies outside the model's table of {config.decoder.vocab_size} rows"
+            )
+        self.pad_id = self._special[template.tokens.pad]
+        self.eos_id = self._special[template.tokens.end_of_sentence]
+        self._check_segments(source)
+
+    @classmethod
+    def load(cls, directory: str | Path, config: ModelConfig, add_missing: bool = False) -> "Prompter":
+        """The tokenizer of a model directory and its own template, or ours. ModelError names the file and what it lacks.
+
+        add_missing adds the tokens that the published model adds to a plain Janus tokenizer.
+        """
+        directory = Path(directory)
+        path = directory / TOKENIZER_FILE
+        if not path.is_file():
+            raise ModelError(f"{path}: no such file")
+        try:
+            tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise ModelError(f"{path}: not a tokenizer: {error}") from None
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        template = load_template(directory / TEMPLATE_FILE if (directory / TEMPLATE_FILE).exists() else None)
+        if add_missing:
+            _add_missing(tokenizer, template.tokens)
+        return cls(tokenizer, template, config, source=str(path))
+
+    def save(self, directory: str | Path) -> None:
+        """Write `tokenizer.json` and `prompt.toml` into a model directory."""
+        self._full.save(str(Path(directory) / TOKENIZER_FILE))
+        (Path(directory) / TEMPLATE_FILE).write_text(_as_toml(self.template), encoding="utf-8")
+
+    # -- prompts ---------------------------------------------------------------------------------------------------
+
+    def title_prompt(self, facts: PromptFacts) -> Prompt:
+        """What the model reads before it writes the title: the answer is open, the end-of-sentence token is left out."""
+        return self._expand(self._encode(self._chat(facts, [self.template.title_open])))
+
+    def picture_prompt(self, facts: PromptFacts, title: str) -> Prompt:
+        """What the model reads before it paints: the whole answer, end of sentence, begin of image."""
+        answer = [self.template.title_open, _Data(title), self.template.title_close]
+        ids = [*self._encode(self._chat(facts, answer)), self.eos_id, self._id("begin_of_image")]
+        return self._expand(ids)
+
+    def negative_prompt(self) -> Prompt:
+        """The unconditional prompt: the negative text, an empty answer, begin of image."""
+        pieces = self._fill(self.template.chat, {"user": [self.template.negative], "answer": []})
+        ids = [*self._encode(pieces), self._id("begin_of_image")]
+        return Prompt(tuple(ids), (-1,) * len(ids))
+
+    def history_title_ids(self, title: str) -> list[int]:
+        """A clicked title as exactly preference.tokens_per_title ids: cut, or padded on the right; empty is all padding."""
+        size = self.config.preference.tokens_per_title
+        ids = self._text_ids(title)[:size]
+        return ids + [self.pad_id] * (size - len(ids))
+
+    def read_title(self, new_ids: list[int]) -> str | None:
+        """The title that the generated tokens spell, up to the first closing tag; None while there is none."""
+        text = self._full.decode(new_ids, skip_special_tokens=False)
+        title, closed, _ = text.partition(self.template.title_close)
+        return title if closed else None
+
+    # -- from template to ids --------------------------------------------------------------------------------------
+
+    def _chat(self, facts: PromptFacts, answer: list) -> list:
+        names = self.template.tokens
+        points = self.template.selling_points_joined_by.join(facts.selling_points)
+        user = self._fill(
+            self.template.user,
+            {
+                "selling_points": [_Data(self._cut(points, self.template.max_selling_points_tokens))],
+                "history_titles": [names.title_placeholder] * len(facts.history_titles),
+                "product_title": [_Data(self._cut(facts.product_title, self.template.max_product_title_tokens))],
+                "history_images": [names.image_placeholder] * facts.num_history_pictures,
+            },
+        )
+        return self._fill(self.template.chat, {"user": user, "answer": answer})
+
+    @staticmethod
+    def _fill(template: str, fields: dict[str, list]) -> list:
+        """The template's literals (markup) with each field's pieces between them."""
+        pieces: list = []
+        for literal, field, _, _ in string.Formatter().parse(template):
+            pieces.append(literal)
+            pieces += fields[field] if field is not None else []
+        return pieces
+
+    def _encode(self, pieces: list) -> list[int]:
+        """Pieces (str: markup, _Data: plain) -> ids. Neighbouring text is tokenised as one, as in one long string."""
+        runs: list[str | int] = [""]
+        for piece in pieces:
+            for part in [piece] if isinstance(piece, _Data) else self._split_markup(piece):
+                if isinstance(part, int):
+                    runs += [part, ""]
+                else:
+                    runs[-1] += part.text
+        runs[0], runs[-1] = runs[0].lstrip(), runs[-1].rstrip()
+        ids = [self._special[self.template.tokens.begin_of_sentence]] if self._adds_bos else []
+        for run in runs:
+            ids += [run] if isinstance(run, int) else self._text_ids(run)
+        return ids
+
+    def _split_markup(self, literal: str) -> list[int | _Data]:
+        parts: list[int | _Data] = []
+        end = 0
+        for match in self._markup.finditer(literal):
+            parts += [_Data(literal[end : match.start()]), self._special[match.group()]]
+            end = match.end()
+        return [*parts, _Data(literal[end:])]
+
+    def _text_ids(self, text: str) -> list[int]:
+        """Plain text -> ids, none of them special."""
+        if not text:
+            return []
+        ids = self._plain.encode(text, add_special_tokens=False).ids
+        if self._special_ids.isdisjoint(ids):
+            return ids
+        # The vocabulary itself spells a special token: cut each spelling after its first character.
+        first = self._markup.search(text)
+        if first is None:
+            raise ModelError(f"plain text {text!r} becomes special tokens {sorted(self._special_ids.intersection(ids))}")
+        cut = first.start() + 1
+        return self._text_ids(text[:cut]) + self._text_ids(text[cut:])
+
+    def _cut(self, text: str, max_tokens: int) -> str:
+        """The longest start of the text that is at most max_tokens long by itself."""
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        return text if len(encoding.ids) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
+
+    def _expand(self, ids: list[int]) -> Prompt:
+        return expand_placeholders(
+            ids,
+            image=(self._id("begin_of_image"), self._id("image_placeholder"), self._id("end_of_image")),
+            title=(self._id("begin_of_history_title"), self._id("title_placeholder"), self._id("end_of_history_title")),
+            tokens_per_image=self.config.image.tokens_per_history_picture,
+            tokens_per_title=self.config.preference.tokens_per_title,
+        )
+
+    def _id(self, field: str) -> int:
+        return self._special[getattr(self.template.tokens, field)]
+
+    @property
+    def _adds_bos(self) -> bool:
+        """Whether the tokenizer itself puts begin-of-sentence before a text."""
+        bos = self._special.get(self.template.tokens.begin_of_sentence)
+        return bos is not None and bos in self._full.encode("", add_special_tokens=True).ids
+
+    def _check_segments(self, source: str) -> None:
+        """Tokenising between special tokens must equal tokenising the whole string, as the published flow does."""
+        facts = PromptFacts("a b", ("c",), ("d",), 1)
+        pieces = self._chat(facts, [self.template.answer.format(title="e f")])
+        whole = "".join(p.text if isinstance(p, _Data) else p for p in pieces).strip()
+        if self._encode(pieces) != self._full.encode(whole, add_special_tokens=True).ids:
+            raise ModelError(f"{source}: text after a special token is tokenised differently; this tokenizer is not supported")
+
+
+def expand_placeholders(
+    ids: list[int],
+    image: tuple[int, int, int],
+    title: tuple[int, int, int],
+    tokens_per_image: int,
+    tokens_per_title: int,
+) -> Prompt:
+    """Each placeholder id (the middle of begin, placeholder, end) becomes begin, its slots, end.
+
+    A slot's number is the history row that fills it: all pictures' tokens first, then all titles', as the fusion returns.
+    """
+    first_title_row = sum(i == image[1] for i in ids) * tokens_per_image
+    next_row = {image[1]: 0, title[1]: first_title_row}
+    items = {image[1]: (image, tokens_per_image), title[1]: (title, tokens_per_title)}
+    out, slots = [], []
+    for token in ids:
+        if token not in items:
+            out.append(token)
+            slots.append(-1)
+            continue
+        (begin, placeholder, end), size = items[token]
+        out += [begin, *[placeholder] * size, end]
+        slots += [-1, *range(next_row[token], next_row[token] + size), -1]
+        next_row[token] += size
+    return Prompt(tuple(out), tuple(slots))
+
+
+def load_template(path: Path | None = None) -> Template:
+    """A template file, by default ours; ModelError names the file and the field."""
+    default = resources.files("adgen.generation") / "templates" / "default.toml"
+    text = path.read_text(encoding="utf-8") if path else default.read_text(encoding="utf-8")
+    source = str(path or "templates/default.toml")
+    try:
+        template = validate_settings(Template, tomllib.loads(text), source)
+    except (tomllib.TOMLDecodeError, SettingsError) as error:
+        raise ModelError(f"{source}: {error}") from None
+    wanted = {
+        "chat": {"user", "answer"},
+        "answer": {"title"},
+        "user": {"selling_points", "history_titles", "product_title", "history_images"},
+    }
+    for field, names in wanted.items():
+        found = [name for _, name, _, _ in string.Formatter().parse(getattr(template, field)) if name is not None]
+        if sorted(found) != sorted(names):
+            raise ModelError(f"{source}: {field} has the fields {found}, needs each of {sorted(names)} once")
+    if not template.title_close:
+        raise ModelError(f"{source}: answer has nothing after {{title}}, so no title could ever end")
+    return template
+
+
+def _add_missing(tokenizer: Tokenizer, names: TokenNames) -> None:
+    spellings = [getattr(names, field) for field in _ADDED] + list(_ADDED_SPELLINGS)
+    for spelling in spellings:
+        if tokenizer.token_to_id(spelling) is None:
+            tokenizer.add_special_tokens([AddedToken(spelling, special=True, normalized=False)])
+
+
+def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """The same tokenizer for plain text: it knows no added token and adds none."""
+    spec = json.loads(tokenizer.to_str())
+    spec |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
+    return Tokenizer.from_str(json.dumps(spec))
+
+
+def _as_toml(template: Template) -> str:
+    """TOML of a flat tree of strings and numbers; JSON strings are TOML basic strings."""
+    values = template.model_dump(mode="json")
+    tokens = values.pop("tokens")
+    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in values.items()]
+    return "\n".join([*lines, "", "[tokens]", *(f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in tokens.items()), ""])

@@ -1,0 +1,79 @@
+"""Choosing tokens. The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order
+never change a row's draw."""
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from adgen.config import Settings
+
+TITLE, PICTURE = 0, 1  # streams of one seed's noise
+
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_LOW32 = 0xFFFFFFFF
+
+
+class SamplingSettings(Settings):
+    """How titles and pictures are drawn. The defaults are the published ones (spec section 5)."""
+
+    title_temperature: float = Field(1.0, ge=0)
+    """0 takes the most likely token."""
+    title_top_k: int = Field(50, ge=0)
+    """Draw from the k most likely tokens; 0 from all."""
+    max_title_tokens: int = Field(512, gt=0)
+    """A title that has not closed by then is empty."""
+    picture_temperature: float = Field(1.0, ge=0)
+    """0 takes the most likely code."""
+    guidance: float = Field(5.0, ge=0)
+    """Weight w of classifier-free guidance: unconditional + w * (conditional - unconditional)."""
+    control_strength: float = 1.5
+    """Factor on the foreground additions; 1.0 in training, 1.5 in the published inference."""
+
+
+def philox(counter: Tensor, key: Tensor) -> Tensor:
+    """Philox-4x32-10 (Salmon et al., SC 2011): 32-bit words as int64. counter (..., 4), key (..., 2) -> (..., 4)."""
+    c0, c1, c2, c3 = counter.unbind(-1)
+    k0, k1 = key.unbind(-1)
+    for _ in range(10):
+        # int64 products wrap, but their 64 bits are those of the unsigned product.
+        product0, product1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        high0, low0 = (product0 >> 32) & _LOW32, product0 & _LOW32
+        high1, low1 = (product1 >> 32) & _LOW32, product1 & _LOW32
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _LOW32, (k1 + _KEY_STEPS[1]) & _LOW32
+    return torch.stack((c0, c1, c2, c3), dim=-1)
+
+
+def gumbel_noise(seeds: Tensor, step: Tensor | int, stream: int, size: int) -> Tensor:
+    """Standard Gumbel noise (B, size) fp32 for seeds (B,) int64 at a step ((B,) or int) of a stream."""
+    blocks = torch.arange(-(-size // 4), device=seeds.device)
+    counter = torch.zeros(len(seeds), len(blocks), 4, dtype=torch.int64, device=seeds.device)
+    counter[..., 0] = blocks
+    counter[..., 1] = step[:, None] if isinstance(step, Tensor) else step
+    counter[..., 2] = stream
+    key = torch.stack((seeds & _LOW32, (seeds >> 32) & _LOW32), dim=-1)[:, None].expand(-1, len(blocks), -1)
+    words = philox(counter, key).flatten(1)[:, :size]
+    # 23 bits and a half: the largest value is 1 - 2**-24, the last fp32 below 1, whose noise is finite.
+    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
+    return -torch.log(-torch.log(uniform))
+
+
+def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int = 0) -> Tensor:
+    """A token a row, (B,) int64: argmax of logits (B, V) / temperature + Gumbel noise, which is a draw from their softmax.
+
+    temperature 0 ignores the noise. Ties go to the lowest token.
+    """
+    logits = logits.float()
+    if temperature == 0:
+        return logits.argmax(-1)
+    if 0 < top_k < logits.shape[-1]:
+        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -torch.inf)
+    return (logits / temperature + noise).argmax(-1)
+
+
+def guided(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+    """Classifier-free guidance on logits (B, V), in fp32."""
+    unconditional = unconditional.float()
+    return unconditional + weight * (conditional.float() - unconditional)

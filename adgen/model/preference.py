@@ -1,0 +1,188 @@
+"""Fine preference understanding: which parts of a history matter (masks), and what they mean together (fusion). Spec section 2.
+
+Shapes: B samples, N history items, T tokens an item, D width. Items come first, tokens within them second, everywhere.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adgen.model.config import PreferenceConfig
+
+
+class SelfAttention(nn.Module):
+    """Plain bidirectional self attention with biases."""
+
+    def __init__(self, size: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.value = nn.Linear(size, size)
+        self.proj = nn.Linear(size, size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        return self.proj(out.transpose(1, 2).flatten(2))
+
+
+class QuickGELU(nn.Module):
+    """x * sigmoid(1.702 x)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class Block(nn.Module):
+    """Post-norm transformer block (spec 2.1)."""
+
+    def __init__(self, size: int, config: PreferenceConfig):
+        super().__init__()
+        inner = size * config.feed_forward_factor
+        self.attn = SelfAttention(size, config.num_heads, config.dropout)
+        self.ff = nn.Sequential(nn.Linear(size, inner), QuickGELU(), nn.Linear(inner, size))
+        self.norm1 = nn.LayerNorm(size)
+        self.norm2 = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm1(x + self.dropout(self.attn(x)))
+        return self.norm2(x + self.dropout(self.ff(x)))
+
+
+class BaseTransformer(nn.Module):
+    """Token positions within an item, then blocks over all tokens of all items."""
+
+    def __init__(self, size: int, num_tokens: int, config: PreferenceConfig):
+        super().__init__()
+        self.pos_encoding = nn.Parameter(torch.zeros(1, num_tokens, size))
+        self.transformer_layers = nn.ModuleList(Block(size, config) for _ in range(config.mask_layers))
+
+    def forward(self, items: Tensor) -> Tensor:
+        """(B, N, T, D) -> (B, N, T, D)."""
+        x = (items + _positions(self.pos_encoding, items.shape[2])).flatten(1, 2)
+        for layer in self.transformer_layers:
+            x = layer(x)
+        return x.unflatten(1, items.shape[1:3])
+
+
+class SimilarityMask(nn.Module):
+    """Keep the tokens whose contextual meaning stays closest to their own; project what is left (spec 2.2, steps 3-5)."""
+
+    def __init__(self, size: int, keep_rate: float):
+        super().__init__()
+        self.keep_rate = keep_rate
+        self.output_projection = nn.Linear(size, size)
+        self.layer_norm = nn.LayerNorm(size)
+
+    def forward(self, contextual: Tensor, items: Tensor, gumbel: Tensor | None) -> Tensor:
+        """(B, N, T, D) twice, and noise (B, N, T) or None -> (B, N, T, D); a dropped token becomes one constant vector."""
+        masked = contextual * self.mask(self.similarity(contextual, items), gumbel)[..., None]
+        return self.layer_norm(self.output_projection(masked) + masked)
+
+    def similarity(self, contextual: Tensor, items: Tensor) -> Tensor:
+        """Cosine (B, N, T) of each token to itself before context and position; norms are at least 1e-8."""
+        dot = (contextual * items).sum(-1)
+        return dot / (contextual.norm(dim=-1).clamp_min(1e-8) * items.norm(dim=-1).clamp_min(1e-8))
+
+    def mask(self, similarity: Tensor, gumbel: Tensor | None) -> Tensor:
+        """1 on the floor(keep_rate * N * T) largest of a sample, jointly over its items, else 0.
+
+        Straight-through: the gradient is that of the softmax over all N * T tokens.
+        """
+        logits = similarity.flatten(1)
+        soft = (logits if gumbel is None else logits + gumbel.flatten(1)).softmax(-1)
+        kept = soft.topk(int(self.keep_rate * logits.shape[1]), dim=-1).indices
+        hard = torch.zeros_like(soft).scatter_(1, kept, 1.0)
+        # The bracket is exactly zero forward, whatever the rounding, and carries the gradient.
+        return (hard + (soft - soft.detach())).view_as(similarity)
+
+
+class MaskGenerator(nn.Module):
+    """The fine step for one modality: which of the history's tokens to keep (spec 2.2)."""
+
+    def __init__(self, size: int, num_tokens: int, config: PreferenceConfig):
+        super().__init__()
+        self.base_transformer = BaseTransformer(size, num_tokens, config)
+        self.similarity_mask_layer = SimilarityMask(size, config.keep_rate)
+
+    def forward(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
+        """(B, N, T, D) -> (B, N, T, D)."""
+        return self.similarity_mask_layer(self.base_transformer(items), items, gumbel)
+
+
+class DualModalityFusion(nn.Module):
+    """Pictures and titles of a history, read together (spec 2.3)."""
+
+    def __init__(self, size: int, config: PreferenceConfig):
+        super().__init__()
+        inner = size * config.feed_forward_factor
+        self.image_pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_image, size))
+        self.text_pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_title, size))
+        self.modality_embeddings = nn.Embedding(2, size)
+        self.proj = nn.Sequential(nn.Linear(size, inner), QuickGELU(), nn.Linear(inner, size))
+        self.cross_modal_layers = nn.ModuleList(Block(size, config) for _ in range(config.fusion_layers))
+        self.final_norm = nn.LayerNorm(size)
+        self.output_proj = nn.Linear(size, size)
+
+    def embed(self, images: Tensor, titles: Tensor) -> Tensor:
+        """(B, N, Ti, D) and (B, Nt, Tt, D) -> (B, N*Ti + Nt*Tt, D), pictures first."""
+        images = images + _positions(self.image_pos_encoding, images.shape[2]) + self.modality_embeddings.weight[0]
+        titles = titles + _positions(self.text_pos_encoding, titles.shape[2]) + self.modality_embeddings.weight[1]
+        return self.proj(torch.cat((images.flatten(1, 2), titles.flatten(1, 2)), dim=1))
+
+    def forward(self, images: Tensor, titles: Tensor) -> Tensor:
+        """As `embed`, read through the blocks: (B, N*Ti + Nt*Tt, D)."""
+        x = self.embed(images, titles)
+        for layer in self.cross_modal_layers:
+            x = layer(x)
+        return self.output_proj(self.final_norm(x))
+
+
+class Preference(nn.Module):
+    """The whole fine step, from embedded history to the rows that replace its slots in the prompt."""
+
+    def __init__(self, size: int, config: PreferenceConfig):
+        super().__init__()
+        self.residual = config.residual
+        self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config)
+        self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, config)
+        self.dual_modality_fusion_encoder = DualModalityFusion(size, config)
+
+    def forward(
+        self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Embedded pictures (B, N, Ti, D) and titles (B, Nt, Tt, D) -> (B, N*Ti, D) and (B, Nt*Tt, D).
+
+        noise: add Gumbel noise before the masks' top-k; by default in training only. Without any title the published
+        model skips the fusion; without any picture or title there is nothing to do.
+        """
+        noise = self.training if noise is None else noise
+        fused_images, fused_titles = images.flatten(1, 2), titles.flatten(1, 2)
+        num_images, num_titles = fused_images.shape[1], fused_titles.shape[1]
+        if num_images:
+            images = self.visual_mask_generator(images, _gumbel(images, generator) if noise else None)
+        if num_titles:
+            titles = self.text_mask_generator(titles, _gumbel(titles, generator) if noise else None)
+        if self.residual and num_images + num_titles:
+            fused = self.dual_modality_fusion_encoder(images, titles)
+            return fused_images + fused[:, :num_images], fused_titles + fused[:, num_images:]
+        if not num_titles:
+            return images.flatten(1, 2), fused_titles
+        fused = self.dual_modality_fusion_encoder(images, titles)
+        return fused[:, :num_images], fused[:, num_images:]
+
+
+def _positions(table: Tensor, num_tokens: int) -> Tensor:
+    """The first rows of a position table (1, n, D), repeated cyclically if it is too short."""
+    return table.repeat(1, -(-num_tokens // table.shape[1]), 1)[:, :num_tokens]
+
+
+def _gumbel(items: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Standard Gumbel noise (B, N, T) for items (B, N, T, D): -log of an exponential draw."""
+    draw = torch.empty(items.shape[:3], device=items.device, dtype=torch.float32)
+    return -draw.exponential_(generator=generator).log()
