@@ -250,9 +250,7 @@ def new_cache(model: UniAdGen, prompts: Sequence[Prompt], sampling: SamplingSett
     return model.decoder.new_cache(len(prompts), titled, model.device, model.dtype)
 
 
-def with_unconditional_rows(
-    model: UniAdGen, cache: KeyValueCache, pictures: Sequence[Prompt], negative: Prompt
-) -> KeyValueCache:
+def with_unconditional_rows(model: UniAdGen, cache: KeyValueCache, pictures: Sequence[Prompt], negative: Prompt) -> KeyValueCache:
     """The same B rows and B empty ones behind them, with room for the longest prompt and its picture."""
     capacity = max(len(negative), *map(len, pictures)) + model.config.image.tokens_per_picture
     both = model.decoder.new_cache(2 * len(pictures), capacity, model.device, model.dtype)

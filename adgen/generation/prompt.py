@@ -112,9 +112,7 @@ class Prompter:
                 raise ModelError(f"{source}: has no special token {spelling!r} ({field}), which prompts need")
         too_high = max(self._special_ids | {0})
         if too_high >= config.decoder.vocab_size:
-            raise ModelError(
-                f"{source}: token id {too_high} lies outside the model's table of {config.decoder.vocab_size} rows"
-            )
+            raise ModelError(f"{source}: token id {too_high} lies outside the model's table of {config.decoder.vocab_size} rows")
         self.pad_id = self._special[template.tokens.pad]
         self.eos_id = self._special[template.tokens.end_of_sentence]
         self._check_segments(source)

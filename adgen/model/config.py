@@ -236,9 +236,7 @@ def tiny() -> ModelConfig:
         preference=PreferenceConfig(
             num_heads=4, mask_layers=1, fusion_layers=2, tokens_per_image=16, tokens_per_title=16, residual=True
         ),
-        foreground=ForegroundConfig(
-            hidden_size=96, num_layers=3, num_heads=3, position_grid=8, condition_size=128, interval=2
-        ),
+        foreground=ForegroundConfig(hidden_size=96, num_layers=3, num_heads=3, position_grid=8, condition_size=128, interval=2),
         history_items=6,
     )
 

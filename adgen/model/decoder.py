@@ -92,9 +92,7 @@ class Attention(nn.Module):
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys (both rotated) and values of x (B, T, D), each (B, H, T, head_size)."""
-        q, k, v = (
-            proj(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor) -> Tensor:
@@ -208,9 +206,7 @@ class Decoder(nn.Module):
         cos, sin = rope_angles(positions, self.config.head_size, self.config.rope_theta)
         x = embeds
         for index, layer in enumerate(self.layers):
-            x = layer(
-                self._add(x, index, additions), cos, sin, visible, (cache.keys[index], cache.values[index], positions)
-            )
+            x = layer(self._add(x, index, additions), cos, sin, visible, (cache.keys[index], cache.values[index], positions))
         cache.lengths += num_new.to(cache.lengths)  # in place: views of some rows share it
         return self.norm(x)
 

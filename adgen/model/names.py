@@ -38,7 +38,10 @@ _VQ = (  # transformers' JanusVQVAE -> published
 
 # What a published checkpoint holds and this model has no use for, and why.
 UNUSED = (
-    (re.compile(r"^vision_model\."), "SigLIP reads pictures for understanding; history pictures go through the VQ tokenizer"),
+    (
+        re.compile(r"^vision_model\."),
+        "SigLIP reads pictures for understanding; history pictures go through the VQ tokenizer",
+    ),
     (re.compile(r"^aligner\."), "projects SigLIP's features"),
     (re.compile(r"^language_model\.model\.condition_projection\."), "constructed, frozen and never called"),
     (re.compile(r"^language_model\.model\.condition_mlp\.uncond_embedding$"), "a zero buffer that nothing reads"),
@@ -65,12 +68,8 @@ _JANUS = (
 
 def published_name(own: str) -> str:
     """A state-dict key of UniAdGen as the published model calls it."""
-    for ours, theirs in _PREFIXES:
-        if own.startswith(ours):
-            rest = own[len(ours) :]
-            break
-    else:
-        raise KeyError(own)
+    ours, theirs = next(pair for pair in _PREFIXES if own.startswith(pair[0]))
+    rest = own.removeprefix(ours)
     if ours == "foreground.adapter.":
         rest = _replaced(rest, _DINO)
     if ours == "image_tokenizer.vqvae.":

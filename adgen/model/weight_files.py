@@ -26,12 +26,15 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory}: no weights; looked for {', '.join(_SINGLE + _INDEXES)}")
 
 
-def read_tensors(path: Path) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of one file, each read when it is asked for. ModelError names the file."""
+def read_tensors(path: Path, inside: str | None = None) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of one file, each read when it is asked for. ModelError names the file.
+
+    inside: the key of a `.bin`/`.pth` file under which the tensors may lie, beside things that are not tensors.
+    """
     if path.suffix == ".safetensors":
         yield from _read_safetensors(path)
     else:
-        yield from _read_torch(path)
+        yield from _read_torch(path, inside)
 
 
 def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: int = 5 * 2**30) -> None:
@@ -80,7 +83,7 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"{path}: no such file") from None
 
 
-def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
     try:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -92,6 +95,8 @@ def _read_torch(path: Path) -> Iterator[tuple[str, Tensor]]:
         raise ModelError(f"{path}: holds more than tensors, and is not unpickled: {str(error).splitlines()[0]}") from None
     except (RuntimeError, EOFError, OSError) as error:
         raise ModelError(f"{path}: damaged or truncated: {str(error).splitlines()[0]}") from None
+    if inside and isinstance(tensors, dict) and isinstance(tensors.get(inside), dict):
+        tensors = tensors[inside]
     if not isinstance(tensors, dict):
         raise ModelError(f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
     while tensors:  # drop each as it goes: the file may be as large as memory

@@ -1,0 +1,53 @@
+"""Pictures as the model reads them: clicked products, and the product to advertise. Spec sections 3.1 and 4."""
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from adgen.images import on_white, place_product
+from adgen.model.config import ForegroundConfig, ImageTokenConfig
+from adgen.model.image_tokens import to_unit_range
+
+_CONDITION_SOURCE_SIZE = 512  # the square that the published model squeezes every product picture into first
+_MIN_SIDE = 14
+_GRAY = (127, 127, 127)
+
+
+def history_pixels(picture: Image.Image, config: ImageTokenConfig) -> Tensor:
+    """A clicked product's picture -> (3, S, S) in [-1, 1], S = history_size, for the image tokenizer.
+
+    Squeezed to the source square first (aspect ignored), as the published weights have seen it.
+    """
+    side = config.history_source_size
+    return square_pixels(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), config.history_size)
+
+
+def square_pixels(picture: Image.Image, size: int) -> Tensor:
+    """RGB -> (3, size, size) in [-1, 1]: the longer side to `size` (bicubic), padded with gray to a square."""
+    longest = max(picture.size)
+    width, height = (max(int(side / longest * size), _MIN_SIDE) for side in picture.size)
+    resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (max(resized.size), max(resized.size)), _GRAY)
+    square.paste(resized, ((square.width - width) // 2, (square.height - height) // 2))
+    return to_unit_range(torch.from_numpy(np.array(square)))
+
+
+def condition_pixels(cutout: Image.Image, max_ratio: float, config: ForegroundConfig) -> Tensor:
+    """A product's cut-out (RGBA) -> (3, S, S) in [-1, 1], S = condition_size: placed, on white, squeezed to a square.
+
+    The range is [-1, 1] and not ImageNet's statistics (spec 3.1).
+    """
+    placed, _ = place_product(cutout, max_ratio)
+    side = _CONDITION_SOURCE_SIZE
+    white = on_white(placed).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = to_unit_range(torch.from_numpy(np.array(white)))[None]
+    size = (config.condition_size, config.condition_size)
+    return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
+
+
+def picture_codes(pixels: Tensor, tokenizer: torch.nn.Module) -> Tensor:
+    """Pixels (n, 3, S, S) -> codes (n, tokens) int64 on the CPU."""
+    with torch.inference_mode():
+        return tokenizer.encode(pixels.to(next(tokenizer.parameters()).device)).cpu()
