@@ -14,8 +14,10 @@ MARKUP = ("<|User|>", "<|Assistant|>")
 CORPUS = (
     'a mug! <prompt>fresh mug!</prompt> <prompt>red lamp!</prompt> "steel, warm, 500ml" 红色 茶杯 新款',
     "Write a product title with the selling points. The customer has clicked the products. Answer with the title alone.",
-    *["!</prompt>", "mug!</prompt>", "lamp!</prompt>"] * 20,
 )
+# What a tokenizer may join, in order: words, tag pieces, and - where it may - a title's end with its closing tag.
+MERGES = ["m u", "mu g", "p r", "pr o", "pro m", "prom p", "promp t", "< /", "l a", "la m", "lam p", "Ġ a"]
+MERGES_ACROSS_TAGS = ["! </", "!</ prompt", "!</prompt >"]
 
 
 def small_config(**changes) -> ModelConfig:
@@ -23,7 +25,8 @@ def small_config(**changes) -> ModelConfig:
     config = ModelConfig(
         name="small",
         decoder=DecoderConfig(
-            hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_key_value_heads=2, vocab_size=640, max_positions=640
+            hidden_size=64, intermediate_size=96, num_layers=3, num_heads=4, num_key_value_heads=2,
+            vocab_size=640, max_positions=800,
         ),
         image=ImageTokenConfig(
             codebook_size=64, base_channels=32, channel_multiplier=(1, 1, 1), num_res_blocks=1, latent_channels=16, head_size=48,
@@ -46,24 +49,17 @@ def small_model(seed: int = 0, **changes) -> UniAdGen:
     return model
 
 
-def bpe_tokenizer(merge_across_tags: bool = False, vocab_size: int = 400) -> Tokenizer:
+def bpe_tokenizer(merge_across_tags: bool = False) -> Tokenizer:
     """A byte-level BPE with the special tokens of the default template.
 
-    merge_across_tags: no pre-tokenizer keeps punctuation apart, so that "!</" and even "mug!</prompt>" can be one token.
+    merge_across_tags: "!</prompt>" is one token, as in vocabularies learned without a pre-tokenizer.
     """
-    tokenizer = Tokenizer(models.BPE())
-    if merge_across_tags:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    merges = [tuple(m.split(" ")) for m in MERGES + (MERGES_ACROSS_TAGS if merge_across_tags else [])]
+    pieces = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *("".join(m) for m in merges)]
+    tokenizer = Tokenizer(models.BPE(vocab={piece: i for i, piece in enumerate(pieces)}, merges=merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not merge_across_tags)
     tokenizer.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    tokenizer.train_from_iterator(
-        CORPUS, trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
-    )
-    names = [*load_template().tokens.model_dump().values(), *MARKUP]
-    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
-    return tokenizer
+    return _with_special_tokens(tokenizer)
 
 
 def unigram_tokenizer() -> Tokenizer:
@@ -73,6 +69,10 @@ def unigram_tokenizer() -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.UnigramTrainer(vocab_size=380, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(CORPUS * 3, trainer)
+    return _with_special_tokens(tokenizer)
+
+
+def _with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
     names = [*load_template().tokens.model_dump().values(), *MARKUP]
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     return tokenizer

@@ -1,5 +1,7 @@
 """The simple loop against the two-pass oracle, and what it promises: rows do not feel their neighbours."""
 
+import itertools
+
 import pytest
 import torch
 from small_models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter, unigram_tokenizer
@@ -28,13 +30,12 @@ def requests() -> list[Request]:
     ]
 
 
-def closing_chain(prompter, written: list[str]) -> dict[int, int]:
-    """Token to token through `written`, each of which must be one token, from the end of the open tag."""
+def chain(prompter, written: list[str]) -> dict[int, int]:
+    """Token to token from the end of the open tag through `written`, each of which is one token."""
     vocabulary = prompter._full.get_vocab()
-    start = prompter.title_prompt(requests()[0].facts).ids[-1]
-    tokens = [start, *(vocabulary[text] for text in written)]
-    assert len(set(tokens)) == len(tokens), "a chain cannot visit a token twice"
-    return dict(zip(tokens[:-1], tokens[1:], strict=True))
+    tokens = [prompter.title_prompt(requests()[0].facts).ids[-1], *(vocabulary[text] for text in written)]
+    assert len(set(tokens[:-1])) == len(tokens) - 1, "a chain cannot leave a token twice"
+    return dict(itertools.pairwise(tokens))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -53,19 +54,9 @@ def test_tokens_equal_the_two_pass_oracle_when_titles_never_close(sampling, toke
 @pytest.mark.parametrize("merge", [False, True], ids=["plain", "merging"])
 def test_tokens_equal_the_two_pass_oracle_when_titles_close(sampling, merge):
     """The model spells letter by letter what the tokenizer would write as one token, closing tag included."""
-    tokenizer = bpe_tokenizer(merge_across_tags=merge)
-    prompter = small_prompter(tokenizer)
-    tail = ["</", "prompt", ">"]
-    vocabulary = tokenizer.get_vocab()
-    # Where tag pieces are no tokens of their own, the merged tag ends the chain.
-    pieces = tail if all(t in vocabulary for t in tail) else ["</prompt>"]
-    if pieces[-1] == ">" and prompter.title_prompt(requests()[0].facts).ids[-1] == vocabulary[">"]:
-        tokens = ["m", "u", "g", "!", "</", "prompt"]
-        chain = closing_chain(prompter, tokens) | {vocabulary["prompt"]: vocabulary[">"]}
-    else:
-        tokens = ["m", "u", "g", "!", *pieces]
-        chain = closing_chain(prompter, tokens)
-    model = script_titles(small_model(), chain)
+    prompter = small_prompter(bpe_tokenizer(merge_across_tags=merge))
+    written = ["m", "u", "g", "!", "</", "prompt", ">"]
+    model = script_titles(small_model(), chain(prompter, written))
     results = generate(model, prompter, requests(), sampling)
     for request, result in zip(requests(), results, strict=True):
         title, codes = two_pass(model, prompter, request, sampling)
@@ -73,16 +64,14 @@ def test_tokens_equal_the_two_pass_oracle_when_titles_close(sampling, merge):
         assert result.title == title
         assert result.title_closed
         assert result.codes.tolist() == codes.tolist()
-    written = [chain[t] for t in chain]
-    rewritten = prompter.picture_prompt(requests()[0].facts, "mug!").ids
-    assert list(rewritten[-len(written) - 2 :][: len(written)]) != written, "the tokenizer was meant to disagree"
+    rewritten = [prompter._full.id_to_token(i) for i in prompter.picture_prompt(requests()[0].facts, "mug!").ids[:-2]]
+    expected = ["mug", "!</prompt>"] if merge else ["mug", "!", "</", "prompt", ">"]
+    assert rewritten[-len(expected) :] == expected, "the tokenizer was meant to write another way than the model"
 
 
 def test_end_of_sentence_before_the_closing_tag_makes_the_title_empty():
     prompter = small_prompter()
-    chain = closing_chain(prompter, ["m", "u", "g"])
-    chain[prompter._full.get_vocab()["g"]] = prompter.eos_id
-    model = script_titles(small_model(), chain)
+    model = script_titles(small_model(), chain(prompter, ["m", "u", "g", prompter.template.tokens.end_of_sentence]))
     for result, request in zip(generate(model, prompter, requests(), GREEDY), requests(), strict=True):
         assert (result.title, result.title_closed) == ("", False)
         assert result.codes.tolist() == two_pass(model, prompter, request, GREEDY)[1].tolist()

@@ -45,7 +45,7 @@ class Golden:
     def __init__(self, name: str):
         self.facts = json.loads((FOLDER / f"{name}.json").read_text())
         self.tensors = load_file(FOLDER / f"{name}.safetensors")
-        self.sizes = self.facts["config"]
+        self.sizes = self.facts.get("config", {})
         self.unchecked = {key[4:] for key in self.tensors if key.startswith("out/")}
 
     def input(self, name: str) -> torch.Tensor:
@@ -77,13 +77,8 @@ def model_config(sizes: dict, facts: dict | None = None, **changes) -> ModelConf
     """A ModelConfig from a golden's JSON; parts that a golden leaves out get the smallest sizes that fit."""
     facts = facts or {}
     vq = sizes.get("vq")
-    dino = sizes.get("dino") or {
-        "hidden_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 3,
-        "image_size": 28,
-        "patch_size": 14,
-    }
+    smallest_dino = {"hidden_size": 24, "num_hidden_layers": 1, "num_attention_heads": 3, "image_size": 28, "patch_size": 14}
+    dino = sizes.get("dino", smallest_dino)
     if vq:
         factor = 2 ** (len(vq["mult"]) - 1)
         image = ImageTokenConfig(

@@ -34,7 +34,7 @@ def two_pass(model: UniAdGen, prompter: Prompter, request: Request, sampling: Sa
     ids = [*prompt_ids(model, prompter, request, answer), prompter.eos_id, prompter._id("begin_of_image")]
     conditional = prompt_embeddings(model, prompter, ids, history)
     template = prompter.template
-    negative = encode(prompter, template.chat.format(user=template.negative, answer="")) + [prompter._id("begin_of_image")]
+    negative = [*encode(prompter, template.chat.format(user=template.negative, answer="")), prompter._id("begin_of_image")]
     unconditional = model.decoder.embed_tokens(torch.tensor(negative))
     additions = None
     if request.condition is not None:
