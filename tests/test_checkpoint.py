@@ -95,9 +95,10 @@ def test_1b_round_trip_through_the_janus_names():
     assert all(re.search(r"adapter|condition_|mask_generator|dual_modality", key) for key in new)
 
 
-def transformers_config(config: ModelConfig) -> JanusConfig:
+def transformers_config(config: ModelConfig, tied: bool = False) -> JanusConfig:
     image, decoder = config.image, config.decoder
     return JanusConfig(
+        tie_word_embeddings=tied,
         text_config={
             "model_type": "llama",
             "hidden_size": decoder.hidden_size,
@@ -133,18 +134,22 @@ def transformers_config(config: ModelConfig) -> JanusConfig:
 # -- Janus directories -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def janus(tmp_path_factory):
-    """A tiny random Janus of transformers', and its directory."""
+def save_janus(directory: Path, tied: bool) -> JanusForConditionalGeneration:
     torch.manual_seed(0)
     config = small_config()
     config = config.model_copy(update={"image": config.image.model_copy(update={"head_size": config.decoder.hidden_size})})
-    model = JanusForConditionalGeneration(transformers_config(config)).eval()
+    model = JanusForConditionalGeneration(transformers_config(config, tied)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    directory = tmp_path_factory.mktemp("janus")
     model.save_pretrained(directory)
-    return model, directory
+    return model
+
+
+@pytest.fixture(scope="module")
+def janus(tmp_path_factory):
+    """A tiny random Janus of transformers', and its directory."""
+    directory = tmp_path_factory.mktemp("janus")
+    return save_janus(directory, tied=False), directory
 
 
 @torch.no_grad()
@@ -191,6 +196,11 @@ def test_a_deepseek_janus_directory_loads(janus, tmp_path, kind):
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
     config = read_as_small(tmp_path, image)
     assert_same_as_janus(config, theirs)
+
+
+def test_a_janus_directory_with_a_tied_text_head_loads(tmp_path):
+    theirs = save_janus(tmp_path, tied=True)
+    assert_same_as_janus(load(tmp_path), theirs)
 
 
 def write_deepseek_config(directory: Path, config: JanusConfig, image) -> None:
@@ -325,7 +335,7 @@ def test_loading_holds_one_copy(tmp_path):
     """Private memory grows by the model's size once, while the file's pages stay the file's."""
     config = small_config()
     decoder = config.decoder.model_copy(
-        update={"hidden_size": 1024, "intermediate_size": 4096, "num_layers": 6, "num_heads": 8, "num_key_value_heads": 8}
+        update={"hidden_size": 1024, "intermediate_size": 4096, "num_layers": 3, "num_heads": 8, "num_key_value_heads": 8}
     )
     big = config.model_copy(update={"decoder": decoder})
     from adgen.model.initialize import initialize
@@ -436,13 +446,23 @@ def test_not_a_model_directory(tmp_path):
 
 def test_a_tokenizer_without_the_needed_tokens_is_refused(tmp_path):
     save_small_model(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(path.read_text().replace("<title_placeholder>", "<something_else>"))
+    with pytest.raises(ModelError, match=r"tokenizer\.json: has no special token '<title_placeholder>'"):
+        Prompter.load(tmp_path, small_config())
+    highest = max(t["id"] for t in json.loads(path.read_text())["added_tokens"])
+    prompter = Prompter.load(tmp_path, small_config(), add_missing=True)
+    added = ["<title_placeholder>", "<grounding>", "</grounding>", "<box>", "</box>", "<ref>", "</ref>"]
+    assert [prompter._special[name] for name in added] == list(range(highest + 1, highest + 8)), "in the published order"
+
+
+def test_a_tokenizer_whose_ids_would_shift_is_refused(tmp_path):
+    save_small_model(tmp_path)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
     raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != "<title_placeholder>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
-    with pytest.raises(ModelError, match=r"tokenizer\.json: has no special token '<title_placeholder>'"):
-        Prompter.load(tmp_path, small_config())
-    prompter = Prompter.load(tmp_path, small_config(), add_missing=True)
-    assert prompter._id("title_placeholder") > max(t["id"] for t in raw["added_tokens"])
+    with pytest.raises(ModelError, match="ids have gaps"):
+        Prompter.load(tmp_path, small_config(), add_missing=True)
 
 
 def test_a_tokenizer_larger_than_the_models_table_is_refused():

@@ -131,6 +131,12 @@ class Prompter:
             tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise ModelError(f"{path}: not a tokenizer: {error}") from None
+        for token in json.loads(path.read_text(encoding="utf-8")).get("added_tokens", []):
+            # The library closes gaps between ids without a word: the model would read other tokens than it was trained on.
+            if (loaded := tokenizer.token_to_id(token["content"])) != token["id"]:
+                raise ModelError(
+                    f"{path}: token {token['content']!r} has id {token['id']} but is loaded as {loaded}: ids have gaps"
+                )
         tokenizer.no_truncation()
         tokenizer.no_padding()
         template = load_template(directory / TEMPLATE_FILE if (directory / TEMPLATE_FILE).exists() else None)

@@ -16,7 +16,7 @@ from adgen.errors import ModelError
 from adgen.model.config import CONFIG_FILE, DecoderConfig, ImageTokenConfig, LoRAConfig, ModelConfig
 from adgen.model.initialize import initialize_part
 from adgen.model.lora import LoRALinear, add_lora, merge_lora
-from adgen.model.names import from_janus_name, is_janus_name, plain_name, published_name, unused_because
+from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.uniadgen import UniAdGen
 from adgen.model.weight_files import read_tensors, weight_files, write_tensors
 
@@ -44,6 +44,7 @@ def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None =
         return model.eval()
     model = on_meta(janus_config(directory))
     fill(model, _directory_tensors(directory), device, dtype, source=str(directory))
+    _untie_text_head(model, directory)
     for part in (model.foreground, model.preference):
         _start_afresh(part, device, model.decoder.embed_tokens.weight.dtype)
     _require_complete(model, str(directory))
@@ -210,7 +211,7 @@ def _assemble(decoder: DecoderConfig, image: ImageTokenConfig) -> ModelConfig:
 
 def _directory_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in _raw_tensors(directory):
-        yield (from_janus_name(name) if is_janus_name(name) or name.startswith("lm_head.") else name), tensor
+        yield from_janus_name(name), tensor
 
 
 def _raw_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
@@ -221,6 +222,14 @@ def _raw_tensors(directory: Path) -> Iterator[tuple[str, Tensor]]:
 def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     path, _, attribute = name.rpartition(".")
     return model.get_submodule(path), attribute
+
+
+def _untie_text_head(model: UniAdGen, directory: Path) -> None:
+    """A directory whose config ties the text head to the token table holds one tensor for both; here they are two."""
+    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    tied = raw.get("tie_word_embeddings", raw.get("model_type") == "janus")  # transformers leaves its default out
+    if tied and model.decoder.lm_head.weight.is_meta and not model.decoder.embed_tokens.weight.is_meta:
+        model.decoder.lm_head.weight = nn.Parameter(model.decoder.embed_tokens.weight.detach().clone(), requires_grad=False)
 
 
 def _start_afresh(part: nn.Module, device: str, dtype: torch.dtype) -> None:

@@ -84,13 +84,8 @@ def plain_name(name: str) -> str:
     return _PEFT_PREFIX.sub("", name).replace(".base_layer.", ".")
 
 
-def is_janus_name(name: str) -> bool:
-    """Whether a key is transformers' Janus and not DeepSeek's original."""
-    return name.startswith(("model.language_model.", "model.vqmodel.", "model.generation_", "model.vision_model."))
-
-
 def from_janus_name(name: str) -> str:
-    """A key of transformers' JanusForConditionalGeneration as the published model calls it."""
+    """A key of transformers' JanusForConditionalGeneration as the published model calls it; a published key as it is."""
     for theirs, published in _JANUS:
         if name.startswith(theirs):
             rest = name[len(theirs) :]
