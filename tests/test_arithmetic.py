@@ -1,0 +1,129 @@
+"""The numbers of cluster/ARITHMETIC.md are computed again from the formulas that stand beside them."""
+
+import ast
+import json
+import math
+import operator
+import re
+from pathlib import Path
+
+import pytest
+
+from adgen.model.config import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "cluster/ARITHMETIC.md"
+OPERATORS = {
+    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv, ast.Pow: operator.pow,
+}  # fmt: skip
+FUNCTIONS = {"ceil": math.ceil, "floor": math.floor, "max": max}
+ROUNDING = 0.006  # numbers are printed with three digits
+
+
+def value_of(formula, names):
+    """A formula of names, numbers, + - * / ** and ceil, floor, max; KeyError for anything else."""
+
+    def walk(node):
+        match node:
+            case ast.Constant(value=int() | float()):
+                return node.value
+            case ast.Name():
+                return names[node.id]
+            case ast.BinOp():
+                return OPERATORS[type(node.op)](walk(node.left), walk(node.right))
+            case ast.Call(func=ast.Name(id=name), keywords=[]):
+                return FUNCTIONS[name](*map(walk, node.args))
+        raise KeyError(ast.dump(node))
+
+    return walk(ast.parse(formula, mode="eval").body)
+
+
+def number(text):
+    """`1,953,125`, `4.4e11`, `81%` as a number."""
+    text = text.replace(",", "").strip("`* ")
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+def tables(path):
+    """Every table of the page: its header cells and its rows of cells."""
+    for block in re.findall(r"(?:^\|.*\n)+", path.read_text(encoding="utf-8"), re.MULTILINE):
+        header, _, *rows = [[cell.strip() for cell in line.strip().strip("|").split("|")] for line in block.splitlines()]
+        yield header, rows
+
+
+def inputs_and_results(columns=("value",), page=PAGE):
+    """The page's two kinds of table whose number columns are `columns`, read in order: names so far, formulas, numbers."""
+    names, results = {column: {} for column in columns}, []
+    for header, rows in tables(page):
+        if header == ["input", *columns, "unit", "source"]:
+            for row in rows:
+                for column, cell in zip(columns, row[1:], strict=False):
+                    names[column][row[0].strip("`")] = number(cell)
+        if header == ["result", "formula", *columns, "unit"]:
+            for row in rows:
+                for column, cell in zip(columns, row[2:], strict=False):
+                    exact = value_of(row[1].strip("`"), names[column])
+                    names[column][row[0].strip("`")] = exact
+                    results.append((f"{row[0]} {column}", exact, number(cell)))
+    return names, results
+
+
+@pytest.mark.parametrize("columns", [("value",), ("H200", "H100", "L40S"), ("1B", "7B")])
+def test_every_result_follows_from_its_formula(columns):
+    _, results = inputs_and_results(columns)
+    assert len(results) >= 3 * len(columns)
+    wrong = [(name, exact, shown) for name, exact, shown in results if not math.isclose(exact, shown, rel_tol=ROUNDING)]
+    assert wrong == []
+
+
+def test_the_hours_table_follows_from_the_pairs():
+    pairs = inputs_and_results()[0]["value"]["pairs"]
+    [(header, rows)] = [(h, r) for h, r in tables(PAGE) if h[:2] == ["pictures/s/GPU", "share generated"]]
+    fleets = [number(cell.removesuffix(" GPUs")) for cell in header[3:]]
+    assert len(rows) >= 4
+    for row in rows:
+        rate, share, gpu_hours, *hours = map(number, row)
+        assert gpu_hours == pytest.approx(pairs * share / rate / 3600, rel=ROUNDING)
+        assert hours == [pytest.approx(gpu_hours / fleet, rel=ROUNDING) for fleet in fleets]
+
+
+def test_the_training_inputs_are_the_models_own():
+    names, _ = inputs_and_results(("1B", "7B"))
+    for column, preset in (("1B", "janus-pro-1b"), ("7B", "janus-pro-7b")):
+        config, shown = PRESETS[preset](), names[column]
+        assert (shown["width"], shown["layers"]) == (config.decoder.hidden_size, config.decoder.num_layers)
+        assert (shown["inner"], shown["vocabulary"]) == (config.decoder.intermediate_size, config.decoder.vocab_size)
+        assert shown["head_inner"] == config.image.head_size
+        assert shown["condition_layers"] == math.ceil(config.decoder.num_layers / config.foreground.interval)
+
+
+def test_the_trainable_formula_gives_the_released_count():
+    released = json.loads((ROOT / "tests/golden/real_keys/trainable_keys.json").read_text())["n_params"]
+    names, _ = inputs_and_results(("1B", "7B"))
+    assert names["7B"]["trainable"] == pytest.approx(released, rel=0.002)
+
+
+def test_prices_per_gpu_follow_from_prices_per_machine():
+    [(_, rows)] = [(h, r) for h, r in tables(ROOT / "cluster/README.md") if h[0] == "machine"]
+    per_gpu = {row[0]: number(row[4]) for row in rows if row[4] != "-"}
+    assert per_gpu == {row[0]: pytest.approx(number(row[3]) / number(row[1]), rel=ROUNDING) for row in rows if row[4] != "-"}
+    assert inputs_and_results()[0]["value"]["gpu_hour_price"] == per_gpu["p5en.48xlarge"]
+
+
+def test_the_readmes_training_table_repeats_the_page():
+    names, _ = inputs_and_results(("1B", "7B"))
+    [(_, rows)] = [(h, r) for h, r in tables(ROOT / "cluster/README.md") if h == ["what", "1B", "7B", "result"]]
+    for label, *cells, name in rows:
+        for column, cell in zip(("1B", "7B"), cells, strict=True):
+            shown, unit = cell.split()
+            exact = names[column][name.strip("`")] / {"GB": 1e9, "h": 1}[unit]
+            assert number(shown) == pytest.approx(exact, rel=ROUNDING), label
+
+
+def test_a_wrong_number_is_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("| input | value | unit | source |\n|---|---|---|---|\n| `a` | 2 | x | y |\n\n"
+                    "| result | formula | value | unit |\n|---|---|---|---|\n| `b` | `a * 3` | 7 | x |\n")  # fmt: skip
+    assert inputs_and_results(page=page)[1] == [("`b` value", 6.0, 7.0)]
+    with pytest.raises(KeyError):
+        value_of("__import__('os')", {})
