@@ -3,9 +3,9 @@
 import json
 import tomllib
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adgen.errors import SettingsError
 from adgen.records import digest
@@ -53,3 +53,90 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 def load_settings(kind: type[S], path: str | Path) -> S:
     """Read `path` (TOML) as `kind`."""
     return validate_settings(kind, read_toml(path), str(path))
+
+
+# -- finishing -------------------------------------------------------------------------------------------------
+
+PictureFormat = Literal["webp", "jpeg", "png"]
+Level = Literal["off", "warn", "reject"]
+
+
+class RenditionSettings(Settings):
+    """One more size of each creative, cut from the same background around the same product."""
+
+    width: int = Field(ge=64, le=4096)
+    """Pixels."""
+    height: int = Field(ge=64, le=4096)
+    """Pixels."""
+    format: PictureFormat = "webp"
+    """File format."""
+
+
+class GateLevels(Settings):
+    """What each gate may do: `off` does not run, `warn` writes its verdict only, `reject` keeps the creative back."""
+
+    title_empty: Level = "reject"
+    """The model closed no title, or cleaning left nothing of it."""
+    title_length: Level = "warn"
+    """The title is wider than `title_good_width`, or was cut."""
+    forbidden_words: Level = "reject"
+    """Words that the rule packs forbid; a rule of severity `warn` never rejects."""
+    numbers_and_units: Level = "reject"
+    """A number, with its unit, that the product's own texts do not state."""
+    allowed_words: Level = "warn"
+    """Words that are neither in the product's texts nor in the language's small list of stop words."""
+    picture_blank: Level = "reject"
+    """A background of nearly one colour, as NaN or dead image tokens leave it."""
+    product_visible: Level = "reject"
+    """The product takes too little or too much of the picture, or is cut off by its frame."""
+
+
+class FinishSettings(Settings):
+    """How a generated background and title become a creative: size, format, gates, marking."""
+
+    width: int = Field(default=512, ge=64, le=4096)
+    """Pixels. Where width:height is not the model's 1:1, the background is cut, never stretched."""
+    height: int = Field(default=512, ge=64, le=4096)
+    """Pixels."""
+    format: PictureFormat = "webp"
+    """File format of the creative."""
+    quality: int = Field(default=88, ge=1, le=100)
+    """Of WebP and JPEG; PNG is lossless."""
+    renditions: tuple[RenditionSettings, ...] = ()
+    """Further sizes of the same creative."""
+    title_max_width: int = Field(default=150, ge=8)
+    """Where a title is cut, in columns: a Chinese character or an emoji takes two. 150 is Google Merchant's limit."""
+    title_good_width: int = Field(default=60, ge=8)
+    """Above it the gate title_length speaks; 60 columns are the 30 Chinese characters that most shops show."""
+    gates: GateLevels = GateLevels()
+    """What each gate may do."""
+    forbidden_words: tuple[str, ...] = ()
+    """Further forbidden words of this campaign; each counts as severity `reject`."""
+    forbidden_exceptions: tuple[str, ...] = ()
+    """Phrases inside which no word is forbidden, such as a registered brand name that holds one."""
+    background_contrast_min: float = Field(default=2.0, ge=0, le=128)
+    """Standard deviation of the background (0..128) below which it is blank."""
+    product_share_min: float = Field(default=0.01, ge=0, le=1)
+    """Smallest share of the picture that the product's pixels must take."""
+    product_share_max: float = Field(default=0.95, ge=0, le=1)
+    """Largest share of the picture that the product's pixels may take."""
+    product_inside_min: float = Field(default=0.98, ge=0, le=1)
+    """Smallest share of the product that must lie inside the picture; renditions below it are left out."""
+    digital_source_type: Literal["compositeWithTrainedAlgorithmicMedia", "trainedAlgorithmicMedia"] = (
+        "compositeWithTrainedAlgorithmicMedia"
+    )
+    """IPTC's word in the XMP. The default is the true one, a real photograph on a generated background; a channel that
+    knows only `trainedAlgorithmicMedia` can be given that."""
+    aigc_producer: str | None = Field(default=None, min_length=1, max_length=200)
+    """Name or code of the provider in China's AIGC metadata field (GB 45438-2025); null leaves the field out."""
+    visible_labels: dict[str, str] = {}
+    """Visible label by channel, such as {"douyin": "AI生成"}; the key "*" is every other channel. None by default,
+    because some channels refuse pictures with text on them."""
+    label_font: str | None = None
+    """Path of a font file that has the labels' characters; null is Pillow's own, which has Latin letters only."""
+
+    @model_validator(mode="after")
+    def _shares_are_in_order(self) -> "FinishSettings":
+        if self.product_share_min >= self.product_share_max:
+            raise ValueError(f"product_share_min {self.product_share_min} is not below product_share_max {self.product_share_max}")
+        return self

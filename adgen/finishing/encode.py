@@ -1,0 +1,53 @@
+"""Pictures as file bytes. The same pixels, settings and library versions give the same bytes."""
+
+import io
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from adgen.config import PictureFormat
+
+CONTENT_TYPES = {"webp": "image/webp", "jpeg": "image/jpeg", "png": "image/png"}
+EXTENSIONS = {"webp": "webp", "jpeg": "jpg", "png": "png"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A picture file."""
+
+    data: bytes
+    format: str
+    """webp, jpeg or png."""
+    width: int
+    height: int
+
+    @property
+    def extension(self) -> str:
+        """Of an object's name, without a dot."""
+        return EXTENSIONS[self.format]
+
+    @property
+    def content_type(self) -> str:
+        """For the object's Content-Type."""
+        return CONTENT_TYPES[self.format]
+
+
+def encode(picture: Image.Image, format: PictureFormat, quality: int, xmp: bytes) -> Encoded:
+    """`picture` (RGB) as a file that carries `xmp`; quality 1..100 is of WebP and JPEG."""
+    out = io.BytesIO()
+    picture.save(out, **_options(format, quality, xmp))
+    return Encoded(out.getvalue(), format, *picture.size)
+
+
+def _options(format: str, quality: int, xmp: bytes) -> dict[str, Any]:
+    if format == "webp":
+        # Method 4: method 6 takes more than twice as long for about 2% fewer bytes.
+        return {"format": "WEBP", "quality": quality, "method": 4, "xmp": xmp, "icc_profile": b"", "exif": b""}
+    if format == "jpeg":
+        # Full colour resolution: 4:2:0 bleeds the product's saturated edges into the background. No `optimize`: Pillow
+        # gives it a buffer of a byte a pixel and fails on pictures that need more.
+        return {"format": "JPEG", "quality": quality, "subsampling": "4:4:4", "xmp": xmp}
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_itxt("XML:com.adobe.xmp", xmp.decode("utf-8"))
+    return {"format": "PNG", "compress_level": 6, "pnginfo": chunks}

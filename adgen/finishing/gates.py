@@ -1,0 +1,164 @@
+"""Gates: what a creative must satisfy, each with a level (off, warn, reject), a verdict in words and a score.
+
+A gate sees a draft only, never a model, a user or a file, so that its verdict can be computed again from the row.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+
+from adgen.config import FinishSettings
+from adgen.finishing.rules import pack_texts, packs_for, rule_packs
+from adgen.finishing.titles import Number, display_width, words
+from adgen.finishing.wording import Wording, forbidden_hits
+from adgen.records import OK, REJECTED, digest
+
+VERSION = 1  # raised when finishing code changes what a creative looks like or how it is judged
+
+
+class Draft(NamedTuple):
+    """What there is to judge."""
+
+    title: str
+    title_was_cut: bool
+    product_texts: tuple[str, ...]
+    """The product's own title and selling points: all that a title may claim."""
+    locale: str | None
+    background: np.ndarray  # (H, W, 3) uint8
+    product_share: float
+    product_inside: float
+
+
+class Finding(NamedTuple):
+    """One gate's result: `complaint` is empty when all is well; `severity` is the most it may do about it."""
+
+    scores: dict[str, float]
+    complaint: str = ""
+    severity: str = "reject"
+
+
+class Verdict(NamedTuple):
+    """All gates' results. `status` is ok or rejected, `reason` the first rejecting gate's name."""
+
+    status: str
+    reason: str | None
+    gates: dict[str, str]
+    """By gate "ok", "warn: ..." or "reject: ..."; gates that are off or had nothing to judge are absent."""
+    scores: dict[str, float]
+
+
+def judge(draft: Draft, settings: FinishSettings) -> Verdict:
+    """Every gate that is on, in the order of GATES; those of a title's words only where there is a title."""
+    verdicts, scores, reason = {}, {}, None
+    for name, gate in GATES.items():
+        level = getattr(settings.gates, name)
+        if level == "off" or (name in _NEED_A_TITLE and not draft.title):
+            continue
+        finding = gate(draft, settings)
+        scores |= finding.scores
+        if not finding.complaint:
+            verdicts[name] = "ok"
+            continue
+        effect = "reject" if level == finding.severity == "reject" else "warn"
+        verdicts[name] = f"{effect}: {finding.complaint}"
+        if effect == "reject":
+            reason = reason or name
+    return Verdict(REJECTED if reason else OK, reason, verdicts, scores)
+
+
+def rules_digest() -> str:
+    """A hash of the rule packs and of this code's version, for the fingerprint of a row."""
+    return digest("finishing", VERSION, *pack_texts())
+
+
+# -- the title -------------------------------------------------------------------------------------------------
+
+
+def title_empty(draft: Draft, settings: FinishSettings) -> Finding:
+    return Finding({}, "" if draft.title else "no title was generated, or cleaning left nothing of it")
+
+
+def title_length(draft: Draft, settings: FinishSettings) -> Finding:
+    width = display_width(draft.title)
+    complaint = ""
+    if draft.title_was_cut:
+        complaint = f"cut at {settings.title_max_width} columns"
+    elif width > settings.title_good_width:
+        complaint = f"{width} columns wide, over {settings.title_good_width}"
+    return Finding({"title_width": float(width)}, complaint)
+
+
+def forbidden_words(draft: Draft, settings: FinishSettings) -> Finding:
+    hits = forbidden_hits(draft.title, packs_for(draft.locale), settings.forbidden_words, settings.forbidden_exceptions)
+    severity = "reject" if any(hit.severity == "reject" for hit in hits) else "warn"
+    complaint = _listed(f'"{hit.term}" ({hit.rule})' for hit in hits)
+    return Finding({"forbidden_words": float(len(hits))}, complaint, severity)
+
+
+def numbers_and_units(draft: Draft, settings: FinishSettings) -> Finding:
+    stated = set(_wording(draft.product_texts).numbers)
+    values = {number.value for number in stated}
+    # A number that lost its unit is vague, not false; one that changed or gained a unit is a claim nobody made.
+    unstated = [n for n in words(draft.title).numbers if n not in stated and not (n.unit == "" and n.value in values)]
+    complaint = _listed(map(_quoted, unstated))
+    return Finding({"unstated_numbers": float(len(unstated))}, complaint and f"not in the product's texts: {complaint}")
+
+
+def allowed_words(draft: Draft, settings: FinishSettings) -> Finding:
+    share, unknown = _wording(draft.product_texts).coverage(draft.title)
+    complaint = _listed(map(_quoted, unknown))
+    return Finding({"allowed_words": share}, complaint and f"not in the product's texts: {complaint}")
+
+
+# -- the picture -----------------------------------------------------------------------------------------------
+
+
+def picture_blank(draft: Draft, settings: FinishSettings) -> Finding:
+    contrast = float(draft.background.std(axis=(0, 1)).mean())
+    least = settings.background_contrast_min
+    complaint = f"background's standard deviation {contrast:.1f} is below {least:g}" if contrast < least else ""
+    return Finding({"background_contrast": contrast}, complaint)
+
+
+def product_visible(draft: Draft, settings: FinishSettings) -> Finding:
+    share, inside = draft.product_share, draft.product_inside
+    low, high = settings.product_share_min, settings.product_share_max
+    complaint = ""
+    if not low <= share <= high:
+        complaint = f"the product takes {share:.2%} of the picture, not {low:.0%} to {high:.0%}"
+    elif inside < settings.product_inside_min:
+        complaint = f"only {inside:.0%} of the product is inside the picture"
+    return Finding({"product_share": share, "product_inside": inside}, complaint)
+
+
+GATES: dict[str, Callable[[Draft, FinishSettings], Finding]] = {
+    gate.__name__: gate
+    for gate in (
+        title_empty,
+        title_length,
+        forbidden_words,
+        numbers_and_units,
+        allowed_words,
+        picture_blank,
+        product_visible,
+    )
+}
+"""In the order in which the first rejecting one gives the row its reason."""
+_NEED_A_TITLE = ("title_length", "forbidden_words", "numbers_and_units", "allowed_words")
+
+
+@lru_cache(maxsize=1024)
+def _wording(product_texts: tuple[str, ...]) -> Wording:
+    # Titles mix languages whatever their locale says, and a stop word of another language claims nothing either.
+    return Wording.of(product_texts, [word for pack in rule_packs().values() for word in pack.stop_words])
+
+
+def _quoted(item: str | Number) -> str:
+    return f'"{item}"'
+
+
+def _listed(items, limit: int = 5) -> str:
+    items = list(dict.fromkeys(items))
+    return ", ".join(items[:limit]) + (f" and {len(items) - limit} more" if len(items) > limit else "")

@@ -1,0 +1,145 @@
+"""Comparing a title's words with what it may and must not say.
+
+Allowed words need no dictionary. A word of a spaced script is allowed when a product text has it, but for its plural s.
+A run of Chinese is allowed as far as it can be covered by pieces of the product's texts: pieces of at least two
+characters, whole runs of one character, and stop words. Two is the least that keeps meaning: 纯 and 棉 alone could be
+rearranged to anything, 纯棉 cannot; and phrases may be joined in any order, as a title does with selling points.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import NamedTuple, Self
+
+import regex
+
+from adgen.finishing.rules import RulePack
+from adgen.finishing.titles import Number, words
+
+MIN_PIECE = 2
+
+
+class Wording(NamedTuple):
+    """What a product's texts and the stop words allow a title to say."""
+
+    words: frozenset[str]
+    numbers: frozenset[Number]
+    text: str
+    """All runs of unspaced scripts, one a line."""
+    whole: frozenset[str]
+    """Pieces that are allowed whatever their length: whole runs and stop words."""
+
+    @classmethod
+    def of(cls, texts: Iterable[str], stop_words: Iterable[str]) -> Self:
+        """What `texts` allow, with `stop_words` of any language."""
+        tokens = [words(text) for text in texts]
+        stops = [words(stop) for stop in stop_words]
+        runs = [run for token in tokens for run in token.runs]
+        return cls(
+            frozenset(word for token in (*tokens, *stops) for word in token.words),
+            frozenset(number for token in tokens for number in token.numbers),
+            "\n".join(runs),
+            frozenset(runs).union(run for stop in stops for run in stop.runs),
+        )
+
+    def coverage(self, title: str) -> tuple[float, list[str]]:
+        """(share of the title's words and run characters that is allowed, what is not); numbers have their own gate."""
+        tokens = words(title)
+        unknown = [word for word in tokens.words if not self._knows(word)]
+        missing = len(unknown)
+        for run in tokens.runs:
+            pieces = self.uncovered(run)
+            unknown += pieces
+            missing += sum(map(len, pieces))
+        total = len(tokens.words) + sum(map(len, tokens.runs))
+        return (1 - missing / total if total else 1.0), unknown
+
+    def _knows(self, word: str) -> bool:
+        singular = word.removesuffix("s")
+        return any(form in self.words for form in (word, singular, singular.removesuffix("e"), word + "s", word + "es"))
+
+    def uncovered(self, run: str) -> list[str]:
+        """The parts of `run` that no allowed pieces cover, when as many of its characters as possible are covered."""
+        longest = max(map(len, self.whole), default=0)
+        # best[i] = (uncovered characters of run[:i], where its last piece starts, whether that piece is allowed)
+        best = [(0, 0, True)] + [(len(run) + 1, 0, False)] * len(run)
+        for start in range(len(run)):
+            cost = best[start][0]
+            best[start + 1] = min(best[start + 1], (cost + 1, start, False))
+            for end in range(start + 1, len(run) + 1):
+                piece = run[start:end]
+                in_text = piece in self.text
+                if piece in self.whole or (in_text and len(piece) >= MIN_PIECE):
+                    best[end] = min(best[end], (cost, start, True))
+                elif not in_text and len(piece) > longest:
+                    break
+        return _joined_gaps(run, best)
+
+
+def _joined_gaps(run: str, best: Sequence[tuple[int, int, bool]]) -> list[str]:
+    gaps, end = [], len(run)
+    gap_end = None
+    while end > 0:
+        _, start, allowed = best[end]
+        if allowed and gap_end is not None:
+            gaps.append(run[end:gap_end])
+            gap_end = None
+        elif not allowed and gap_end is None:
+            gap_end = end
+        end = start
+    if gap_end is not None:
+        gaps.append(run[:gap_end])
+    return gaps[::-1]
+
+
+# -- forbidden words -------------------------------------------------------------------------------------------
+
+
+class Hit(NamedTuple):
+    """A forbidden term in a title."""
+
+    term: str
+    rule: str
+    severity: str
+
+
+def forbidden_hits(
+    title: str, packs: Sequence[RulePack], more_terms: tuple[str, ...] = (), more_exceptions: tuple[str, ...] = ()
+) -> list[Hit]:
+    """Every forbidden term of `title` that no exception phrase holds; those that may reject come first."""
+    title = _compact(title)
+    rules = [(rule.id, rule.severity, rule.terms, rule.exceptions) for pack in packs for rule in pack.rules]
+    rules.append(("campaign", "reject", more_terms, ()))
+    rules.sort(key=lambda rule: rule[1] == "warn")  # where two rules name a term, the strict one has it
+    hits, taken = [], []
+    for rule, severity, terms, exceptions in rules:
+        excused = _spans(title, exceptions + more_exceptions)
+        for start, end in _spans(title, terms):
+            if not any(a <= start and end <= b for a, b in excused + taken):
+                hits.append(Hit(title[start:end], rule, severity))
+                taken.append((start, end))
+    return hits
+
+
+def _compact(text: str) -> str:
+    """NFKC, casefolded, and without the signs that are put between Chinese characters to slip past a list: 最*佳."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    return regex.sub(r"(?<=\p{Han})[\s*·・._~\-|/]+(?=\p{Han})", "", text)
+
+
+def _spans(text: str, terms: tuple[str, ...]) -> list[tuple[int, int]]:
+    return [match.span() for match in _any_of(terms).finditer(text)] if terms else []
+
+
+@lru_cache(maxsize=256)
+def _any_of(terms: tuple[str, ...]) -> regex.Pattern:
+    # An end that is a letter or digit of a spaced script matches whole words only: no "cure" in "secure".
+    parts = []
+    for term in sorted(map(_compact, terms), key=len, reverse=True):
+        head = rf"(?<!{_SPACED})" if regex.match(_SPACED, term[0], regex.V1) else ""
+        tail = rf"(?!{_SPACED})" if regex.match(_SPACED, term[-1], regex.V1) else ""
+        parts.append(head + regex.escape(term) + tail)
+    return regex.compile("|".join(parts), regex.V1)
+
+
+_SPACED = r"[[\p{L}\d]--[\p{Han}]]"
