@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from adgen.generation.prompt import Prompter, load_template
 from adgen.model.config import DecoderConfig, ForegroundConfig, ImageTokenConfig, ModelConfig, PreferenceConfig
@@ -64,11 +64,11 @@ def bpe_tokenizer(merge_across_tags: bool = False) -> Tokenizer:
 
 def unigram_tokenizer() -> Tokenizer:
     """A Unigram tokenizer: the other family, whose best segmentation can change far before an edit."""
-    tokenizer = Tokenizer(models.Unigram())
+    words = {"mug": -4.0, "mug!": -4.5, "</": -3.0, "prompt": -4.0, "prompt>": -4.2, "!</": -3.5, "lamp": -4.0, "a\u0120": -3.0}
+    pieces = [(piece, -8.0 - i / 100) for i, piece in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))] + list(words.items())
+    tokenizer = Tokenizer(models.Unigram(pieces))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.UnigramTrainer(vocab_size=380, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
-    tokenizer.train_from_iterator(CORPUS * 3, trainer)
     return _with_special_tokens(tokenizer)
 
 

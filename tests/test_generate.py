@@ -47,7 +47,7 @@ def test_tokens_equal_the_two_pass_oracle_when_titles_never_close(sampling, toke
     for request, result in zip(requests(), results, strict=True):
         title, codes = two_pass(model, prompter, request, sampling)
         assert (result.title, result.codes.tolist()) == (title, codes.tolist())
-        assert result.title_closed is ("</prompt>" in title)
+        assert result.title_closed or title == ""
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

@@ -51,6 +51,8 @@ class Result:
     """(N,) int64 image tokens, raster order."""
     picture: Tensor
     """(H, W, 3) uint8."""
+    num_slots: int
+    """Rows of the batch it ran in, itself and dummy rows included: the same number gives the same bytes again."""
 
 
 @torch.inference_mode()
@@ -87,7 +89,7 @@ def generate(
     codes = torch.stack([step.codes for step in steps], dim=1)
     painted = to_uint8(model.image_tokenizer.decode(codes))
     return [
-        Result(title or "", title is not None, row, picture)
+        Result(title or "", title is not None, row, picture, len(requests))
         for title, row, picture in zip(titles, codes.cpu(), painted.cpu(), strict=True)
     ]
 

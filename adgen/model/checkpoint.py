@@ -136,6 +136,12 @@ def model_digest(directory: str | Path) -> str:
     return total.hexdigest()
 
 
+def read_config(directory: str | Path) -> ModelConfig:
+    """The sizes of a model directory, ours or a Janus-Pro one, without its weights."""
+    directory = Path(directory)
+    return ModelConfig.load(directory) if (directory / CONFIG_FILE).exists() else janus_config(directory)
+
+
 def janus_config(directory: Path) -> ModelConfig:
     """The sizes of a Janus-Pro directory, from its config.json in DeepSeek's or transformers' form."""
     path = directory / "config.json"

@@ -1,0 +1,247 @@
+"""The `adgen` command: tables in, creatives out. For operators and consumers; `adgen COMMAND --help` says more.
+
+What a command needs is imported inside it, so that a consumer's machine needs neither torch nor ray.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from adgen.errors import AdgenError
+
+if TYPE_CHECKING:
+    from adgen.creatives.storage import S3Access, Storage
+
+Store = Annotated[Positional[str], arg(metavar="STORE", help="root of the outputs: a folder, file:// or s3://")]
+Campaign = Annotated[Positional[str], arg(metavar="CAMPAIGN", help="name of the campaign")]
+Dest = Annotated[Positional[Path], arg(metavar="DEST", help="folder to write to")]
+Json = Annotated[bool, arg(name="json", help="print one JSON document instead of text")]
+
+app = tyro.extras.SubcommandApp()
+
+
+@dataclasses.dataclass(frozen=True)
+class S3Options:
+    """How to reach an s3:// store; what is left out comes from the environment, as for other AWS tools."""
+
+    endpoint_url: Annotated[str | None, arg(metavar="URL", help="address of an S3-compatible server")] = None
+    region: Annotated[str | None, arg(metavar="NAME", help="region of the bucket")] = None
+
+    def access(self) -> "S3Access":
+        """The same as settings."""
+        from adgen.creatives.storage import S3Access
+
+        return S3Access(endpoint_url=self.endpoint_url, region=self.region)
+
+    def open(self, store: str) -> "Storage":
+        """The store."""
+        from adgen.creatives.storage import open_storage
+
+        return open_storage(store, self.access())
+
+
+S3 = OmitArgPrefixes[S3Options]
+
+
+@app.command(name="import-pad1m")
+def import_pad1m(
+    file: Annotated[Positional[Path], arg(metavar="FILE", help="the JSON file")],
+    dest: Dest,
+    as_json: Json = False,
+) -> int:
+    """Turn the public PAd1M JSON into input tables."""
+    from adgen.shop.pad1m import import_pad1m
+
+    return _print_summary(import_pad1m(file, dest), as_json)
+
+
+@app.command(name="synth")
+def synth(
+    dest: Dest,
+    users: Annotated[int, arg(metavar="N", help="number of users")] = 100,
+    products: Annotated[int, arg(metavar="N", help="number of products")] = 48,
+    pairs: Annotated[int | None, arg(metavar="N", help="number of pairs; default four a user")] = None,
+    seed: Annotated[int, arg(metavar="N", help="same seed, same bytes")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
+    from adgen.shop.synth import synthesize
+
+    return _print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
+
+
+@app.command(name="runs")
+def runs(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json = False) -> int:
+    """List the campaign's runs, newest first, and which one is published."""
+    from adgen.creatives.publish import read_pointer
+    from adgen.creatives.runs import list_runs
+
+    storage = s3.open(store)
+    pointer, _ = read_pointer(storage, campaign)
+    published = pointer.run_id if pointer else None
+    found = list_runs(storage, campaign)
+    if as_json:
+        hidden = {"settings", "manifest"}
+        return _print_json([run.model_dump(mode="json", exclude=hidden) | {"published": run.run_id == published} for run in found])
+    if found:
+        columns = ("run", "state", "ok", "rejected", "failed", "")
+        _print_table(columns, [_run_line(run, run.run_id == published) for run in found])
+    else:
+        print(f"campaign {campaign} has no runs in {storage.uri}")
+    return 0
+
+
+@app.command(name="show")
+def show(
+    store: Store,
+    campaign: Campaign,
+    pair: Annotated[Positional[str], arg(metavar="PAIR", help="pair_id, as in the manifest")],
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Show the published creative of one pair and how it was made."""
+    from adgen.creatives.reading import open_published
+    from adgen.errors import ConsumerError
+
+    storage = s3.open(store)
+    published = open_published(storage, campaign)
+    rows = published.find(pair)
+    if not rows:
+        raise ConsumerError(f"pair {pair} is not in run {published.run.run_id} of campaign {campaign}")
+    if as_json:
+        return _print_json({"run_id": published.run.run_id, "rows": rows})
+    for row in rows:
+        shown = [(name, _text(value)) for name, value in row.items() if value not in (None, [])]
+        if row["uri"]:
+            shown.append(("picture", storage.address(row["uri"])))
+        _print_table(("column", f"variant {row['variant']} in run {published.run.run_id}"), shown)
+    return 0
+
+
+@app.command(name="rollback")
+def rollback(
+    store: Store,
+    campaign: Campaign,
+    run: Annotated[Positional[str], arg(metavar="RUN", help="an older COMPLETE run; `adgen runs` lists them")],
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Publish an older run again."""
+    from adgen.creatives.publish import rollback
+
+    pointer = rollback(s3.open(store), campaign, run)
+    if as_json:
+        return _print_json(pointer.model_dump(mode="json"))
+    print(f"campaign {campaign}: run {pointer.run_id} is published, generation {pointer.generation}")
+    return 0
+
+
+@app.command(name="verify")
+def verify(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json = False) -> int:
+    """Check that every object of the published run is there and right, and that the counts agree. Exit 1 if not."""
+    from adgen.creatives.verify import verify
+
+    found = verify(s3.open(store), campaign)
+    _print_summary(found, as_json)
+    return 1 if found.problems else 0
+
+
+@app.command(name="pull")
+def pull(
+    store: Store,
+    campaign: Campaign,
+    dest: Dest,
+    since: Annotated[str | None, arg(metavar="RUN", help="a run whose creatives you have: fetch what it lacks")] = None,
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Fetch new and changed creatives of the published run with their manifest; goes on where it stopped."""
+    from adgen.creatives.pull import pull
+
+    return _print_summary(pull(s3.open(store), campaign, dest, since), as_json)
+
+
+@app.command(name="report")
+def report(
+    store: Store,
+    campaign: Campaign,
+    out: Annotated[Path, arg(metavar="FILE", help="where to write it; it shows histories: keep it private")] = Path("report.html"),
+    inputs: Annotated[str | None, arg(metavar="URI", help="the input tables, for product and history pictures")] = None,
+    s3: S3 = S3Options(),
+) -> int:
+    """Write the contact sheet of the published run: one HTML file that opens from disk."""
+    from adgen.finishing.report import write_report
+
+    count = write_report(store, campaign, out, inputs=inputs, access=s3.access())
+    print(f"{out}: {count} creatives of campaign {campaign}")
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code: 0, 1 after `adgen: why` on stderr, 2 for a wrong command line."""
+    try:
+        return app.cli(
+            args=arguments,
+            prog="adgen",
+            description="One personalized advertising creative per (user, product) pair, in object storage.",
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except AdgenError as error:
+        print(f"adgen: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as error:
+        print(f"adgen: this command needs {error.name}; install adgen[job]", file=sys.stderr)
+        return 1
+
+
+def _run_line(run: Any, published: bool) -> tuple[str, ...]:
+    counts = run.counts
+    numbers = [_text(number) for number in (counts.ok, counts.rejected, counts.failed)] if counts else [""] * 3
+    mark = "published" if published else run.note or (f"driven by {run.owner}" if run.owner else "")
+    return (run.run_id, run.state, *numbers, mark)
+
+
+def _print_summary(summary: Any, as_json: bool) -> int:
+    """Numbers as a table, lists line by line; the summaries are dataclasses."""
+    values = dataclasses.asdict(summary)
+    if as_json:
+        return _print_json(values)
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    _print_table(("", ""), [(name, _text(value)) for name, value in values.items() if name not in lists])
+    for name, lines in lists.items():
+        for line in lines:
+            print(f"{name}: {line}")
+    return 0
+
+
+def _print_json(value: Any) -> int:
+    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
+    return 0
+
+
+def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold", no_wrap=column != columns[-1])
+    for row in rows:
+        # Text, not str: a title may hold what rich takes for markup.
+        table.add_row(*(Text(cell) for cell in row))
+    Console().print(table)
+
+
+def _text(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""The JSON documents of a store, typed: pointer, run, plan."""
+
+from datetime import UTC, datetime
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adgen.errors import StoreError
+from adgen.records import digest
+
+State = Literal["RUNNING", "COMPLETE", "PARTIAL", "HELD", "FAILED", "ABANDONED"]
+
+
+class Document(BaseModel):
+    """Base: reads what a newer version wrote, as far as it knows it; values do not change."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, protected_namespaces=())
+
+    def to_bytes(self) -> bytes:
+        """Indented JSON: people open these files."""
+        return self.model_dump_json(indent=1).encode()
+
+
+D = TypeVar("D", bound=Document)
+
+
+def parse_document(kind: type[D], data: bytes, address: str) -> D:
+    """`data` as `kind`; StoreError naming the address if it is something else."""
+    try:
+        return kind.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise StoreError(f"{address}: not a {kind.__name__}: {field}: {first['msg']}") from None
+
+
+def utc_now() -> datetime:
+    """Now, with its time zone."""
+    return datetime.now(UTC)
+
+
+class ManifestFile(Document):
+    """One file of a run's manifest; the keys are the first and last user_key in it."""
+
+    key: str
+    rows: int
+    bytes: int
+    sha256: str
+    first_user_key: str
+    last_user_key: str
+
+
+class Counts(Document):
+    """Manifest rows of a run: ok + rejected + failed = rows = generated + carried."""
+
+    rows: int = 0
+    ok: int = 0
+    rejected: int = 0
+    failed: int = 0
+    carried: int = 0
+    generated: int = 0
+    stale: int = 0
+    reasons: dict[str, int] = Field(default_factory=dict)
+
+
+class RunDocument(Document):
+    """run.json. Consumers read `manifest` and `counts`; the rest says how the run was made and who drives it.
+
+    `pointer` is what this run did to the campaign's pointer: `pending` from just before the swap to just after it.
+    """
+
+    schema_version: int = 1
+    campaign: str
+    run_id: str
+    state: State = "RUNNING"
+    pointer: Literal["untouched", "pending", "moved"] = "untouched"
+    generation: int | None = None
+    resume_key: str
+    owner: str | None = None
+    heartbeat: int = 0
+    created_at: datetime
+    updated_at: datetime
+    base_run: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
+    digests: dict[str, str] = Field(default_factory=dict)
+    versions: dict[str, str] = Field(default_factory=dict)
+    key_ids: dict[str, str] = Field(default_factory=dict)
+    counts: Counts | None = None
+    manifest: tuple[ManifestFile, ...] = ()
+    note: str = ""
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the same command would go on with this run."""
+        return self.state == "RUNNING" or self.pointer == "pending"
+
+    def manifest_digest(self) -> str:
+        """The digest of the file list that the pointer repeats."""
+        return digest(*(part for file in self.manifest for part in (file.key, file.rows, file.sha256)))
+
+
+class Pointer(Document):
+    """latest.json: which run is published. The generation grows with each swap, so its bytes never repeat."""
+
+    generation: int
+    run_id: str
+    published_at: datetime
+    manifest_digest: str
+
+
+class PlanPart(Document):
+    """One shard of the plan; `kind` says whether its rows are generated or carried."""
+
+    index: int
+    rows: int
+    bytes: int
+    sha256: str
+    kind: Literal["generate", "carry"] = "generate"
+
+
+class Plan(Document):
+    """plan.json: that it exists commits the plan."""
+
+    parts: tuple[PlanPart, ...]
+    settings_digest: str
+    inputs: dict[str, str] = Field(default_factory=dict)
+    base_run: str | None = None
+    pointer_etag: str | None = None
+    pointer_generation: int = 0
+    created_at: datetime
+
+    @property
+    def rows(self) -> int:
+        """Rows over all parts."""
+        return sum(part.rows for part in self.parts)
+
+
+class DriverSlot(Document):
+    """driver.json: the run being driven and by whom; `turn` grows, so that its bytes never repeat."""
+
+    run_id: str
+    owner: str
+    turn: int

@@ -1,0 +1,139 @@
+"""Where everything is in a store: every key of the contract with consumers, and the patterns of its names."""
+
+import re
+import time
+import uuid
+
+from adgen.errors import StoreError
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
+_RUN_ID = re.compile(r"\d{14}-\d{6}-[0-9a-f]{8}")
+_OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.([a-z0-9]{1,8})")
+_EXTENSION = re.compile(r"[a-z0-9]{1,8}")
+
+CAMPAIGNS = "campaigns/"
+OBJECTS = "objects/"
+FORGOTTEN = "private/forgotten/"
+
+
+def new_run_id() -> str:
+    """A run's name: UTC time to the microsecond, then 32 random bits; names sort by time."""
+    now = time.time_ns() // 1000
+    return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now // 10**6))}-{now % 10**6:06d}-{uuid.uuid4().hex[:8]}"
+
+
+def checked_campaign(campaign: str) -> str:
+    """`campaign` itself; StoreError unless it is 1-64 letters, digits, _ or -, and starts with a letter or digit."""
+    if not _NAME.fullmatch(campaign):
+        raise StoreError(f"campaign {campaign!r}: use 1-64 letters, digits, _ or -, starting with a letter or digit")
+    return campaign
+
+
+def checked_run_id(run_id: str) -> str:
+    """`run_id` itself; StoreError unless it looks like what `new_run_id` makes."""
+    if not _RUN_ID.fullmatch(run_id):
+        raise StoreError(f"run {run_id!r}: not a run id; `adgen runs STORE CAMPAIGN` lists them")
+    return run_id
+
+
+def object_key(sha256: str, extension: str) -> str:
+    """Content-addressed, hash first, so that no prefix is hot."""
+    if not _EXTENSION.fullmatch(extension):
+        raise StoreError(f"extension {extension!r}: use 1-8 lower-case letters or digits")
+    return f"objects/{sha256[:2]}/{sha256}.{extension}"
+
+
+def object_hash(key: str) -> str | None:
+    """The sha256 that an object's key names; None if it is not the key of an object."""
+    match = _OBJECT.fullmatch(key)
+    return match.group(2) if match else None
+
+
+def pointer(campaign: str) -> str:
+    """The document that alone says what is published."""
+    return f"campaigns/{checked_campaign(campaign)}/latest.json"
+
+
+def runs(campaign: str) -> str:
+    """Prefix of all runs."""
+    return f"campaigns/{checked_campaign(campaign)}/runs/"
+
+
+def run(campaign: str, run_id: str) -> str:
+    """Prefix of what consumers read of a run."""
+    return f"{runs(campaign)}{checked_run_id(run_id)}/"
+
+
+def run_document(campaign: str, run_id: str) -> str:
+    """Settings, state, counts, list of manifest files."""
+    return f"{run(campaign, run_id)}run.json"
+
+
+def manifest_file(campaign: str, run_id: str, index: int, sha256: str) -> str:
+    """Named by content, so that a compaction done again never meets other bytes under its name."""
+    return f"{run(campaign, run_id)}manifest/{index:05d}-{sha256[:16]}.parquet"
+
+
+def private_campaign(campaign: str) -> str:
+    """Prefix of what holds user ids and histories, under an access rule of its own."""
+    return f"private/campaigns/{checked_campaign(campaign)}/"
+
+
+def driver_slot(campaign: str) -> str:
+    """The document that names the run being driven: the one thing two drivers that start at once both write."""
+    return f"{private_campaign(campaign)}driver.json"
+
+
+def private_run(campaign: str, run_id: str) -> str:
+    """Prefix of a run's plan, journal, lineage and report."""
+    return f"{private_campaign(campaign)}runs/{checked_run_id(run_id)}/"
+
+
+def plan_document(campaign: str, run_id: str) -> str:
+    """The commit of the plan."""
+    return f"{private_run(campaign, run_id)}plan.json"
+
+
+def plan_part(campaign: str, run_id: str, index: int, sha256: str) -> str:
+    """The pairs of one shard; named by content, so that a planner thought dead changes nothing."""
+    return f"{private_run(campaign, run_id)}shards/{index:08d}-{sha256[:16]}.parquet"
+
+
+def journal(campaign: str, run_id: str) -> str:
+    """Prefix of the journal parts."""
+    return f"{private_run(campaign, run_id)}journal/"
+
+
+def journal_part(campaign: str, run_id: str, index: int) -> str:
+    """The manifest rows of one shard: that it exists means that the shard is done."""
+    return f"{journal(campaign, run_id)}{index:08d}.parquet"
+
+
+def lineage_part(campaign: str, run_id: str, index: int, sha256: str) -> str:
+    """Named by content: two workers on one shard leave two files, and the journal part names its own."""
+    return f"{private_run(campaign, run_id)}lineage/{index:08d}-{sha256[:16]}.parquet"
+
+
+def report(campaign: str, run_id: str) -> str:
+    """The contact sheet for people."""
+    return f"{private_run(campaign, run_id)}report.html"
+
+
+def catalog(model_digest: str) -> str:
+    """Prefix of the catalog made with one model."""
+    return f"catalog/{model_digest}/"
+
+
+def tombstone(user_hash: str) -> str:
+    """The mark that a user was erased; `user_hash` is keyed."""
+    return f"{FORGOTTEN}{user_hash[:2]}/{user_hash}.json"
+
+
+def receipt(user_hash: str) -> str:
+    """The proof that nothing of the user is left."""
+    return f"{FORGOTTEN}{user_hash[:2]}/{user_hash}.receipt.json"
+
+
+def part_index(key: str) -> int:
+    """The shard's number in the key of one of its parts."""
+    return int(key.rpartition("/")[2][:8])

@@ -1,0 +1,125 @@
+"""The end of a run: seal its manifest in run.json, then move the campaign's pointer to it.
+
+In this order, a reader of the pointer finds a sealed run whatever dies where. Each step done again does nothing new:
+files are named by content, run.json says `pending` from before the swap, and a pointer that names us is our success.
+"""
+
+from adgen.creatives import layout
+from adgen.creatives.compaction import ROWS_PER_FILE, compact
+from adgen.creatives.documents import Pointer, RunDocument, parse_document, utc_now
+from adgen.creatives.journal import Journal
+from adgen.creatives.runs import Run, read_run
+from adgen.creatives.storage import Storage
+from adgen.errors import RunError, StoreError
+
+
+def read_pointer(storage: Storage, campaign: str) -> tuple[Pointer | None, str | None]:
+    """The pointer and its etag, for one who will swap it; (None, None) before the first publish."""
+    key = layout.pointer(campaign)
+    stored = storage.get(key)
+    if stored is None:
+        return None, None
+    return parse_document(Pointer, stored.data, storage.address(key)), stored.etag
+
+
+def seal(run: Run, *, state: str = "COMPLETE", publish: bool = True, rows_per_file: int = ROWS_PER_FILE) -> None:
+    """Compact the journal and write state, counts and file list to run.json. Nothing to do if that is done already."""
+    if state not in ("COMPLETE", "PARTIAL", "HELD"):
+        raise ValueError(f"{state}: a sealed run is COMPLETE, PARTIAL or HELD")
+    if not run.document.unfinished or run.document.pointer == "pending":
+        return
+    journal = Journal(run.storage, run.campaign, run.run_id)
+    files, counts = compact(journal, journal.read_plan(), rows_per_file)
+    pointer = "pending" if publish and state != "HELD" else "untouched"
+    owner = run.owner if pointer == "pending" else None
+    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner)
+
+
+def publish(run: Run) -> Pointer:
+    """Move the pointer to the sealed run if it still is the one that the plan was made against; the pointer.
+
+    StoreError naming the run that was published meanwhile if it is not; this run then is HELD.
+    """
+    if run.document.pointer != "pending":
+        raise RunError(f"run {run.run_id} is {run.document.state} and not sealed for publishing; call seal() first")
+    plan = Journal(run.storage, run.campaign, run.run_id).read_plan()
+    try:
+        pointer = _swap(run.storage, run.document, plan.pointer_generation + 1, plan.pointer_etag)
+    except _OtherPublished as error:
+        run.update(state="HELD", pointer="untouched", owner=None, note=str(error))
+        raise StoreError(str(error)) from None
+    run.update(pointer="moved", generation=pointer.generation, owner=None)
+    return pointer
+
+
+def finish(run: Run, *, partial: bool = False, publish_partial: bool = False, rows_per_file: int = ROWS_PER_FILE) -> Pointer | None:
+    """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if told. The pointer, or None."""
+    seal(
+        run,
+        state="PARTIAL" if partial else "COMPLETE",
+        publish=not partial or publish_partial,
+        rows_per_file=rows_per_file,
+    )
+    return publish(run) if run.document.pointer == "pending" else None
+
+
+def rollback(storage: Storage, campaign: str, run_id: str) -> Pointer:
+    """Move the pointer to an older COMPLETE run, as a new generation; the pointer.
+
+    StoreError if the run is not COMPLETE, a file of its manifest is gone, or another writer moved the pointer.
+    """
+    document = read_run(storage, campaign, run_id)
+    now, etag = read_pointer(storage, campaign)
+    _check_publishable(storage, document)
+    if now is None:
+        raise StoreError(f"campaign {campaign}: nothing is published, so there is nothing to roll back")
+    if now.run_id == run_id:
+        return now
+    pointer = _swap(storage, document, now.generation + 1, etag)
+    # A clean-up marks a run before it looks at the pointer; we look at the mark after moving it. One sees the other.
+    try:
+        _check_publishable(storage, read_run(storage, campaign, run_id))
+    except StoreError:
+        _swap(storage, read_run(storage, campaign, now.run_id), pointer.generation + 1, _etag(storage, campaign))
+        raise
+    return pointer
+
+
+class _OtherPublished(StoreError):
+    """The pointer moved to another run since it was read."""
+
+
+def _swap(storage: Storage, run: RunDocument, generation: int, etag: str | None) -> Pointer:
+    """The pointer made to name `run`, or found naming it although the swap's response said otherwise."""
+    key = layout.pointer(run.campaign)
+    pointer = Pointer(
+        generation=generation,
+        run_id=run.run_id,
+        published_at=utc_now(),
+        manifest_digest=run.manifest_digest(),
+    )
+    try:
+        storage.swap(key, pointer.to_bytes(), etag)
+        return pointer
+    except StoreError as error:
+        there, there_etag = read_pointer(storage, run.campaign)
+        if there and there.run_id == run.run_id and there.manifest_digest == pointer.manifest_digest:
+            return there
+        if there_etag != etag:
+            raise _OtherPublished(
+                f"campaign {run.campaign}: run {there.run_id if there else 'none'} was published while run "
+                f"{run.run_id} was being made; run {run.run_id} is not published. Start the refresh again"
+            ) from error
+        raise
+
+
+def _etag(storage: Storage, campaign: str) -> str | None:
+    return read_pointer(storage, campaign)[1]
+
+
+def _check_publishable(storage: Storage, run: RunDocument) -> None:
+    if run.state != "COMPLETE":
+        raise StoreError(f"run {run.run_id} of campaign {run.campaign} is {run.state}; only a COMPLETE run can be published")
+    for file in run.manifest:
+        if storage.head(file.key) is None:
+            raise StoreError(f"{storage.address(file.key)}: is gone, so run {run.run_id} cannot be published")

@@ -1,0 +1,206 @@
+"""A store in an S3 bucket: conditional PUT decides every race.
+
+Each write carries a random `write-id` in its metadata. A PUT whose response was lost is sent again by botocore and then
+answered 412 although the first one won; the id tells this from losing to somebody else.
+"""
+
+import base64
+import functools
+import hashlib
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import BotoCoreError, ClientError
+
+from adgen.creatives.storage import (
+    Data,
+    Entry,
+    S3Access,
+    Storage,
+    Stored,
+    Taken,
+    checked_key,
+    checked_prefix,
+    content_type_of,
+)
+from adgen.errors import StoreError
+
+_CONFLICT_TRIES = 6
+_MISSING = ("404", "NoSuchKey", "NotFound")
+
+
+@functools.cache
+def s3_client(access: S3Access) -> Any:
+    """The one place where a boto3 client is built; one a process for the same access, with one pool of connections."""
+    secrets = {}
+    if access.access_key_id and access.secret_access_key:
+        secrets = {
+            "aws_access_key_id": access.access_key_id.get_secret_value(),
+            "aws_secret_access_key": access.secret_access_key.get_secret_value(),
+        }
+    return boto3.session.Session().client(
+        "s3",
+        endpoint_url=access.endpoint_url,
+        region_name=access.region,
+        config=Config(
+            retries={"mode": "adaptive", "total_max_attempts": access.max_attempts},
+            connect_timeout=access.connect_timeout_seconds,
+            read_timeout=access.read_timeout_seconds,
+            max_pool_connections=access.max_connections,
+        ),
+        **secrets,
+    )
+
+
+class S3Storage(Storage):
+    """A bucket, or a prefix in one."""
+
+    def __init__(self, uri: str, access: S3Access):
+        parts = urlsplit(uri)
+        self.bucket, prefix = parts.netloc, parts.path.strip("/")
+        if not self.bucket or parts.query or parts.fragment:
+            raise StoreError(f"{uri}: not a store; write s3://bucket or s3://bucket/prefix")
+        self._prefix = f"{checked_key(prefix)}/" if prefix else ""
+        self.uri = f"s3://{self.bucket}/{prefix}".rstrip("/")
+        self.access = access
+        self._client = s3_client(access)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.uri, self.access)
+
+    def get(self, key: str) -> Stored | None:
+        def fetch() -> Stored:
+            answer = self._client.get_object(**self._where(key))
+            return Stored(answer["Body"].read(), answer["ETag"])
+
+        return self._unless_missing(key, fetch)
+
+    def head(self, key: str) -> Entry | None:
+        answer = self._head(key)
+        return answer and Entry(key, answer["ContentLength"], answer["LastModified"].timestamp())
+
+    def create(self, key: str, data: Data, content_type: str | None = None) -> None:
+        self._conditional_put(key, data, content_type, {"IfNoneMatch": "*"})
+
+    def put(self, key: str, data: Data, content_type: str | None = None) -> None:
+        self._ask(key, lambda: self._client.put_object(**self._request(key, data, content_type)))
+
+    def delete(self, key: str) -> None:
+        where = self._where(key)
+        self._ask(key, lambda: self._client.delete_object(**where))
+        # In a versioned bucket that only hid the bytes.
+        for version in self._ask(key, lambda: self._versions(where["Key"])):
+            self._ask(key, lambda version=version: self._client.delete_object(**where, VersionId=version))
+
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        for page in self._pages(checked_prefix(prefix)):
+            for found in page.get("Contents", ()):
+                key = found["Key"][len(self._prefix) :]
+                yield Entry(key, found["Size"], found["LastModified"].timestamp())
+
+    def children(self, prefix: str) -> list[str]:
+        pages = self._pages(checked_prefix(prefix), Delimiter="/")
+        return sorted(found["Prefix"].rstrip("/").rpartition("/")[2] for page in pages for found in page.get("CommonPrefixes", ()))
+
+    def swap(self, key: str, data: bytes, etag: str | None) -> str:
+        return self._conditional_put(key, data, None, {"IfMatch": etag} if etag else {"IfNoneMatch": "*"})
+
+    def drop(self, key: str) -> None:
+        self.delete(key)
+
+    def sweep(self, older_than_seconds: float) -> int:
+        return 0  # S3 shows no half-written object; parts of multipart uploads are never made here
+
+    def _conditional_put(self, key: str, data: Data, content_type: str | None, condition: dict[str, str]) -> str:
+        request = self._request(key, data, content_type) | condition
+        for attempt in range(_CONFLICT_TRIES):
+            try:
+                return self._ask(key, lambda: self._client.put_object(**request))["ETag"]
+            except _Conflict:
+                # 409: another conditional write was in flight; its outcome is known in a moment.
+                time.sleep(0.05 * 2**attempt)
+            except Taken:
+                break
+        there = self._head(key)
+        if there and there["Metadata"].get("write-id") == request["Metadata"]["write-id"]:
+            return there["ETag"]
+        raise Taken(f"{self.address(key)}: was written by another writer")
+
+    def _request(self, key: str, data: Data, content_type: str | None) -> dict[str, Any]:
+        return self._where(key) | {
+            "Body": data,
+            "ChecksumSHA256": base64.b64encode(hashlib.sha256(data).digest()).decode(),
+            "ContentType": content_type or content_type_of(key),
+            "CacheControl": _cache_control(key),
+            "Metadata": {"write-id": uuid.uuid4().hex},
+        }
+
+    def _where(self, key: str) -> dict[str, str]:
+        return {"Bucket": self.bucket, "Key": self._prefix + checked_key(key)}
+
+    def _head(self, key: str) -> dict[str, Any] | None:
+        return self._unless_missing(key, lambda: self._client.head_object(**self._where(key)))
+
+    def _pages(self, prefix: str, **options: str) -> Iterator[dict[str, Any]]:
+        pages = iter(
+            self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._prefix + prefix, **options)
+        )
+        while (page := self._ask(prefix, lambda: next(pages, None))) is not None:
+            yield page
+
+    def _versions(self, full_key: str) -> list[str]:
+        pages = self._client.get_paginator("list_object_versions").paginate(Bucket=self.bucket, Prefix=full_key)
+        try:
+            return [
+                version["VersionId"]
+                for page in pages
+                for version in [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+                if version["Key"] == full_key
+            ]
+        except ClientError as error:
+            if error.response.get("Error", {}).get("Code") == "NotImplemented":
+                return []  # a server without versions
+            raise
+
+    def _unless_missing(self, key: str, act: Callable[[], Any]) -> Any:
+        try:
+            return self._ask(key, act)
+        except _Missing:
+            return None
+
+    def _ask(self, key: str, act: Callable[[], Any]) -> Any:
+        """What `act` returns; every failure of S3 as a StoreError naming the address and what S3 said."""
+        try:
+            return act()
+        except ClientError as error:
+            code = error.response.get("Error", {}).get("Code", "")
+            status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+            message = f"{self.address(key)}: {code}: {error.response.get('Error', {}).get('Message', '')}"
+            if status == 412:
+                raise Taken(message) from None
+            if status == 409:
+                raise _Conflict(message) from None
+            if code in _MISSING:
+                raise _Missing(message) from None
+            raise StoreError(f"{message}; check the bucket, the credentials and the endpoint") from None
+        except BotoCoreError as error:
+            raise StoreError(f"{self.address(key)}: {error}; check the endpoint and the network") from None
+
+
+class _Missing(Taken):
+    """404: as the answer to If-Match, the version that was read is gone."""
+
+
+class _Conflict(StoreError):
+    """409 ConditionalRequestConflict."""
+
+
+def _cache_control(key: str) -> str:
+    if key.startswith("private/"):
+        return "private, no-store"
+    return "no-cache" if key.endswith((".json", ".html")) else "public, max-age=31536000, immutable"

@@ -1,0 +1,184 @@
+"""What a store can do: a small set of atomic acts, with the same meaning on a folder and on S3.
+
+Two kinds of keys. An OBJECT is written once under its key (`create`) and never changes. A DOCUMENT changes, each time
+against the version that was read (`get`, then `swap`): of any number of writers holding one version, one wins.
+Nothing here knows of campaigns, runs or manifests.
+"""
+
+import mmap
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from pydantic import Field, SecretStr
+
+from adgen.config import Settings
+from adgen.errors import StoreError
+
+Data = bytes | mmap.mmap
+
+_SEGMENT = r"[A-Za-z0-9][A-Za-z0-9._=-]*"
+_KEY = re.compile(rf"{_SEGMENT}(/{_SEGMENT})*")
+_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "jpeg": "image/jpeg",
+    "jpg": "image/jpeg",
+    "json": "application/json",
+    "parquet": "application/vnd.apache.parquet",
+    "png": "image/png",
+    "webp": "image/webp",
+}
+
+
+class Taken(StoreError):
+    """A conditional write lost: the key exists already, or it is no longer the version that was read."""
+
+
+class S3Access(Settings):
+    """How to reach S3. What is left out comes from boto3's own chain (profile, role, AWS_ENDPOINT_URL)."""
+
+    endpoint_url: str | None = None
+    """Address of an S3-compatible server; none: AWS."""
+    region: str | None = None
+    """Region of the bucket."""
+    max_attempts: int = Field(default=8, ge=1, le=50)
+    """Tries per request, with botocore's back-off between them."""
+    connect_timeout_seconds: float = Field(default=10.0, gt=0)
+    """Seconds to wait for a connection."""
+    read_timeout_seconds: float = Field(default=60.0, gt=0)
+    """Seconds to wait for the next bytes of an answer."""
+    max_connections: int = Field(default=64, ge=1)
+    """Connections kept open by one process."""
+    access_key_id: SecretStr | None = Field(default=None, exclude=True)
+    """Explicit credential, never saved with a run."""
+    secret_access_key: SecretStr | None = Field(default=None, exclude=True)
+    """Explicit credential, never saved with a run."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What a key holds: its bytes, and the version to name when swapping it."""
+
+    data: bytes
+    etag: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A key without its bytes; `modified` is in seconds since 1970 by the store's clock."""
+
+    key: str
+    size: int
+    modified: float
+
+
+class Storage(ABC):
+    """A root URI and the acts on keys below it. Safe to share between threads, and to pickle."""
+
+    uri: str
+
+    @abstractmethod
+    def get(self, key: str) -> Stored | None:
+        """The bytes at `key`, of a document its newest version; None if there are none."""
+
+    @abstractmethod
+    def head(self, key: str) -> Entry | None:
+        """Size and age of `key`; None if there is none."""
+
+    @abstractmethod
+    def create(self, key: str, data: Data, content_type: str | None = None) -> None:
+        """Write a new object whole; Taken if the key exists. Exact: a lost response of our own write is no Taken."""
+
+    @abstractmethod
+    def put(self, key: str, data: Data, content_type: str | None = None) -> None:
+        """Write an object whole, over whatever is there: for content that is the same whoever writes it."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Remove an object with all its versions; removing what is not there is no error."""
+
+    @abstractmethod
+    def entries(self, prefix: str) -> Iterator[Entry]:
+        """Every object below `prefix` ("" or ending in "/"), in any order. For jobs and operators, never for consumers."""
+
+    @abstractmethod
+    def children(self, prefix: str) -> list[str]:
+        """The names of the folders directly below `prefix`, sorted."""
+
+    @abstractmethod
+    def swap(self, key: str, data: bytes, etag: str | None) -> str:
+        """Make `data` the document's next version if its version is still `etag` (None: does not exist); the new etag.
+
+        Taken if it is not. The bytes must never repeat an earlier version's: on S3 they are what the etag is made of.
+        """
+
+    @abstractmethod
+    def drop(self, key: str) -> None:
+        """Remove a document with all its versions."""
+
+    @abstractmethod
+    def sweep(self, older_than_seconds: float) -> int:
+        """Remove what killed writers left half-written; how many were removed."""
+
+    def read(self, key: str) -> bytes:
+        """The bytes at `key`; StoreError naming it if there are none."""
+        stored = self.get(key)
+        if stored is None:
+            raise StoreError(f"{self.uri}/{key}: not there")
+        return stored.data
+
+    def swap_or_find(self, key: str, data: bytes, etag: str | None) -> str:
+        """`swap`, and where it fails a second look: a document that holds `data` was swapped, whatever the answer said."""
+        try:
+            return self.swap(key, data, etag)
+        except StoreError:
+            stored = self.get(key)
+            if stored is None or stored.data != data:
+                raise
+            return stored.etag
+
+    def address(self, key: str) -> str:
+        """The full URI of `key`, for messages."""
+        return f"{self.uri}/{key}"
+
+
+def open_storage(uri: str | Path, access: S3Access | None = None) -> Storage:
+    """The store at `uri`: a path, file:// or s3://bucket/prefix. StoreError names any other scheme. No request is made."""
+    text = str(uri)
+    scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme in ("", "file"):
+        from adgen.creatives.folder import FolderStorage
+
+        path = unquote(urlsplit(text).path) if scheme else text
+        if not path or (scheme and urlsplit(text).netloc not in ("", "localhost")):
+            raise StoreError(f"{text!r}: not a folder; write /a/path or file:///a/path")
+        return FolderStorage(path)
+    if scheme == "s3":
+        from adgen.creatives.s3 import S3Storage
+
+        return S3Storage(text, access or S3Access())
+    raise StoreError(f"{text}: scheme {scheme!r} is not supported; use a folder, file:// or s3://")
+
+
+def checked_key(key: str) -> str:
+    """`key` itself; StoreError unless each of its segments is a plain name, so that no key leaves the root."""
+    if len(key) > 900 or not _KEY.fullmatch(key):
+        raise StoreError(f"{key!r}: not a key; segments are letters, digits and ._=- and start with a letter or digit")
+    return key
+
+
+def checked_prefix(prefix: str) -> str:
+    """`prefix` itself; StoreError unless it is "" or a key followed by "/"."""
+    if prefix:
+        if not prefix.endswith("/"):
+            raise StoreError(f"{prefix!r}: a prefix ends in /")
+        checked_key(prefix[:-1])
+    return prefix
+
+
+def content_type_of(key: str) -> str:
+    """The media type that the key's ending says."""
+    return _CONTENT_TYPES.get(key.rpartition(".")[2], "application/octet-stream")

@@ -1,0 +1,228 @@
+"""Before generation: what is asked for, tonight's catalog, and the plan."""
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+from ray.util import ActorPool
+
+import adgen
+from adgen.creatives.erasure import forgotten_hashes
+from adgen.creatives.journal import Journal
+from adgen.creatives.publish import read_pointer
+from adgen.creatives.runs import Run
+from adgen.creatives.storage import Storage
+from adgen.errors import InputError
+from adgen.finishing.gates import rules_digest
+from adgen.generation.engine import ENGINE_VERSION
+from adgen.model.checkpoint import model_digest
+from adgen.model.config import ModelConfig
+from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.settings import RefreshSettings
+from adgen.records import digest
+from adgen.shop.catalog import Catalog, build_catalog, open_catalog
+from adgen.shop.keys import Keys, load_keys
+from adgen.shop.plan import make_plan as plan_pairs
+from adgen.shop.plan import resume_key
+from adgen.shop.plan_rows import ForgottenUsers, PlanRules
+from adgen.shop.tables import Inputs, open_inputs
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is known before a run begins."""
+
+    inputs: Inputs
+    keys: Keys
+    model_digest: str
+    settings_digest: str
+    resume_key: str
+
+
+def prepare(settings: RefreshSettings) -> Planned:
+    """Check inputs, keys and model; RunError before any work. InputError when there are no pairs."""
+    inputs = open_inputs(settings.inputs)
+    if inputs["pairs"].num_rows == 0:
+        raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
+    keys = load_keys(settings.keys, settings.store)
+    model = digest(model_digest(settings.model), ENGINE_VERSION)
+    chosen = settings.creative_digest()
+    # Where and how fast a run works may change between two tries; what it makes may not.
+    identity = digest(chosen, model, settings.plan.digest(), rules_digest(), *keys.ids.values())
+    return Planned(inputs, keys, model, chosen, resume_key(settings.campaign, identity, inputs.stamps))
+
+
+def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
+    """What run.json says of a new run beside its protocol; no secret is among it."""
+    import deepspeed
+    import torch
+    import transformers
+
+    versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
+    return {
+        "settings": settings.model_dump(mode="json", exclude={"keys"}),
+        "digests": {"model": planned.model_digest, "settings": planned.settings_digest, "rules": rules_digest()},
+        "versions": versions,
+        "key_ids": planned.keys.ids,
+    }
+
+
+def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned) -> None:
+    """Tonight's catalog, then the plan; its commit is the last write."""
+    pointer, etag = read_pointer(storage, settings.campaign)
+    base_run = pointer.run_id if pointer else None
+    rules = plan_rules(settings, planned, base_run)
+    journal = Journal(storage, settings.campaign, run.run_id)
+    with tempfile.TemporaryDirectory(prefix="adgen-plan-") as folder:
+        catalog = tonights_catalog(settings, storage, planned, Path(folder) / "products")
+        run.update(base_run=base_run, digests=run.document.digests | {"catalog": catalog.index.name})
+        parts, _ = plan_pairs(
+            rules,
+            planned.inputs,
+            catalog,
+            journal,
+            Path(folder) / "pairs",
+            base=Journal(storage, settings.campaign, base_run) if base_run else None,
+            pairs_per_shard=settings.plan.pairs_per_shard,
+            limit=settings.plan.limit,
+            is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(storage)), planned.keys.campaign_key),
+        )
+    journal.commit_plan(
+        parts,
+        settings_digest=planned.settings_digest,
+        inputs=planned.inputs.stamps,
+        base_run=base_run,
+        pointer_etag=etag,
+        pointer_generation=pointer.generation if pointer else 0,
+    )
+
+
+def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None) -> PlanRules:
+    """What of the settings decides the plan."""
+    keys = planned.keys.for_campaign(settings.campaign)
+    items = settings.plan.history_items
+    return PlanRules(
+        campaign_key=keys.campaign_key,
+        user_secret=keys.user_secret,
+        campaign_seed=settings.plan.campaign_seed,
+        model_digest=planned.model_digest,
+        engine_version=ENGINE_VERSION,
+        digests=(settings.sampling.digest(), settings.finish.digest(), rules_digest()),
+        history_items=model_config(settings).history_items if items is None else items,
+        when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
+        base_run=base_run,
+    )
+
+
+def tonights_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
+    """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
+    with _encoders(settings) as run:
+        return build_catalog(
+            planned.inputs,
+            storage,
+            planned.model_digest,
+            settings.campaign,
+            folder,
+            cache_folder(),
+            encoder=HistoryEncoder(settings.model),
+            tokenize=TitleTokenizer(settings.model),
+            run=run,
+        )
+
+
+def catalog_of(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned) -> Catalog:
+    """The catalog that the run's plan was made with; files are fetched once a node."""
+    return open_catalog(storage, planned.model_digest, run.document.digests["catalog"], cache_folder())
+
+
+def cache_folder() -> Path:
+    """Where a node keeps its copies of catalog files; they are named by their hash, so runs share them."""
+    return Path(tempfile.gettempdir()) / "adgen-catalog"
+
+
+def model_config(settings: RefreshSettings) -> ModelConfig:
+    """The sizes of the model, from our directory or a Janus one."""
+    from adgen.model.checkpoint import read_config
+
+    return read_config(settings.model)
+
+
+class HistoryEncoder:
+    """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the model when first asked."""
+
+    def __init__(self, model: Path):
+        self.model = model
+
+    def __call__(self, pictures: list[Image.Image]) -> np.ndarray:
+        """Codes of the pictures, int64."""
+        import torch
+
+        from adgen.generation.pictures import history_pixels, picture_codes
+
+        tokenizer, config = self._loaded()
+        return picture_codes(torch.stack([history_pixels(p, config.image) for p in pictures]), tokenizer).numpy()
+
+    def _loaded(self) -> tuple[Any, ModelConfig]:
+        from adgen.model.checkpoint import load
+
+        if not hasattr(self, "_parts"):
+            model = load(self.model)
+            self._parts = (model.image_tokenizer, model.config)
+        return self._parts
+
+    def __getstate__(self) -> dict:
+        return {"model": self.model}
+
+
+class TitleTokenizer:
+    """A clicked title -> exactly as many tokens as the model reads of one. Pickles as a path."""
+
+    def __init__(self, model: Path):
+        self.model = model
+
+    def __call__(self, title: str) -> list[int]:
+        """Token ids."""
+        from adgen.generation.prompt import Prompter
+        from adgen.model.checkpoint import read_config
+
+        if not hasattr(self, "_prompter"):
+            self._prompter = Prompter.load(self.model, read_config(self.model), add_missing=True)
+        return self._prompter.history_title_ids(title)
+
+    def __getstate__(self) -> dict:
+        return {"model": self.model}
+
+
+@ray.remote(num_cpus=1)
+class _Encode:
+    def run(self, function: Callable, batch: Any) -> Any:
+        return function(batch)
+
+
+class _encoders:
+    """An ordered `map` over actors, which are started when there is something to encode."""
+
+    def __init__(self, settings: RefreshSettings):
+        self.settings = settings
+        self.actors: list = []
+
+    def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
+        return self._map
+
+    def _map(self, function: Callable, batches: Iterable) -> Iterator:
+        batches = list(batches)
+        if not batches:
+            return iter(())
+        if not self.actors:
+            self.actors = [_Encode.remote() for _ in range(num_engines(self.settings.cluster, "cpu"))]
+        shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
+        return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
+
+    def __exit__(self, *_: Any) -> None:
+        for actor in self.actors:
+            ray.kill(actor)

@@ -1,0 +1,186 @@
+"""The refresh of a campaign, on one screen: plan, generate shard by shard, publish.
+
+Resume is this same function: a run with the same key and a committed plan is taken over, and only shards without a
+journal part are done (DESIGN section 5).
+"""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import ray
+from ray.data import ActorPoolStrategy, DataContext
+
+from adgen.creatives.documents import PlanPart
+from adgen.creatives.journal import Journal
+from adgen.creatives.probe import probe
+from adgen.creatives.publish import finish
+from adgen.creatives.runs import Run, start_or_resume
+from adgen.creatives.storage import Storage, open_storage
+from adgen.errors import AdgenError, OwnedElsewhere, RunError
+from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.settings import FailureSettings, RefreshSettings
+from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, pick_device
+from adgen.shop.catalog import Catalog
+
+
+class Progress(Protocol):
+    """What a display needs to know."""
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """A new phase begins, of so many pairs."""
+
+    def advance(self, pairs: int) -> None:
+        """So many more pairs are done."""
+
+
+@dataclass
+class Summary:
+    """What a refresh did, as `--json` prints it."""
+
+    run_id: str
+    published: bool = False
+    state: str = "RUNNING"
+    pairs: int = 0
+    generated: int = 0
+    carried: int = 0
+    rejected: int = 0
+    failed: int = 0
+    stale: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    engine_calls: int = 0
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
+    """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
+    started = time.time()
+    storage = open_storage(settings.store, settings.s3)
+    probe(storage)
+    planned = prepare(settings)
+    run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
+    summary = Summary(run.run_id)
+    with run.beating(), _ended_on_failure(run):
+        if not run.resumed:
+            progress.phase("plan")
+            make_plan(settings, storage, run, planned)
+        if run.document.state == "RUNNING":
+            summary.engine_calls = _work_off(settings, storage, run, planned, progress)
+        progress.phase("publish")
+        pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
+    counts = run.document.counts
+    summary.published, summary.state = pointer is not None, run.document.state
+    for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
+        setattr(summary, name, getattr(counts, name))
+    summary.pairs = counts.rows
+    summary.seconds = round(time.time() - started, 1)
+    return summary
+
+
+def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress) -> int:
+    """Do every shard that has no journal part; the number of pairs that engines generated."""
+    journal = Journal(storage, settings.campaign, run.run_id)
+    unfinished = journal.unfinished()
+    progress.phase("generate", sum(part.rows for part in unfinished))
+    context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
+    watch = FailureWatch(settings.failures)
+    catalog = catalog_of(settings, storage, run, planned)
+    for wave in _waves(unfinished, settings.cluster.shards_per_wave):
+        for done in _run_wave(context, wave, catalog):
+            run.check()
+            progress.advance(done["rows"])
+            watch.count(done)
+    return watch.engine_calls
+
+
+def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> Iterator[dict[str, Any]]:
+    """One dataset execution: yields each shard's counts as it is committed."""
+    carried = [commit_carried_remotely.remote(context, part.index) for part in wave if part.kind == "carry"]
+    fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
+    if fresh:
+        yield from shards_dataset(context, fresh, catalog).iter_rows()
+    for reference in carried:
+        yield ray.get(reference)
+
+
+def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalog) -> ray.data.Dataset:
+    """Shards -> look-up -> engines -> finish, upload and commit. A row is a shard, a block is a row."""
+    data = DataContext.get_current()
+    data.enable_progress_bars = False
+    # What a worker raises is a RunError (rows never raise): retrying it would only repeat it.
+    data.actor_task_retry_on_errors = False
+    device = pick_device(context.settings.device)
+    engines = num_engines(context.settings.cluster, device)
+    small = ActorPoolStrategy(min_size=1, max_size=max(1, engines))
+    return (
+        ray.data.from_items(rows, override_num_blocks=len(rows))
+        .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
+        .map(
+            Generate,
+            fn_constructor_args=(context,),
+            compute=ActorPoolStrategy(size=engines),
+            num_cpus=1,
+            num_gpus=1 if device == "cuda" else 0,
+        )
+        .map(FinishAndCommit, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
+    )
+
+
+@ray.remote(num_cpus=0.5)
+def commit_carried_remotely(context: Context, index: int) -> dict[str, Any]:
+    """`commit_carried` on some node."""
+    return commit_carried(context, index)
+
+
+class FailureWatch:
+    """Stops a run that cannot become good: all of its first shard failing, or too large a share of all."""
+
+    def __init__(self, settings: FailureSettings):
+        self.settings = settings
+        self.rows = self.failed = self.engine_calls = 0
+
+    def count(self, done: dict[str, Any]) -> None:
+        """Take a shard's counts; RunError when the run should stop."""
+        first = self.rows == 0
+        self.rows += done["rows"]
+        self.failed += done["failed"]
+        self.engine_calls += done["engine_calls"]
+        if first and done["rows"] == done["failed"] > 0 and done["engine_calls"] == 0 and done["rows"] > 1:
+            raise RunError(f"all {done['rows']} pairs of the first shard failed; nothing is published (see `adgen report`)")
+        share = self.failed / self.rows
+        if self.rows >= self.settings.after_rows and share > self.settings.max_failed_share:
+            raise RunError(
+                f"{self.failed} of {self.rows} pairs failed, more than failures.max_failed_share "
+                f"{self.settings.max_failed_share:.0%}; nothing is published"
+            )
+
+
+class _ended_on_failure:
+    """A RunError ends the run as FAILED; anything else leaves it to be resumed by the same command."""
+
+    def __init__(self, run: Run):
+        self.run = run
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, AdgenError):
+            error = cause
+        if isinstance(error, RunError) and not isinstance(error, OwnedElsewhere):
+            self.run.end("FAILED", str(error)[:500])
+            raise error
+        if error is not None and not isinstance(error, OwnedElsewhere):
+            self.run.release(f"stopped by {type(error).__name__}")
+
+
+def _waves(parts: Sequence[PlanPart], size: int) -> Iterator[Sequence[PlanPart]]:
+    return (parts[start : start + size] for start in range(0, len(parts), size))

@@ -1,0 +1,82 @@
+"""Settings of the refresh job: one tree, saved whole with the run."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import arg
+
+from adgen.config import FinishSettings, Settings
+from adgen.creatives.storage import S3Access
+from adgen.generation.engine import EngineSettings
+from adgen.generation.sampling import SamplingSettings
+from adgen.records import digest
+from adgen.shop.keys import KeySettings
+
+
+class PlanSettings(Settings):
+    """What a run does, and in which portions."""
+
+    pairs_per_shard: Annotated[int, arg(aliases=["--pairs-per-shard"])] = Field(default=256, gt=0)
+    """Pairs of a shard: the unit of work, of commit, and of what a crash can cost."""
+    limit: Annotated[int | None, arg(aliases=["--limit"])] = Field(default=None, gt=0)
+    """Only the first N pairs. Such a run ends PARTIAL and is published only when told."""
+    history_items: int | None = Field(default=None, ge=0)
+    """Clicks drawn for a prompt; default what the model was made for."""
+    campaign_seed: int = 0
+    """Change it to draw every creative of the campaign anew."""
+    keep_previous: bool = True
+    """A pair whose input cannot be read tonight keeps its previous creative, marked stale; false drops it."""
+    num_buckets: int = Field(default=16, gt=0)
+    """Parts that the joins are cut into; more of them need less memory."""
+
+
+class ClusterSettings(Settings):
+    """How the work spreads over Ray."""
+
+    address: str | None = None
+    """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
+    actors: int | None = Field(default=None, gt=0)
+    """Engines; default one a GPU, or one for every two CPUs."""
+    shards_per_wave: int = Field(default=2000, gt=0)
+    """Shards of one dataset execution: bounds the driver's memory."""
+    upload_threads: int = Field(default=16, gt=0)
+    """Concurrent uploads of a shard."""
+
+
+class FailureSettings(Settings):
+    """When a run stops instead of going on."""
+
+    max_failed_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done."""
+    after_rows: int = Field(default=200, gt=0)
+    """Rows before the share is judged."""
+
+
+class RefreshSettings(Settings):
+    """Refresh one campaign: tables in, published creatives out."""
+
+    inputs: str = ""
+    """Folder or URI of the tables products, histories and pairs."""
+    store: str = ""
+    """Root of all outputs: a folder or s3://bucket/prefix."""
+    campaign: str = ""
+    """Name of the campaign."""
+    model: Path | None = None
+    """Model directory."""
+    publish_partial: bool = False
+    """Publish a run with a limit, too."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines run."""
+    plan: PlanSettings = PlanSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()
+    finish: FinishSettings = FinishSettings()
+    failures: FailureSettings = FailureSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    keys: KeySettings = KeySettings()
+    s3: S3Access = S3Access()
+
+    def creative_digest(self) -> str:
+        """A hash of the settings that change a creative; where and how fast it is made do not."""
+        return digest(self.sampling.digest(), self.finish.digest())

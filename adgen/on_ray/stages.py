@@ -1,0 +1,282 @@
+"""What happens to a shard: look-up, generate, finish and commit. One function a stage; Ray Data strings them together.
+
+A dataset row is a whole shard, {"index", "shard"}: its number, then its tables as bytes. So no block splitting can cut
+it (STACK.md section 3), and a stage's memory is one shard's.
+"""
+
+import hashlib
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from adgen.creatives.journal import Journal
+from adgen.creatives.objects import put_object
+from adgen.creatives.storage import S3Access, open_storage
+from adgen.errors import PairError
+from adgen.finishing.finish import ProductFacts, finish, product_cutout
+from adgen.images import square_frame
+from adgen.on_ray.settings import RefreshSettings
+from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
+from adgen.shop.catalog import Catalog
+from adgen.shop.locations import read_bytes
+from adgen.shop.plan_rows import carried_rows
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage of a run needs; small and picklable."""
+
+    settings: RefreshSettings
+    access: S3Access
+    run_id: str
+    model_digest: str
+    settings_digest: str
+
+    def journal(self) -> Journal:
+        """The run's plan and journal."""
+        storage = open_storage(self.settings.store, self.access)
+        return Journal(storage, self.settings.campaign, self.run_id)
+
+
+# -- look-up -----------------------------------------------------------------------------------------------------------
+
+
+class LookUp:
+    """A shard's number -> its pairs with everything that generation and finishing need."""
+
+    def __init__(self, context: Context, catalog: Catalog):
+        self.context = context
+        self.journal = context.journal()
+        self.parts = {part.index: part for part in self.journal.read_plan().parts}
+        self.catalog = catalog
+
+    def __call__(self, row: Row) -> Row:
+        """{"index"} -> {"index", "shard"}; a pair that cannot be made gets a reason and no picture."""
+        pairs = self.journal.read_plan_part(self.parts[row["index"]]).to_pylist()
+        pictures: dict[str, bytes] = {}
+        for pair in pairs:
+            # Every row has every column from here on: Arrow takes a table's columns from its first row.
+            pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
+            if pair["reason"] is None:
+                self._look_up_product(pair, pictures)
+        self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
+        return {"index": row["index"], "shard": pack(pairs, pictures)}
+
+    def _look_up_product(self, pair: Row, pictures: dict[str, bytes]) -> None:
+        product = pair["product_id"]
+        try:
+            if product not in pictures:
+                pictures[product] = read_bytes(pair["cutout"] or pair["image"])
+            if pair["cutout_hash"] not in (None, hashlib.sha256(pictures[product]).hexdigest()):
+                raise PairError("input_changed", f"the picture of {product} is not the one that was planned")
+            product_cutout(product_facts(pair, pictures[product]))
+        except PairError as error:
+            pair["reason"], pair["detail"] = error.reason, error.detail
+
+    def _look_up_histories(self, pairs: list[Row]) -> None:
+        """All of a shard's clicks in one look-up: one a pair costs many times as much."""
+        clicked = [product for pair in pairs for product in pair["history_ids"] or ()]
+        titles, codes = iter(self.catalog.titles(clicked)), iter(self.catalog.codes(clicked).tolist())
+        for pair in pairs:
+            size = len(pair["history_ids"] or ())
+            pair["history_titles"] = list(islice(titles, size))
+            pair["history_codes"] = list(islice(codes, size))
+
+
+# -- generate ----------------------------------------------------------------------------------------------------------
+
+
+class Generate:
+    """One engine, built once; its pictures are encoded here, without loss."""
+
+    def __init__(self, context: Context):
+        import torch
+
+        from adgen.generation.engine import Engine
+        from adgen.generation.prompt import Prompter
+        from adgen.model.checkpoint import load
+
+        settings = context.settings
+        self.context = context
+        self.device = pick_device(settings.device)
+        if self.device == "cpu":
+            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+        model = load(settings.model, self.device, torch.bfloat16 if self.device == "cuda" else torch.float32)
+        prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
+        self.engine = Engine(model, prompter, settings.engine, settings.sampling, device=self.device)
+        self.config = model.config
+
+    def __call__(self, row: Row) -> Row:
+        """Adds title and picture to each pair without a reason."""
+        pairs, pictures = unpack(row["shard"])
+        wanted = [pair for pair in pairs if pair["reason"] is None]
+        started = time.time()
+        results = self.engine.generate(self._requests(wanted, pictures))
+        seconds = (time.time() - started) / max(1, len(wanted))
+        for pair, result in zip(wanted, results, strict=True):
+            pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
+        return {"index": row["index"], "shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+
+    def _requests(self, pairs: list[Row], pictures: dict[str, bytes]) -> list:
+        import torch
+
+        from adgen.generation.generate import Request
+        from adgen.generation.pictures import condition_pixels
+
+        config = self.config
+        facts = {pair["product_id"]: product_facts(pair, pictures[pair["product_id"]]) for pair in pairs}
+        conditions = {
+            product: condition_pixels(square_frame(product_cutout(fact)), fact.scale or 1.0, config.foreground)
+            for product, fact in facts.items()
+        }
+        size = config.image.tokens_per_history_picture
+        return [
+            Request(
+                product_title=pair["product_title"],
+                seed=pair["seed"],
+                selling_points=tuple(pair["selling_points"] or ()),
+                history_titles=tuple(pair["history_titles"]),
+                history_codes=torch.tensor(pair["history_codes"], dtype=torch.int64).reshape(-1, size),
+                condition=conditions[pair["product_id"]],
+            )
+            for pair in pairs
+        ]
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` is the GPU where there is one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
+
+
+# -- finish and commit -------------------------------------------------------------------------------------------------
+
+
+class FinishAndCommit:
+    """Pairs with backgrounds -> objects in the store, then the shard's journal part."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.journal = context.journal()
+        self.parts = {part.index: part for part in self.journal.read_plan().parts}
+
+    def __call__(self, row: Row) -> Row:
+        """-> counts of the shard: {"index", "rows", "engine_calls", "failed", "committed"}."""
+        pairs, pictures = unpack(row["shard"])
+        with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
+            rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
+        table = pa.Table.from_pylist(rows, schema=MANIFEST)
+        committed = self.journal.commit_part(self.parts[row["index"]], table, self._lineage(pairs))
+        failed = sum(r["status"] == FAILED for r in rows)
+        return {
+            "index": row["index"],
+            "rows": len(rows),
+            "engine_calls": row.get("engine_calls", 0),
+            "failed": failed,
+            "committed": committed,
+        }
+
+    def _finish(self, pair: Row, pictures: dict[str, bytes]) -> Row:
+        base = {
+            "schema_version": MANIFEST_SCHEMA_VERSION,
+            "rank": 0,
+            "stale": False,
+            "model_digest": self.context.model_digest,
+            "generated_at": datetime.now(UTC),
+            "gates": {},
+            "scores": {},
+            "renditions": [],
+        } | {name: pair[name] for name in COPIED}
+        if pair["reason"] is not None:
+            return base | {"status": FAILED, "reason": pair["reason"]}
+        try:
+            product = product_facts(pair, pictures[pair["product_id"]])
+            done = finish(np.array(Image.open(io.BytesIO(pair["picture"]))), pair["title"], product, self.context.settings.finish)
+        except PairError as error:
+            return base | {"status": FAILED, "reason": error.reason}
+        if done.verdict.status != OK:
+            # A picture that a gate rejected is in no place where a consumer could take it for published.
+            return base | done.manifest_fields() | {"seconds": pair["seconds"]}
+        storage = self.journal.storage
+        put = lambda encoded: put_object(storage, encoded.data, encoded.extension, encoded.content_type)  # noqa: E731
+        main = put(done.picture)
+        renditions = [
+            {"ratio": r.ratio, "width": r.picture.width, "height": r.picture.height, "format": r.picture.format}
+            | vars_of(put(r.picture))
+            for r in done.renditions
+        ]
+        return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
+
+    def _lineage(self, pairs: list[Row]) -> pa.Table:
+        digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
+        rows = [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
+        return pa.Table.from_pylist(rows, schema=LINEAGE)
+
+
+COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
+
+
+def commit_carried(context: Context, index: int) -> Row:
+    """A bulk shard of carried rows: its plan part is its result."""
+    journal = context.journal()
+    part = journal.read_plan().parts[index]
+    committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
+    return {"index": index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
+
+
+# -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def product_facts(pair: Row, picture: bytes) -> ProductFacts:
+    """What finishing and the condition picture need, from a planned pair and its product's bytes."""
+    facts = ProductFacts(
+        title=pair["product_title"],
+        selling_points=tuple(pair["selling_points"] or ()),
+        scale=pair["scale"],
+        locale=pair["locale"],
+        channel=pair["channel"],
+    )
+    return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
+
+
+def lossless(picture: np.ndarray) -> bytes:
+    """PNG of (H, W, 3) uint8, quick rather than small."""
+    out = io.BytesIO()
+    Image.fromarray(picture).save(out, "PNG", compress_level=1)
+    return out.getvalue()
+
+
+def vars_of(reference: Any) -> Row:
+    """The manifest's columns of a stored object."""
+    return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}
+
+
+def pack(pairs: list[Row], pictures: dict[str, bytes]) -> bytes:
+    """A shard's rows and its products' pictures, as one Arrow stream after another."""
+    sink = io.BytesIO()
+    data = pa.array(pictures.values(), pa.large_binary())
+    tables = (pa.Table.from_pylist(pairs), pa.table({"product": pa.array(pictures, pa.string()), "data": data}))
+    for table in tables:
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    return sink.getvalue()
+
+
+def unpack(shard: bytes) -> tuple[list[Row], dict[str, bytes]]:
+    """What `pack` packed."""
+    source = pa.BufferReader(shard)
+    pairs = pa.ipc.open_stream(source).read_all()
+    pictures = pa.ipc.open_stream(source).read_all()
+    return pairs.to_pylist(), dict(zip(pictures["product"].to_pylist(), pictures["data"].to_pylist(), strict=True))

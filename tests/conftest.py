@@ -1,0 +1,68 @@
+"""Stores for tests: every test that takes `store` runs on a local folder and on S3 (moto on loopback)."""
+
+import logging
+import uuid
+from pathlib import Path
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+from pydantic import SecretStr
+
+from adgen.creatives.s3 import s3_client
+from adgen.creatives.storage import S3Access, Storage, open_storage
+
+
+@pytest.fixture(scope="session")
+def s3_access() -> S3Access:
+    """Access to a moto server that lives as long as the session."""
+    server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+    server.start()
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line a request is most of a small test's time
+    host, port = server.get_host_and_port()
+    yield S3Access(
+        endpoint_url=f"http://{host}:{port}",
+        region="us-east-1",
+        access_key_id=SecretStr("test"),
+        secret_access_key=SecretStr("test"),
+    )
+    server.stop()
+
+
+@pytest.fixture
+def s3_uri(s3_access: S3Access) -> str:
+    """A prefix in a fresh bucket: moto lists a bucket by looking at all of its keys."""
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    s3_client(s3_access).create_bucket(Bucket=bucket)
+    return f"s3://{bucket}/some/store"
+
+
+@pytest.fixture(params=["folder", "s3"])
+def store_uri(request: pytest.FixtureRequest) -> str:
+    """The root of an empty store, on a folder and on S3."""
+    if request.param == "folder":
+        return str(request.getfixturevalue("tmp_path") / "store")
+    return request.getfixturevalue("s3_uri")
+
+
+@pytest.fixture
+def store(store_uri: str, request: pytest.FixtureRequest) -> Storage:
+    """The empty store itself."""
+    access = request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None
+    return open_storage(store_uri, access)
+
+
+@pytest.fixture
+def folder_store(tmp_path: Path) -> Storage:
+    """An empty store on a folder, for what does not depend on the kind of store."""
+    return open_storage(tmp_path / "store")
+
+
+@pytest.fixture
+def aws_environment(s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> None:
+    """boto3's own default chain finds the moto server: for commands and processes that take a URI only."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_access.endpoint_url)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", s3_access.region)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_access.access_key_id.get_secret_value())
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_access.secret_access_key.get_secret_value())
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)

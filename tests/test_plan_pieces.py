@@ -1,0 +1,77 @@
+"""The plan in pieces: any number of buckets, parts and processes make the same plan, and a dead planner leaves none."""
+
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import pytest
+from small_runs import WrappedStorage
+from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, small_shop, tokenize
+
+from adgen.creatives import layout
+from adgen.creatives.journal import Journal
+from adgen.creatives.storage import Storage, open_storage
+from adgen.shop.catalog import build_catalog
+from adgen.shop.plan import make_plan
+from adgen.shop.plan_buckets import clear_buckets, read_bucket, split_inputs, split_published
+from adgen.shop.plan_rows import plan_bucket
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> SmallShop:
+    return small_shop(tmp_path / "inputs")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "store")
+
+
+def test_the_number_of_buckets_changes_nothing(shop, folder, tmp_path):
+    night = shop.night(folder)
+    inputs, catalog = shop.save(), shop.catalog(folder)
+    found = []
+    for count in (1, 8):
+        clear_buckets(tmp_path / "b")
+        for table in ("pairs", "histories"):
+            split_inputs(inputs, table, tmp_path / "b", count)
+        plans = [plan_bucket(rules(), read_bucket(tmp_path / "b", number), catalog) for number in range(count)]
+        found.append([row for plan in plans for row in plan.generate.to_pylist()])
+    assert found[0] == found[1] == night.generate
+
+
+def test_a_split_in_parts_equals_a_split_at_once(shop, folder, tmp_path):
+    night = shop.night(folder)
+    inputs, catalog = shop.save(), shop.catalog(folder)
+    for table in ("pairs", "histories"):
+        split_inputs(inputs, table, tmp_path / "b", 4, files=inputs[table].files, part=3)
+    for number, index in enumerate(sorted(night.journal.done())):
+        split_published(night.journal, tmp_path / "b", 4, [index], part=number)
+    plans = [plan_bucket(rules(base_run="r"), read_bucket(tmp_path / "b", n), catalog) for n in range(4)]
+    assert sum(plan.carry.num_rows for plan in plans) == len(shop.pairs)
+
+
+def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder, tmp_path):
+    whole = shop.night(folder)
+    another, scratch = open_storage(tmp_path / "another"), tmp_path / "apart"
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        names = (MODEL, CAMPAIGN, scratch, scratch / "cache")
+        catalog = build_catalog(shop.save(), another, *names, CountingEncoder(), tokenize, run=pool.map)
+        journal = Journal(another, CAMPAIGN, layout.new_run_id())
+        parts, summary = make_plan(rules(), shop.save(), catalog, journal, scratch / "plan", pairs_per_shard=4, run=pool.map)
+    assert (parts, summary) == (whole.parts, whole.summary)
+
+
+def test_a_planner_that_dies_leaves_no_plan_and_the_next_one_is_whole(shop, folder, tmp_path):
+    whole = shop.night(folder)
+
+    class Full(WrappedStorage):
+        def act(self, name: str, *arguments):
+            if name == "put":
+                raise OSError("no space left")
+            return super().act(name, *arguments)
+
+    journal = Journal(Full(folder), "autumn", whole.journal.run_id)
+    with pytest.raises(OSError, match="no space"):
+        make_plan(rules(), shop.save(), shop.catalog(folder), journal, tmp_path / "plan", pairs_per_shard=4)
+    assert shop.night(folder).parts == whole.parts

@@ -1,0 +1,234 @@
+"""A refresh from tables to published creatives, on a real Ray, with a small random model: on a folder and on S3."""
+
+import shutil
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+from small_models import save_small_model
+
+from adgen.creatives.journal import Journal
+from adgen.creatives.publish import read_pointer
+from adgen.creatives.reading import open_published
+from adgen.creatives.storage import S3Access, open_storage
+from adgen.creatives.verify import verify
+from adgen.errors import InputError, ModelError, RunError, SettingsError
+from adgen.on_ray.refresh import Summary, refresh
+from adgen.on_ray.settings import RefreshSettings
+from adgen.shop.synth import synthesize
+
+CAMPAIGN = "spring"
+
+
+class Silent:
+    """A progress display that shows nothing and counts."""
+
+    def __init__(self) -> None:
+        self.pairs = 0
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, pairs: int) -> None:
+        self.pairs += pairs
+
+
+@pytest.fixture(scope="session")
+def ray_cluster():
+    """One local Ray for all tests of this process."""
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("model")
+    save_small_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("inputs") / "shop"
+    synthesize(directory, num_users=6, num_products=30, num_pairs=12, num_references=0, picture_side=64)
+    return directory
+
+
+@pytest.fixture
+def own_shop(shop: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(shop, tmp_path / "own-shop"))
+
+
+def settings(inputs: Path, store: str, model: Path, access: S3Access | None = None, **changes) -> RefreshSettings:
+    values = {
+        "inputs": str(inputs),
+        "store": store,
+        "campaign": CAMPAIGN,
+        "model": str(model),
+        "plan": {"pairs_per_shard": 5},
+        "sampling": {"max_title_tokens": 8},
+        "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
+        "keys": {"allow_development_keys": True},
+    }
+    made = RefreshSettings.model_validate(values | changes)
+    return made.model_copy(update={"s3": access}) if access else made
+
+
+def run(made: RefreshSettings) -> Summary:
+    return refresh(made, Silent())
+
+
+def published_rows(made: RefreshSettings) -> dict[str, dict]:
+    storage = open_storage(made.store, made.s3)
+    return {row["pair_id"]: row for row in open_published(storage, made.campaign).rows()}
+
+
+def access_of(store_uri: str, request) -> S3Access | None:
+    return request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None
+
+
+def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, store_uri, request):
+    made = settings(shop, store_uri, model, access_of(store_uri, request))
+    first = run(made)
+    assert (first.published, first.state) == (True, "COMPLETE")
+    assert (first.pairs, first.generated, first.carried, first.failed) == (12, 12, 0, 0)
+    assert first.engine_calls == 12
+    storage = open_storage(made.store, made.s3)
+    checked = verify(storage, CAMPAIGN)
+    assert (checked.ok, checked.missing, checked.mismatched) == (12, 0, 0)
+    before = published_rows(made)
+
+    second = run(made)
+    assert second.published
+    assert second.run_id != first.run_id
+    assert (second.generated, second.carried, second.engine_calls) == (0, 12, 0)
+    after = published_rows(made)
+    changing = {"carried_from"}
+    assert after.keys() == before.keys()
+    for pair, row in after.items():
+        assert {k: v for k, v in row.items() if k not in changing} == {k: v for k, v in before[pair].items() if k not in changing}
+        assert row["carried_from"] == first.run_id
+
+
+def test_no_user_id_outside_private(ray_cluster, shop, model, tmp_path):
+    made = settings(shop, str(tmp_path / "store"), model)
+    run(made)
+    users = pq.read_table(shop / "pairs.parquet")["user_id"].unique().to_pylist()
+    needles = [user.encode() for user in users] + [b"development user secret", b"development campaign key"]
+    for path in (tmp_path / "store").rglob("*"):
+        inside = path.relative_to(tmp_path / "store").parts
+        if not path.is_file() or inside[0] in ("private", "catalog"):
+            continue
+        texts = [path.read_bytes()]
+        if path.suffix == ".parquet":
+            texts.append(str(pq.read_table(path).to_pylist()).encode())
+        assert not any(needle in text for needle in needles for text in texts), path
+
+
+def test_one_product_changed_makes_exactly_its_pairs_anew(ray_cluster, own_shop, model, tmp_path):
+    made = settings(own_shop, str(tmp_path / "store"), model)
+    first = run(made)
+    lineage = lineage_rows(made, first.run_id)
+    target = lineage[0]["product_id"]
+    touched = {row["pair_id"] for row in lineage if row["product_id"] == target or target in row["history_ids"]}
+    assert 0 < len(touched) < 12
+
+    path = own_shop / "products.parquet"
+    products = pq.read_table(path)
+    titles = [
+        t + " new" if p == target else t for p, t in zip(*(products[c].to_pylist() for c in ("product_id", "title")), strict=True)
+    ]
+    pq.write_table(products.set_column(products.schema.get_field_index("title"), "title", pa.array(titles)), path)
+    second = run(made)
+    assert second.published
+    after = lineage_rows(made, second.run_id)
+    touched |= {row["pair_id"] for row in after if row["product_id"] == target or target in row["history_ids"]}
+    anew = {pair for pair, row in published_rows(made).items() if row["carried_from"] is None}
+    assert anew == touched
+    assert second.engine_calls == len(touched)
+
+
+def lineage_rows(made: RefreshSettings, run_id: str) -> list[dict]:
+    journal = Journal(open_storage(made.store, made.s3), CAMPAIGN, run_id)
+    return [row for part in journal.read_plan().parts for row in journal.read_lineage(part.index).to_pylist()]
+
+
+def test_bad_pictures_become_rows_with_a_reason_and_the_rest_goes_on(ray_cluster, own_shop, model, tmp_path):
+    products = pq.read_table(own_shop / "products.parquet").to_pylist()
+    wanted = pq.read_table(own_shop / "pairs.parquet")["product_id"].unique().to_pylist()
+    cutouts = {row["product_id"]: own_shop / row["cutout"] for row in products if row["cutout"]}
+    broken, tiny, gone = [cutouts[product] for product in wanted if product in cutouts][:3]
+    broken.write_bytes(broken.read_bytes()[:300])
+    Image.new("RGBA", (1, 1)).save(tiny)
+    gone.unlink()
+    made = settings(own_shop, str(tmp_path / "store"), model, failures={"max_failed_share": 1.0})
+    summary = run(made)
+    assert summary.published
+    assert summary.failed + summary.generated == 12
+    assert summary.failed >= 3
+    assert {"missing_file", "too_small"} <= summary.reasons.keys()
+    assert summary.reasons.keys() <= {"missing_file", "too_small", "truncated", "unreadable"}
+    rows = published_rows(made).values()
+    assert all(row["uri"] is None and row["reason"] for row in rows if row["status"] == "failed")
+
+
+def test_a_product_that_changed_since_the_plan_is_input_changed(ray_cluster, own_shop, model, tmp_path, monkeypatch):
+    from adgen.on_ray import refresh as module
+
+    products = pq.read_table(own_shop / "products.parquet").to_pylist()
+    wanted = pq.read_table(own_shop / "pairs.parquet")["product_id"].to_pylist()[0]
+    cutout = next(own_shop / row["cutout"] for row in products if row["product_id"] == wanted)
+    plan = module.make_plan
+
+    def plan_then_change(*arguments):
+        plan(*arguments)
+        picture = Image.open(cutout).convert("RGBA")
+        picture.putpixel((0, 0), (1, 2, 3, 255))
+        picture.save(cutout)
+
+    monkeypatch.setattr(module, "make_plan", plan_then_change)
+    summary = run(settings(own_shop, str(tmp_path / "store"), model, failures={"max_failed_share": 1.0}))
+    assert summary.reasons.keys() == {"input_changed"}
+
+
+def test_all_of_the_first_shard_failing_stops_the_run(ray_cluster, own_shop, model, tmp_path):
+    for row in pq.read_table(own_shop / "products.parquet").to_pylist():
+        if row["cutout"]:
+            (own_shop / row["cutout"]).unlink()
+    made = settings(own_shop, str(tmp_path / "store"), model)
+    with pytest.raises(RunError, match="of the first shard failed"):
+        run(made)
+    assert read_pointer(open_storage(made.store), CAMPAIGN)[0] is None
+
+
+def test_a_run_with_a_limit_is_partial_and_published_only_when_told(ray_cluster, shop, model, tmp_path):
+    made = settings(shop, str(tmp_path / "store"), model, plan={"pairs_per_shard": 5, "limit": 3})
+    summary = run(made)
+    assert (summary.published, summary.state, summary.pairs) == (False, "PARTIAL", 3)
+    told = run(made.model_copy(update={"publish_partial": True}))
+    assert told.published
+    assert told.pairs == 3
+
+
+def test_inputs_models_and_keys_are_refused_before_any_work(ray_cluster, own_shop, model, tmp_path):
+    made = settings(own_shop, str(tmp_path / "store"), model)
+    with pytest.raises(ModelError, match="no such"):
+        run(made.model_copy(update={"model": tmp_path / "nowhere"}))
+    with pytest.raises(SettingsError, match=r"keys\.user_secret: .*No such file"):
+        run(made.model_copy(update={"keys": made.keys.model_copy(update={"user_secret": tmp_path / "none"})}))
+    pairs = own_shop / "pairs.parquet"
+    pq.write_table(pq.read_table(pairs).slice(0, 0), pairs)
+    with pytest.raises(InputError, match="no rows"):
+        run(made)
+    assert not list((tmp_path / "store").glob("campaigns/*/runs/*"))
+
+
+def test_the_public_development_keys_are_refused_on_s3(ray_cluster, shop, model, s3_uri, s3_access):
+    made = settings(shop, s3_uri, model, s3_access, keys={})
+    with pytest.raises(SettingsError, match=r"keys\.campaign_key: none given"):
+        run(made)
