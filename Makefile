@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install test lint clean
+.PHONY: help install demo test lint clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -19,6 +19,14 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PIP) torch
 	$(PIP) -e '.[job,dev]'
 	touch $@
+
+demo: install ## a small shop, refreshed into demo/store, and its report
+	$(BIN)/adgen synth demo/shop --users 12 --products 48 --pairs 48
+	test -f demo/model/adgen.json || $(BIN)/adgen starter-model demo/shop demo/model
+	$(BIN)/python jobs/refresh.py jobs/refresh.toml --inputs demo/shop --store demo/store --campaign demo --model demo/model \
+		--plan.pairs-per-shard 12 --finish.gates.title-empty warn
+	$(BIN)/adgen report demo/store demo --inputs demo/shop --out demo/report.html
+	@echo "Look at demo/report.html"
 
 test: install ## all tests
 	$(BIN)/python -m pytest

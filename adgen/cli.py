@@ -75,6 +75,23 @@ def synth(
     return _print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
 
 
+@app.command(name="starter-model")
+def starter_model(
+    inputs: Annotated[Positional[str], arg(metavar="INPUTS", help="its table products: the tokenizer learns the titles")],
+    dest: Dest,
+    size: Annotated[str, arg(metavar="NAME", help="tiny, janus-pro-1b or janus-pro-7b")] = "tiny",
+    seed: Annotated[int, arg(metavar="N", help="same seed, same weights")] = 0,
+) -> int:
+    """Write an untrained model directory, to start a training from or to try the machinery with. It paints noise."""
+    from adgen.generation.starter import write_starter_model
+    from adgen.shop.tables import open_inputs
+
+    titles = (batch.column(0).to_pylist() for batch in open_inputs(inputs, tables=("products",))["products"].batches(["title"]))
+    write_starter_model(dest, (title for some in titles for title in some if title), size, seed)
+    print(f"{dest}: untrained {size}")
+    return 0
+
+
 @app.command(name="runs")
 def runs(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json = False) -> int:
     """List the campaign's runs, newest first, and which one is published."""

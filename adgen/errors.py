@@ -1,14 +1,14 @@
 """The exception tree: what goes wrong for one pair, and what stops a run.
 
-    AdgenError
-    ├── PairError             one pair: becomes the row's status and reason, the run goes on
-    └── RunError              the whole run: stops it, and says what to do
-        ├── SettingsError     a settings file or flag: names file, field and value
-        ├── InputError        a table: names the table and the column
-        ├── ModelError        a model directory, checkpoint or tokenizer: names file and key
-        ├── ConsumerError     a published creative that a consumer cannot use: names the object
-        └── StoreError        the object store: names the URI
-            └── OwnedElsewhere   another driver is working on this run: names it
+AdgenError
+├── PairError             one pair: becomes the row's status and reason, the run goes on
+└── RunError              the whole run: stops it, and says what to do
+    ├── SettingsError     a settings file or flag: names file, field and value
+    ├── InputError        a table: names the table and the column
+    ├── ModelError        a model directory, checkpoint or tokenizer: names file and key
+    ├── ConsumerError     a published creative that a consumer cannot use: names the object
+    └── StoreError        the object store: names the URI
+        └── OwnedElsewhere   another driver is working on this run: names it
 """
 
 

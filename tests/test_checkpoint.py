@@ -29,7 +29,8 @@ from adgen.model.config import LoRAConfig, ModelConfig, janus_pro_1b, janus_pro_
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.weight_files import write_tensors
 
-REAL_KEYS = Path(os.environ.get("ADGEN_GOLDEN") or Path(__file__).parent / "golden") / "real_keys"
+GOLDEN = Path(__file__).parent / "golden"
+REAL_KEYS = next(f / "real_keys" for f in (Path(os.environ.get("ADGEN_GOLDEN") or GOLDEN), GOLDEN) if (f / "real_keys").is_dir())
 
 
 def real_keys(name: str) -> dict:

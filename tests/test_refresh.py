@@ -16,6 +16,7 @@ from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
+from adgen.on_ray.cluster import quiet_ray
 from adgen.on_ray.refresh import Summary, refresh
 from adgen.on_ray.settings import RefreshSettings
 from adgen.shop.synth import synthesize
@@ -39,7 +40,9 @@ class Silent:
 @pytest.fixture(scope="session")
 def ray_cluster():
     """One local Ray for all tests of this process."""
+    quiet_ray()
     ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    quiet_ray()
     yield
     ray.shutdown()
 
@@ -140,10 +143,9 @@ def test_one_product_changed_makes_exactly_its_pairs_anew(ray_cluster, own_shop,
 
     path = own_shop / "products.parquet"
     products = pq.read_table(path)
-    titles = [
-        t + " new" if p == target else t for p, t in zip(*(products[c].to_pylist() for c in ("product_id", "title")), strict=True)
-    ]
-    pq.write_table(products.set_column(products.schema.get_field_index("title"), "title", pa.array(titles)), path)
+    ids, titles = (products[name].to_pylist() for name in ("product_id", "title"))
+    changed = [title + " new" if product == target else title for product, title in zip(ids, titles, strict=True)]
+    pq.write_table(products.set_column(products.schema.get_field_index("title"), "title", pa.array(changed)), path)
     second = run(made)
     assert second.published
     after = lineage_rows(made, second.run_id)

@@ -254,7 +254,10 @@ def new_cache(model: UniAdGen, prompts: Sequence[Prompt], sampling: SamplingSett
 
 def with_unconditional_rows(model: UniAdGen, cache: KeyValueCache, pictures: Sequence[Prompt], negative: Prompt) -> KeyValueCache:
     """The same B rows and B empty ones behind them, with room for the longest prompt and its picture."""
-    capacity = max(len(negative), *map(len, pictures)) + model.config.image.tokens_per_picture
+    # `prefill` pads what each row still lacks to the longest of it, behind what the row already holds.
+    kept = cache.lengths.tolist()
+    prefilled = max(kept) + max(len(prompt) - n for prompt, n in zip(pictures, kept, strict=True))
+    capacity = max(prefilled, max(len(negative), *map(len, pictures)) + model.config.image.tokens_per_picture)
     both = model.decoder.new_cache(2 * len(pictures), capacity, model.device, model.dtype)
     both.rows(0, len(pictures)).copy_from(cache)
     return both

@@ -27,7 +27,7 @@ def history_pixels(picture: Image.Image, config: ImageTokenConfig) -> Tensor:
 def square_pixels(picture: Image.Image, size: int) -> Tensor:
     """RGB -> (3, size, size) in [-1, 1]: the longer side to `size` (bicubic), padded with gray to a square."""
     longest = max(picture.size)
-    width, height = (max(int(side / longest * size), _MIN_SIDE) for side in picture.size)
+    width, height = (max(int(side / longest * size), min(_MIN_SIDE, size)) for side in picture.size)
     resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     square = Image.new("RGB", (max(resized.size), max(resized.size)), _GRAY)
     square.paste(resized, ((square.width - width) // 2, (square.height - height) // 2))

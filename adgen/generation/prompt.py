@@ -4,6 +4,7 @@ The wording is a template file. What it spells itself may be markup; what a prod
 is tokenised as plain text, so a special token spelled inside a title never becomes one.
 """
 
+import itertools
 import json
 import re
 import string
@@ -60,12 +61,12 @@ class Template(Settings):
     @property
     def title_open(self) -> str:
         """What stands before a title in the answer."""
-        return self.answer.split("{title}")[0]
+        return self.answer.format(title="\0").split("\0")[0]
 
     @property
     def title_close(self) -> str:
         """What ends a title."""
-        return self.answer.split("{title}")[1]
+        return self.answer.format(title="\0").split("\0")[1]
 
 
 @dataclass(frozen=True)
@@ -103,14 +104,18 @@ class Prompter:
         self.template = template
         self.config = config
         self._full = tokenizer
-        self._special = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items()}
-        self._special_ids = frozenset(self._special.values())
+        added = tokenizer.get_added_tokens_decoder()
+        # DeepSeek's vocabularies lack some single letters ("ü"), which were added as tokens: text, not markup.
+        self._letters = {t.content: i for i, t in added.items() if len(t.content) == 1 and not t.special}
+        self._letter = re.compile(f"([{re.escape(''.join(self._letters))}])" if self._letters else r"((?!))")
+        self._special = {t.content: i for i, t in added.items() if t.content not in self._letters}
+        self._special_ids = frozenset(self._special.values()) - {_unknown_id(tokenizer)}
         self._markup = re.compile("|".join(map(re.escape, sorted(self._special, key=len, reverse=True))) or r"(?!)")
         self._plain = _without_added_tokens(tokenizer)
         for field, spelling in template.tokens.model_dump().items():
             if spelling not in self._special and not (field == "begin_of_sentence" and not self._adds_bos):
                 raise ModelError(f"{source}: has no special token {spelling!r} ({field}), which prompts need")
-        too_high = max(self._special_ids | {0})
+        too_high = max(tokenizer.get_vocab().values())
         if too_high >= config.decoder.vocab_size:
             raise ModelError(f"{source}: token id {too_high} lies outside the model's table of {config.decoder.vocab_size} rows")
         self.pad_id = self._special[template.tokens.pad]
@@ -229,17 +234,20 @@ class Prompter:
 
     def _text_ids(self, text: str) -> list[int]:
         """Plain text -> ids, none of them special."""
-        if not text:
-            return []
-        ids = self._plain.encode(text, add_special_tokens=False).ids
-        if self._special_ids.isdisjoint(ids):
-            return ids
-        # The vocabulary itself spells a special token: cut each spelling after its first character.
-        first = self._markup.search(text)
-        if first is None:
-            raise ModelError(f"plain text {text!r} becomes special tokens {sorted(self._special_ids.intersection(ids))}")
-        cut = first.start() + 1
-        return self._text_ids(text[:cut]) + self._text_ids(text[cut:])
+        ids: list[int] = []
+        for part in filter(None, self._letter.split(text)):
+            ids += [self._letters[part]] if part in self._letters else self._plain_ids(part)
+        return ids
+
+    def _plain_ids(self, text: str) -> list[int]:
+        encoding = self._plain.encode(text, add_special_tokens=False)
+        spelled = [at for token, at in zip(encoding.ids, encoding.offsets, strict=True) if token in self._special_ids]
+        # Where the vocabulary itself spells a special token, cut the spelling after its first character.
+        cuts = [start + 1 for start, end in spelled if end - start > 1]
+        if not cuts:
+            return [token for token in encoding.ids if token not in self._special_ids]
+        bounds = itertools.pairwise([0, *cuts, len(text)])
+        return [token for start, end in bounds for token in self._plain_ids(text[start:end])]
 
     def _cut(self, text: str, max_tokens: int) -> str:
         """The longest start of the text that is at most max_tokens long by itself."""
@@ -303,11 +311,10 @@ def expand_placeholders(
 def load_template(path: Path | None = None) -> Template:
     """A template file, by default ours; ModelError names the file and the field."""
     default = resources.files("adgen.generation") / "templates" / "default.toml"
-    text = path.read_text(encoding="utf-8") if path else default.read_text(encoding="utf-8")
     source = str(path or "templates/default.toml")
     try:
-        template = validate_settings(Template, tomllib.loads(text), source)
-    except (tomllib.TOMLDecodeError, SettingsError) as error:
+        template = validate_settings(Template, tomllib.loads((path or default).read_text(encoding="utf-8")), source)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, SettingsError) as error:
         raise ModelError(f"{source}: {error}") from None
     wanted = {
         "chat": {"user", "answer"},
@@ -315,7 +322,13 @@ def load_template(path: Path | None = None) -> Template:
         "user": {"selling_points", "history_titles", "product_title", "history_images"},
     }
     for field, names in wanted.items():
-        found = [name for _, name, _, _ in string.Formatter().parse(getattr(template, field)) if name is not None]
+        try:
+            parsed = [part[1:] for part in string.Formatter().parse(getattr(template, field)) if part[1] is not None]
+        except ValueError as error:
+            raise ModelError(f"{source}: {field}: {error}") from None
+        found = [
+            name + (f"!{conversion}" if conversion else "") + (f":{spec}" if spec else "") for name, spec, conversion in parsed
+        ]
         if sorted(found) != sorted(names):
             raise ModelError(f"{source}: {field} has the fields {found}, needs each of {sorted(names)} once")
     if not template.title_close:
@@ -335,6 +348,13 @@ def _without_added_tokens(tokenizer: Tokenizer) -> Tokenizer:
     spec = json.loads(tokenizer.to_str())
     spec |= {"added_tokens": [], "post_processor": None, "truncation": None, "padding": None}
     return Tokenizer.from_str(json.dumps(spec))
+
+
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """What the vocabulary says for text that it cannot spell. It may be a special token; it is never markup."""
+    model = json.loads(tokenizer.to_str())["model"]
+    unknown = model.get("unk_token")
+    return model.get("unk_id") if unknown is None else tokenizer.token_to_id(unknown)
 
 
 def _as_toml(template: Template) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import JanusConfig
 
@@ -129,6 +130,8 @@ def trainable_names(model: UniAdGen) -> Iterator[str]:
 
 def model_digest(directory: str | Path) -> str:
     """SHA-256 over the names and bytes of everything in a model directory: what determines its output."""
+    if not Path(directory).is_dir():
+        raise ModelError(f"{directory}: no such model directory")
     total = hashlib.sha256()
     for path in sorted(p for p in Path(directory).rglob("*") if p.is_file() and not p.name.startswith(".")):
         with path.open("rb") as file:
@@ -158,6 +161,8 @@ def janus_config(directory: Path) -> ModelConfig:
             return _config_from_deepseek(raw)
     except KeyError as error:
         raise ModelError(f"{path}: field {error} is missing") from None
+    except (ValidationError, TypeError, AttributeError) as error:
+        raise ModelError(f"{path}: not the sizes of a Janus-Pro model: {error}") from None
     raise ModelError(f"{path}: model_type is {raw.get('model_type')!r}; expected 'janus' or 'multi_modality'")
 
 

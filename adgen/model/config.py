@@ -93,6 +93,8 @@ class PreferenceConfig(Settings):
     num_heads: int = Field(16, gt=0)
     mask_layers: int = Field(2, gt=0)
     """Blocks of each mask generator."""
+    text_mask_layers: int | None = Field(None, gt=0)
+    """Blocks of the titles' mask generator where it has another number than the pictures'."""
     fusion_layers: int = Field(4, gt=0)
     tokens_per_image: int = Field(64, gt=0)
     """Rows of the position table of history pictures."""

@@ -6,6 +6,7 @@ from transformers.models.dinov2 import modeling_dinov2
 
 from adgen.model.decoder import Decoder
 from adgen.model.foreground import ForegroundPerception
+from adgen.model.lora import LoRALinear
 from adgen.model.preference import DualModalityFusion, Preference
 from adgen.model.uniadgen import UniAdGen
 
@@ -37,6 +38,9 @@ def initialize_part(part: nn.Module, seed: int = 0) -> None:
 
 
 def _fill(module: nn.Module, generator: torch.Generator) -> None:
+    if isinstance(module, LoRALinear):
+        _normal(module.lora_A, module.in_features**-0.5, generator)
+        module.lora_B.zero_()
     if isinstance(module, nn.Linear | nn.Conv2d):
         fan_in = module.weight[0].numel()
         _normal(module.weight, min(_STD, fan_in**-0.5) if isinstance(module, nn.Linear) else fan_in**-0.5, generator)

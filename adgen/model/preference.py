@@ -55,10 +55,10 @@ class Block(nn.Module):
 class BaseTransformer(nn.Module):
     """Token positions within an item, then blocks over all tokens of all items."""
 
-    def __init__(self, size: int, num_tokens: int, config: PreferenceConfig):
+    def __init__(self, size: int, num_tokens: int, num_layers: int, config: PreferenceConfig):
         super().__init__()
         self.pos_encoding = nn.Parameter(torch.zeros(1, num_tokens, size))
-        self.transformer_layers = nn.ModuleList(Block(size, config) for _ in range(config.mask_layers))
+        self.transformer_layers = nn.ModuleList(Block(size, config) for _ in range(num_layers))
 
     def forward(self, items: Tensor) -> Tensor:
         """(B, N, T, D) -> (B, N, T, D)."""
@@ -79,11 +79,16 @@ class SimilarityMask(nn.Module):
 
     def forward(self, contextual: Tensor, items: Tensor, gumbel: Tensor | None) -> Tensor:
         """(B, N, T, D) twice, and noise (B, N, T) or None -> (B, N, T, D); a dropped token becomes one constant vector."""
-        masked = contextual * self.mask(self.similarity(contextual, items), gumbel)[..., None]
+        mask = self.mask(self.similarity(contextual, items), gumbel)
+        masked = contextual * mask[..., None].to(contextual.dtype)
         return self.layer_norm(self.output_projection(masked) + masked)
 
     def similarity(self, contextual: Tensor, items: Tensor) -> Tensor:
-        """Cosine (B, N, T) of each token to itself before context and position; norms are at least 1e-8."""
+        """Cosine (B, N, T) of each token to itself before context and position; norms are at least 1e-8.
+
+        In fp32: similarities lie within some hundredths of each other, a few steps of bf16.
+        """
+        contextual, items = contextual.float(), items.float()
         dot = (contextual * items).sum(-1)
         return dot / (contextual.norm(dim=-1).clamp_min(1e-8) * items.norm(dim=-1).clamp_min(1e-8))
 
@@ -103,9 +108,9 @@ class SimilarityMask(nn.Module):
 class MaskGenerator(nn.Module):
     """The fine step for one modality: which of the history's tokens to keep (spec 2.2)."""
 
-    def __init__(self, size: int, num_tokens: int, config: PreferenceConfig):
+    def __init__(self, size: int, num_tokens: int, num_layers: int, config: PreferenceConfig):
         super().__init__()
-        self.base_transformer = BaseTransformer(size, num_tokens, config)
+        self.base_transformer = BaseTransformer(size, num_tokens, num_layers, config)
         self.similarity_mask_layer = SimilarityMask(size, config.keep_rate)
 
     def forward(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
@@ -147,8 +152,9 @@ class Preference(nn.Module):
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
         self.residual = config.residual
-        self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config)
-        self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, config)
+        text_layers = config.text_mask_layers or config.mask_layers
+        self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config.mask_layers, config)
+        self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, text_layers, config)
         self.dual_modality_fusion_encoder = DualModalityFusion(size, config)
 
     def forward(

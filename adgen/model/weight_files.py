@@ -49,6 +49,7 @@ def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: 
         size += tensor.nbytes
     if len(shards) == 1:
         save_file(shards[0], directory / _SINGLE[0], metadata={"format": "pt"})
+        (directory / _INDEXES[0]).unlink(missing_ok=True)  # of an earlier save, which readers would take for this one
         return
     weight_map = {}
     for number, shard in enumerate(shards, start=1):
@@ -61,11 +62,11 @@ def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: 
 
 def _indexed_files(index: Path) -> list[Path]:
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-    except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError, UnicodeDecodeError) as error:
         raise ModelError(f"{index}: not a weight index: {error!r}") from None
     for name in names:
-        if Path(name).name != name:
+        if not isinstance(name, str) or Path(name).name != name:
             raise ModelError(f"{index}: shard {name!r} is not a plain file name")
         if not (index.parent / name).is_file():
             raise ModelError(f"{index.parent / name}: no such file, but {index.name} names it")

@@ -19,12 +19,12 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    _quiet()
+    quiet_ray()
     address = settings.address or os.environ.get("RAY_ADDRESS")
     # A dashboard that is off makes a Ray Train cleaner warn each second (STACK.md section 2), but costs a refresh nothing.
     local = {} if address else {"include_dashboard": False}
     ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
-    logging.getLogger("ray").setLevel(logging.ERROR)
+    quiet_ray()  # ray.init sets its loggers up anew
     try:
         yield
     finally:
@@ -39,7 +39,8 @@ def num_engines(settings: ClusterSettings, device: str) -> int:
     return max(1, int(resources.get("GPU", 0)) if device == "cuda" else int(resources.get("CPU", 1)) // 2)
 
 
-def _quiet() -> None:
+def quiet_ray() -> None:
+    """Errors only, from Ray and from what it starts after this."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     for name in ("ray", "ray.data", "ray.tune", "ray.train"):

@@ -80,6 +80,7 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
     for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
         setattr(summary, name, getattr(counts, name))
     summary.pairs = counts.rows
+    summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
     return summary
 
