@@ -27,7 +27,7 @@ from adgen.model.checkpoint import (
 )
 from adgen.model.config import LoRAConfig, ModelConfig, janus_pro_1b, janus_pro_7b
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
-from adgen.model.weight_files import write_tensors
+from adgen.model.weight_files import weight_files, write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL_KEYS = next(f / "real_keys" for f in (Path(os.environ.get("ADGEN_GOLDEN") or GOLDEN), GOLDEN) if (f / "real_keys").is_dir())
@@ -398,6 +398,31 @@ def test_a_truncated_safetensors_file_is_named(tmp_path):
     path = tmp_path / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-1000])
     with pytest.raises(ModelError, match=r"model\.safetensors: damaged or truncated"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0, 10, 1000, -100])
+def test_a_truncated_bin_file_is_named(tmp_path, kept):
+    save_small_model(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(tmp_path / "model.safetensors"), path)
+    (tmp_path / "model.safetensors").unlink()
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin: damaged or truncated"):
+        load(tmp_path)
+
+
+def test_saving_over_a_sharded_model_leaves_no_old_index(tmp_path):
+    write_tensors(tmp_path, {"a": torch.zeros(100), "b": torch.zeros(100)}, max_shard_bytes=500)
+    write_tensors(tmp_path, {"a": torch.ones(3)})
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
+
+
+def test_sizes_that_no_janus_has_are_named(tmp_path, janus):
+    raw = json.loads((janus[1] / "config.json").read_text())
+    raw["text_config"]["hidden_size"] = 60
+    (tmp_path / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ModelError, match=r"(?s)config\.json: not the sizes .*hidden_size 60 is not"):
         load(tmp_path)
 
 

@@ -8,7 +8,7 @@ from small_models import bpe_tokenizer, script_titles, small_config, small_model
 from two_pass_oracle import two_pass
 
 from adgen.errors import ModelError
-from adgen.generation.generate import Request, cut_back, generate, prefill
+from adgen.generation.generate import Request, cut_back, generate, prefill, with_unconditional_rows
 from adgen.generation.prompt import Prompt
 from adgen.generation.sampling import SamplingSettings
 
@@ -133,6 +133,15 @@ def test_cut_back_keeps_the_common_prefix_and_leaves_a_token_to_read():
     prompts = [Prompt((1, 2, 3), (-1,) * 3), Prompt((1, 2, 9, 4), (-1,) * 4)]
     assert cut_back(cache, [[1, 2, 3, 4, 5], [1, 2, 3, 4, 5, 6, 7]], prompts) == [2, 2]
     assert cache.lengths.tolist() == [2, 2]
+
+
+def test_rows_that_keep_much_and_rows_that_lack_much_fit_one_cache():
+    model, prompts = small_model(), [Prompt((1,) * 101, (-1,) * 101), Prompt((1,) * 60, (-1,) * 60)]
+    cache = model.decoder.new_cache(2, 130, "cpu", torch.float32)
+    prefill(model, cache, [torch.randn(100, 64), torch.randn(5, 64)])
+    both = with_unconditional_rows(model, cache, prompts, Prompt((1,), (-1,)))
+    prefill(model, both.rows(0, 2), [torch.randn(1, 64), torch.randn(55, 64)])
+    assert both.lengths.tolist() == [101, 60, 0, 0]
 
 
 def test_a_request_that_cannot_fit_is_refused_before_any_work():

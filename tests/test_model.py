@@ -9,7 +9,8 @@ from small_models import small_config, small_model
 
 from adgen.config import validate_settings
 from adgen.errors import SettingsError
-from adgen.model.config import PRESETS, ModelConfig, janus_pro_7b
+from adgen.model.checkpoint import on_meta
+from adgen.model.config import PRESETS, LoRAConfig, ModelConfig, janus_pro_7b
 from adgen.model.image_tokens import to_uint8, to_unit_range
 from adgen.model.initialize import initialize
 from adgen.model.uniadgen import UniAdGen
@@ -141,6 +142,24 @@ def test_initialisation_is_a_function_of_the_seed():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.decoder.embed_tokens.weight, other.decoder.embed_tokens.weight)
     assert all(torch.isfinite(p).all() for p in one.parameters())
+
+
+def test_initialisation_covers_low_rank_updates():
+    config = small_config(lora=LoRAConfig(rank=2))
+    one = initialize(UniAdGen(config), 1)
+    other = initialize(on_meta(config).to_empty(device="cpu"), 1)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    assert not one.decoder.layers[0].self_attn.q_proj.lora_B.any()
+
+
+def test_a_mask_is_chosen_in_fp32_whatever_the_weights_are():
+    """Real similarities lie closer together than two neighbouring bf16 numbers."""
+    layer = small_model().preference.visual_mask_generator.similarity_mask_layer.to(torch.bfloat16)
+    items = (1 + 0.05 * torch.randn(1, 5, 4, 64, generator=torch.Generator().manual_seed(0))).bfloat16()
+    similarity = layer.similarity(torch.ones_like(items), items)
+    assert similarity.dtype == torch.float32
+    assert len(similarity.unique()) == 20
+    assert layer(torch.ones_like(items), items, None).dtype == torch.bfloat16
 
 
 def test_presets_are_what_they_say():

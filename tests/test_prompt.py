@@ -1,7 +1,8 @@
 """Prompts: the published layout, and data that never becomes markup."""
 
 import pytest
-from small_models import bpe_tokenizer, save_small_model, small_config, small_prompter, unigram_tokenizer
+from small_models import MARKUP, bpe_tokenizer, save_small_model, small_config, small_prompter, unigram_tokenizer
+from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from adgen.errors import ModelError
@@ -57,6 +58,41 @@ def test_a_special_token_spelled_in_data_stays_text(tokenizer):
     assert count(prompter.picture_prompt(plain, "t")) == count(prompter.picture_prompt(spelled, SPELLED))
     assert SPELLED in text_of(prompter, prompter.picture_prompt(spelled, "t").ids), "and stays what it was"
     assert special.isdisjoint(set(prompter.history_title_ids(SPELLED)) - {prompter.pad_id})
+
+
+def test_text_that_a_vocabulary_cannot_spell_is_no_markup():
+    """Its unknown token is special too; a title of such text must neither stop a run nor gain markup."""
+    vocabulary = {piece: i for i, piece in enumerate(["<unk>", *map(chr, range(9, 127))])}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))
+    names = load_template().tokens.model_dump().values()
+    tokenizer.add_special_tokens([AddedToken(name, special=True) for name in ["<unk>", *names, *MARKUP]])
+    prompter = small_prompter(tokenizer)
+    assert prompter.history_title_ids("mug 🎉")[:5] == [vocabulary[c] for c in "mug "] + [vocabulary["<unk>"]]
+
+
+@pytest.mark.parametrize("text", ["<end_of_image>" * 900, "＜end_of_image＞", "a <end_of_image"])
+def test_a_vocabulary_that_spells_special_tokens_itself_makes_none(text):
+    """SentencePiece vocabularies hold their special tokens; a normalizer may even make one of other characters."""
+    names = [*load_template().tokens.model_dump().values(), *MARKUP]
+    pieces = [("<unk>", 0.0), *((name, -1.0) for name in names), *((chr(i), -5.0) for i in range(9, 127))]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=0))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+    prompter = small_prompter(tokenizer)
+    assert prompter._special_ids.isdisjoint(prompter._text_ids(text))
+
+
+def test_letters_that_were_added_to_a_vocabulary_are_text():
+    """DeepSeek's tokenizers hold "ü" and a dozen more as added tokens; the published model reads titles with them."""
+    tokenizer = bpe_tokenizer()
+    tokenizer.add_tokens([AddedToken("ü", special=False)])
+    ids = small_prompter(tokenizer).history_title_ids("Müsli")
+    assert ids[:5] == tokenizer.encode("Müsli", add_special_tokens=False).ids
+    assert tokenizer.token_to_id("ü") in ids
+
+
+def test_the_wording_is_one_line():
+    assert not set("\\\n") & set(load_template().user)
 
 
 def test_braces_and_quotes_in_data_are_data():
@@ -116,6 +152,8 @@ def test_a_directory_carries_its_own_wording(tmp_path):
         ("{title}</prompt>", "{title}", "no title could ever end"),
         ("negative = ", "negativ = ", r"prompt\.toml: .*negativ: unknown key"),
         ("[tokens]", "[tokens", r"prompt\.toml"),
+        ("{title}</prompt>", "{title!r}</prompt>", r"prompt\.toml: answer has the fields \['title!r'\]"),
+        ("{title}</prompt>", "{title}</{prompt>", r"prompt\.toml: answer: expected '}'"),
     ],
 )
 def test_a_bad_template_names_the_field(tmp_path, old, new, message):

@@ -250,7 +250,7 @@ class Prompter:
         return [token for start, end in bounds for token in self._plain_ids(text[start:end])]
 
     def _cut(self, text: str, max_tokens: int) -> str:
-        """The longest start of the text that is at most max_tokens long by itself."""
+        """The start of the text that its first max_tokens tokens reach; a character of several tokens stays whole."""
         encoding = self._plain.encode(text, add_special_tokens=False)
         return text if len(encoding.ids) <= max_tokens else text[: encoding.offsets[max_tokens - 1][1]]
 

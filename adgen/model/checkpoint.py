@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 from transformers import JanusConfig
 
@@ -161,7 +160,7 @@ def janus_config(directory: Path) -> ModelConfig:
             return _config_from_deepseek(raw)
     except KeyError as error:
         raise ModelError(f"{path}: field {error} is missing") from None
-    except (ValidationError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError) as error:
         raise ModelError(f"{path}: not the sizes of a Janus-Pro model: {error}") from None
     raise ModelError(f"{path}: model_type is {raw.get('model_type')!r}; expected 'janus' or 'multi_modality'")
 
@@ -201,7 +200,7 @@ def _llama_config(raw: dict) -> DecoderConfig:
     heads = raw.get("num_attention_heads", 32)
     rope = raw.get("rope_parameters") or {}
     if raw.get("rope_scaling") or rope.get("rope_type", "default") != "default":
-        raise ModelError(f"scaled RoPE is not supported (found {raw.get('rope_scaling') or rope})")
+        raise ValueError(f"scaled RoPE is not supported (found {raw.get('rope_scaling') or rope})")
     return DecoderConfig(
         hidden_size=raw.get("hidden_size", 4096),
         intermediate_size=raw.get("intermediate_size", 11008),

@@ -95,7 +95,7 @@ def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
     except pickle.UnpicklingError as error:
         raise ModelError(f"{path}: holds more than tensors, and is not unpickled: {str(error).splitlines()[0]}") from None
     except (RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{path}: damaged or truncated: {str(error).splitlines()[0]}") from None
+        raise ModelError(f"{path}: damaged or truncated: {(str(error) or 'no data').splitlines()[0]}") from None
     if inside and isinstance(tensors, dict) and isinstance(tensors.get(inside), dict):
         tensors = tensors[inside]
     if not isinstance(tensors, dict):
