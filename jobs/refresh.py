@@ -20,7 +20,8 @@ from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.display import RichProgress, print_summary
-from adgen.on_ray.refresh import Summary, refresh
+from adgen.on_ray.dry_run import forecast
+from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import RefreshSettings
 
 REQUIRED = ("inputs", "store", "campaign", "model")
@@ -35,6 +36,8 @@ class Command:
     settings: Annotated[RefreshSettings, arg(name="")]
     json: bool = False
     """Print one JSON object as the last line of stdout."""
+    dry_run: bool = False
+    """Plan only: print pairs to do and carried, expected time and cost; nothing is generated or published."""
 
 
 def main(arguments: list[str]) -> int:
@@ -42,12 +45,16 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         command = parse(arguments)
-        with connected(command.settings.cluster), RichProgress(console) as progress:
-            summary = refresh(command.settings, progress)
+        with connected(command.settings.cluster):
+            if command.dry_run:
+                report(console, "dry run", dataclasses.asdict(forecast(command.settings)), command.json)
+                return 0
+            with RichProgress(console) as progress:
+                summary = refresh(command.settings, progress)
     except AdgenError as error:
         console.print(f"refresh: {error}", style="red", markup=False, highlight=False)
         return 1
-    report(console, summary, command.json)
+    report(console, f"run {summary.run_id}", summary.as_dict(), command.json)
     return 0 if summary.published else 1
 
 
@@ -62,11 +69,11 @@ def parse(arguments: list[str]) -> Command:
     return command
 
 
-def report(console: Console, summary: Summary, as_json: bool) -> None:
+def report(console: Console, title: str, values: dict, as_json: bool) -> None:
     """A table for people; for programs one JSON object on stdout."""
-    print_summary(console, f"run {summary.run_id}", summary.as_dict())
+    print_summary(console, title, values)
     if as_json:
-        print(json.dumps(summary.as_dict()))
+        print(json.dumps(values))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from adgen.creatives.storage import S3Access, open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
 from adgen.on_ray.cluster import quiet_ray
+from adgen.on_ray.dry_run import forecast
 from adgen.on_ray.refresh import Summary, refresh
 from adgen.on_ray.settings import RefreshSettings
 from adgen.shop.synth import synthesize
@@ -215,6 +216,15 @@ def test_a_run_with_a_limit_is_partial_and_published_only_when_told(ray_cluster,
     told = run(made.model_copy(update={"publish_partial": True}))
     assert told.published
     assert told.pairs == 3
+
+
+def test_a_dry_run_forecasts_and_publishes_nothing(ray_cluster, shop, model, tmp_path):
+    made = settings(shop, str(tmp_path / "store"), model, forecast={"seconds_a_creative": 36, "price_an_hour": 2})
+    expected = forecast(made)
+    assert (expected.pairs, expected.to_generate, expected.carried, expected.shards) == (12, 12, 0, 3)
+    assert (expected.engine_hours, expected.cost) == (pytest.approx(0.12), pytest.approx(0.24))
+    assert expected.hours == pytest.approx(0.12 / expected.engines)
+    assert not (tmp_path / "store" / "campaigns").exists()
 
 
 def test_inputs_models_and_keys_are_refused_before_any_work(ray_cluster, own_shop, model, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from ray.util import ActorPool
 
 import adgen
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.erasure import forgotten_hashes
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
@@ -27,8 +28,8 @@ from adgen.on_ray.settings import RefreshSettings
 from adgen.records import digest
 from adgen.shop.catalog import Catalog, build_catalog, open_catalog
 from adgen.shop.keys import Keys, load_keys
+from adgen.shop.plan import PlanSummary, resume_key
 from adgen.shop.plan import make_plan as plan_pairs
-from adgen.shop.plan import resume_key
 from adgen.shop.plan_rows import ForgottenUsers, PlanRules
 from adgen.shop.tables import Inputs, open_inputs
 
@@ -76,13 +77,27 @@ def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     """Tonight's catalog, then the plan; its commit is the last write."""
     pointer, etag = read_pointer(storage, settings.campaign)
     base_run = pointer.run_id if pointer else None
-    rules = plan_rules(settings, planned, base_run)
     journal = Journal(storage, settings.campaign, run.run_id)
+    catalog, parts, _ = write_plan(settings, storage, planned, journal, base_run)
+    run.update(base_run=base_run, digests=run.document.digests | {"catalog": catalog.index.name})
+    journal.commit_plan(
+        parts,
+        settings_digest=planned.settings_digest,
+        inputs=planned.inputs.stamps,
+        base_run=base_run,
+        pointer_etag=etag,
+        pointer_generation=pointer.generation if pointer else 0,
+    )
+
+
+def write_plan(
+    settings: RefreshSettings, storage: Storage, planned: Planned, journal: Journal, base_run: str | None
+) -> tuple[Catalog, list[PlanPart], PlanSummary]:
+    """Bring the catalog in `storage` up to date and write the plan's parts through `journal`; nothing is committed."""
     with tempfile.TemporaryDirectory(prefix="adgen-plan-") as folder:
         catalog = tonights_catalog(settings, storage, planned, Path(folder) / "products")
-        run.update(base_run=base_run, digests=run.document.digests | {"catalog": catalog.index.name})
-        parts, _ = plan_pairs(
-            rules,
+        parts, summary = plan_pairs(
+            plan_rules(settings, planned, base_run),
             planned.inputs,
             catalog,
             journal,
@@ -92,14 +107,7 @@ def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
             limit=settings.plan.limit,
             is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(storage)), planned.keys.campaign_key),
         )
-    journal.commit_plan(
-        parts,
-        settings_digest=planned.settings_digest,
-        inputs=planned.inputs.stamps,
-        base_run=base_run,
-        pointer_etag=etag,
-        pointer_generation=pointer.generation if pointer else 0,
-    )
+    return catalog, parts, summary
 
 
 def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None) -> PlanRules:

@@ -27,8 +27,6 @@ class PlanSettings(Settings):
     """Change it to draw every creative of the campaign anew."""
     keep_previous: bool = True
     """A pair whose input cannot be read tonight keeps its previous creative, marked stale; false drops it."""
-    num_buckets: int = Field(default=16, gt=0)
-    """Parts that the joins are cut into; more of them need less memory."""
 
 
 class ClusterSettings(Settings):
@@ -53,6 +51,15 @@ class FailureSettings(Settings):
     """Rows before the share is judged."""
 
 
+class ForecastSettings(Settings):
+    """What `--dry-run` reckons with."""
+
+    seconds_a_creative: float | None = Field(default=None, gt=0)
+    """Of one engine; default the published run's own."""
+    price_an_hour: float = Field(default=0.0, ge=0)
+    """Of one engine's machine, in your currency."""
+
+
 class RefreshSettings(Settings):
     """Refresh one campaign: tables in, published creatives out."""
 
@@ -74,6 +81,7 @@ class RefreshSettings(Settings):
     finish: FinishSettings = FinishSettings()
     failures: FailureSettings = FailureSettings()
     cluster: ClusterSettings = ClusterSettings()
+    forecast: ForecastSettings = ForecastSettings()
     keys: KeySettings = KeySettings()
     s3: S3Access = S3Access()
 
