@@ -109,6 +109,16 @@ def test_history_and_product_reach_the_picture():
     assert not torch.equal(codes[0], codes[2])
 
 
+def test_preference_noise_is_a_switch_keyed_by_the_seed():
+    model, prompter = small_model(), small_prompter()
+    noisy = GREEDY.model_copy(update={"preference_noise": True})
+    request = requests()[3]
+    still, one, two = (generate(model, prompter, [request], s)[0].codes for s in (GREEDY, noisy, noisy))
+    assert torch.equal(one, two)
+    others = [generate(model, prompter, [Request(**{**request.__dict__, "seed": i})], noisy)[0].codes for i in range(4)]
+    assert any(not torch.equal(still, other) for other in others)
+
+
 def test_pictures_are_uint8_of_the_models_size():
     result = generate(small_model(), small_prompter(), requests()[:1], GREEDY)[0]
     assert result.picture.dtype == torch.uint8

@@ -64,7 +64,7 @@ def generate(
         return []
     sampling = sampling or SamplingSettings()
     seeds = torch.tensor([request.seed for request in requests], device=model.device)
-    histories = [embed_history(model, prompter, request) for request in requests]
+    histories = [embed_history(model, prompter, request, sampling.preference_noise) for request in requests]
     prompts = [prompter.title_prompt(request.facts) for request in requests]
     cache = new_cache(model, prompts, sampling)
 
@@ -97,7 +97,7 @@ def generate(
 # -- the prompt ------------------------------------------------------------------------------------------------------
 
 
-def embed_history(model: UniAdGen, prompter: Prompter, request: Request) -> Tensor:
+def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
     """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles'."""
     width = model.config.decoder.hidden_size
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)
@@ -110,7 +110,8 @@ def embed_history(model: UniAdGen, prompter: Prompter, request: Request) -> Tens
     ids = [prompter.history_title_ids(title) for title in request.history_titles]
     size = model.config.preference.tokens_per_title
     titles = torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
-    return torch.cat(model.embed_history(codes, titles), dim=1)[0]
+    generator = torch.Generator().manual_seed(request.seed) if noise else None
+    return torch.cat(model.embed_history(codes, titles, noise, generator), dim=1)[0]
 
 
 def embed(model: UniAdGen, prompt: Prompt, history: Tensor | None) -> Tensor:

@@ -27,6 +27,8 @@ class SamplingSettings(Settings):
     """0 takes the most likely code."""
     guidance: float = Field(5.0, ge=0)
     """Weight w of classifier-free guidance: unconditional + w * (conditional - unconditional)."""
+    preference_noise: bool = False
+    """Gumbel noise in the history masks, as the published model draws it even in inference; keyed by the row's seed."""
     control_strength: float = 1.5
     """Factor on the foreground additions; 1.0 in training, 1.5 in the published inference."""
 

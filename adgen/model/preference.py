@@ -187,6 +187,7 @@ def _positions(table: Tensor, num_tokens: int) -> Tensor:
 
 
 def _gumbel(items: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise (B, N, T) for items (B, N, T, D): -log of an exponential draw."""
-    draw = torch.empty(items.shape[:3], device=items.device, dtype=torch.float32)
-    return -draw.exponential_(generator=generator).log()
+    """Standard Gumbel noise (B, N, T) for items (B, N, T, D): -log of an exponential draw, made where the generator is."""
+    device = items.device if generator is None else generator.device
+    draw = torch.empty(items.shape[:3], device=device, dtype=torch.float32)
+    return -draw.exponential_(generator=generator).log().to(items.device)

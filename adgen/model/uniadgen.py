@@ -45,9 +45,14 @@ class UniAdGen(nn.Module):
         """Final-normed hidden states (..., D) -> logits over the image codes (..., codebook_size)."""
         return self.image_head(hidden)
 
-    def embed_history(self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None) -> tuple[Tensor, Tensor]:
-        """Codes (B, N, Ti) and title tokens (B, Nt, Tt) -> the rows of their slots, (B, N*Ti, D) and (B, Nt*Tt, D)."""
-        return self.preference(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise)
+    def embed_history(
+        self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Codes (B, N, Ti) and title tokens (B, Nt, Tt) -> the rows of their slots, (B, N*Ti, D) and (B, Nt*Tt, D).
+
+        noise and generator as in `Preference`.
+        """
+        return self.preference(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise, generator)
 
     def embed_prompt(self, ids: Tensor, slots: Tensor, history: Tensor) -> Tensor:
         """Prompt tokens (B, T) with some positions taken from the history -> embeddings (B, T, D).
