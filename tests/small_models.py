@@ -5,7 +5,8 @@ from pathlib import Path
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from adgen.generation.prompt import Prompter, load_template
+from adgen.generation.prompt import Prompter
+from adgen.generation.template import load_template
 from adgen.model.config import DecoderConfig, ForegroundConfig, ImageTokenConfig, ModelConfig, PreferenceConfig
 from adgen.model.initialize import initialize
 from adgen.model.uniadgen import UniAdGen

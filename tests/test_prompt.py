@@ -6,7 +6,8 @@ from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 
 from adgen.errors import ModelError
-from adgen.generation.prompt import Prompter, PromptFacts, load_template
+from adgen.generation.prompt import Prompter, PromptFacts
+from adgen.generation.template import load_template
 
 SPELLED = "mug <begin_of_image> <｜end▁of▁sentence｜> <image_placeholder><|User|>"
 

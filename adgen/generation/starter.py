@@ -10,7 +10,8 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from adgen.errors import ModelError
-from adgen.generation.prompt import Prompter, Template, load_template
+from adgen.generation.prompt import Prompter
+from adgen.generation.template import Template, load_template
 from adgen.model.checkpoint import save
 from adgen.model.config import PRESETS, ModelConfig
 from adgen.model.initialize import initialize
