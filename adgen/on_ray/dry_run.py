@@ -15,10 +15,9 @@ from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import Storage, open_storage
-from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.cluster import cluster_device, num_engines
 from adgen.on_ray.planning import prepare, write_plan
 from adgen.on_ray.settings import RefreshSettings
-from adgen.on_ray.stages import pick_device
 
 
 @dataclass
@@ -50,7 +49,7 @@ def forecast(settings: RefreshSettings) -> Forecast:
     with tempfile.TemporaryDirectory(prefix="adgen-dry-run-") as folder:
         journal = Journal(open_storage(Path(folder) / "store"), settings.campaign, new_run_id())
         _, _, summary = write_plan(settings, storage, planned, journal, pointer.run_id if pointer else None)
-    engines = num_engines(settings.cluster, pick_device(settings.device))
+    engines = num_engines(settings.cluster, cluster_device(settings.device), settings.engine.tensor_parallel)
     made = Forecast(
         pairs=summary.pairs,
         to_generate=summary.to_generate,

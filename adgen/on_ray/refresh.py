@@ -19,10 +19,11 @@ from adgen.creatives.publish import finish
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Storage, open_storage
 from adgen.errors import AdgenError, OwnedElsewhere, RunError
-from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, pick_device
+from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried
 from adgen.shop.catalog import Catalog
 
 
@@ -90,6 +91,7 @@ def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     journal = Journal(storage, settings.campaign, run.run_id)
     unfinished = journal.unfinished()
     progress.phase("generate", sum(part.rows for part in unfinished))
+    settings = settings.model_copy(update={"device": cluster_device(settings.device)})
     context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
     watch = FailureWatch(settings.failures)
     catalog = catalog_of(settings, storage, run, planned)
@@ -106,7 +108,10 @@ def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> I
     carried = [commit_carried_remotely.remote(context, part.index) for part in wave if part.kind == "carry"]
     fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
     if fresh:
-        yield from shards_dataset(context, fresh, catalog).iter_rows()
+        try:
+            yield from shards_dataset(context, fresh, catalog).iter_rows()
+        finally:
+            remove_groups(context.run_id)
     for reference in carried:
         yield ray.get(reference)
 
@@ -117,18 +122,19 @@ def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalo
     data.enable_progress_bars = False
     # What a worker raises is a RunError (rows never raise): retrying it would only repeat it.
     data.actor_task_retry_on_errors = False
-    device = pick_device(context.settings.device)
-    engines = num_engines(context.settings.cluster, device)
-    small = ActorPoolStrategy(min_size=1, max_size=max(1, engines))
+    device, ranks = context.settings.device, context.settings.engine.tensor_parallel
+    engines = num_engines(context.settings.cluster, device, ranks)
+    small = ActorPoolStrategy(min_size=1, max_size=engines)
+    slot = slot_resources(device)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
         .map(
-            Generate,
+            Generate if ranks == 1 else GenerateTogether,
             fn_constructor_args=(context,),
             compute=ActorPoolStrategy(size=engines),
-            num_cpus=1,
-            num_gpus=1 if device == "cuda" else 0,
+            num_cpus=slot["CPU"] if ranks == 1 else STAGE_CPUS,
+            num_gpus=slot.get("GPU", 0) if ranks == 1 else 0,
         )
         .map(FinishAndCommit, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
     )

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +29,9 @@ from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.catalog import Catalog
 from adgen.shop.locations import read_bytes
 from adgen.shop.plan_rows import carried_rows
+
+if TYPE_CHECKING:
+    from adgen.generation.engine import Engine
 
 Row = dict[str, Any]
 
@@ -100,22 +103,13 @@ class LookUp:
 class Generate:
     """One engine, built once; its pictures are encoded here, without loss."""
 
-    def __init__(self, context: Context):
-        import torch
+    def __init__(self, context: Context, engine: "Engine | None" = None):
+        """engine: one that is ready, for a rank of several; default one of our own."""
+        from adgen.model.checkpoint import read_config
 
-        from adgen.generation.engine import Engine
-        from adgen.generation.prompt import Prompter
-        from adgen.model.checkpoint import load
-
-        settings = context.settings
         self.context = context
-        self.device = pick_device(settings.device)
-        if self.device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        model = load(settings.model, self.device, torch.bfloat16 if self.device == "cuda" else torch.float32)
-        prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
-        self.engine = Engine(model, prompter, settings.engine, settings.sampling, device=self.device)
-        self.config = model.config
+        self.engine = engine or build_engine(context.settings)
+        self.config = read_config(context.settings.model)
 
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
@@ -152,6 +146,22 @@ class Generate:
             )
             for pair in pairs
         ]
+
+
+def build_engine(settings: RefreshSettings) -> "Engine":
+    """The settings' engine, of one rank, on this process's device."""
+    import torch
+
+    from adgen.generation.engine import Engine
+    from adgen.generation.prompt import Prompter
+    from adgen.model.checkpoint import load
+
+    device = pick_device(settings.device)
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    model = load(settings.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
+    return Engine(model, prompter, settings.engine, settings.sampling, device=device)
 
 
 def pick_device(wanted: str) -> str:
