@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adgen.errors import AdgenError, EngineLost, ModelError, SettingsError
 from adgen.on_ray.cluster import slot_resources
-from adgen.on_ray.stages import Context, Generate, Row
+from adgen.on_ray.stages import Context, Generate, Row, raise_told, telling
 
 TRIES = 3
 """How often a shard is given to a new group of ranks before the run stops."""
@@ -27,62 +27,54 @@ class GenerateTogether:
     """What `Generate` does, by a group of ranks. A group that loses a rank is replaced, and its shard done again."""
 
     def __init__(self, context: Context):
+        """Waits until the cluster has room for all ranks."""
         self.context = context
-        self.ranks = self._started()
+        name = f"{_prefix(context.run_id)}{ray.get_runtime_context().get_actor_id()}"
+        _remove(name)  # of a process of ours that was killed: its ranks are gone, its reservation is not
+        size = context.settings.engine.tensor_parallel
+        self.slots = placement_group([slot_resources(context.settings.device, size)] * size, strategy="PACK", name=name)
+        ray.get(self.slots.ready())
+        self.ranks: Ranks | None = None
 
+    @telling
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason. EngineLost: TRIES groups died over this shard."""
         for tries_left in reversed(range(TRIES)):
             try:
+                self.ranks = self.ranks or Ranks(self.context, self.slots)
                 return self.ranks.generate(row)
             except EngineLost:
-                self.ranks.close()
+                if self.ranks:
+                    self.ranks.close()
+                self.ranks = None
                 if not tries_left:
-                    raise
-                self.ranks = self._started()
-
-    def _started(self) -> "Ranks":
-        name = f"{_prefix(self.context.run_id)}{ray.get_runtime_context().get_actor_id()}"
-        for tries_left in reversed(range(TRIES)):
-            ranks = Ranks(self.context, name)
-            try:
-                ranks.start()
-                return ranks
-            except BaseException as error:
-                ranks.close()
-                if not (isinstance(error, EngineLost) and tries_left):
                     raise
 
 
 class Ranks:
-    """The actors of one group; the caller is their owner, so that they die with it, however it dies."""
+    """The actors of one group. Their owner is the process that made them, so that they die with it, however it dies."""
 
-    def __init__(self, context: Context, name: str):
-        """Waits until the cluster has room for all ranks."""
-        size = context.settings.engine.tensor_parallel
-        resources = slot_resources(context.settings.device, size)
-        _remove(name)  # of a process of ours that was killed: its actors are gone, its reservation is not
-        self.name = name
-        self.group = placement_group([resources] * size, strategy="PACK", name=name)
-        ray.get(self.group.ready())
-        self.actors = [_actor(context, rank, self.group, resources) for rank in range(size)]
+    def __init__(self, context: Context, slots: PlacementGroup):
+        """Loads the model and lets the ranks meet. EngineLost: a rank died over it; ModelError, SettingsError: it never will."""
+        self.actors = [_actor(context, rank, slots) for rank in range(slots.bundle_count)]
         self.serving: list[ray.ObjectRef] = []
-
-    def start(self) -> None:
-        """Load the model and meet. EngineLost: a rank died over it; ModelError, SettingsError: it never will."""
-        address, port = self._ask([self.actors[0].meeting_point.remote()])[0]
-        self._ask([actor.start.remote(address, port) for actor in self.actors])
+        try:
+            [(address, port)] = self._ask([self.actors[0].meeting_point.remote()])
+            self._ask([actor.start.remote(address, port) for actor in self.actors])
+        except BaseException:
+            self.close()
+            raise
         self.serving = [actor.serve.remote() for actor in self.actors[1:]]
 
     def generate(self, row: Row) -> Row:
         """A shard done by all ranks. EngineLost: a rank died, before or meanwhile; the group is of no further use."""
-        return self._ask([self.actors[0].generate.remote(row)])[0]
+        [made] = self._ask([self.actors[0].generate.remote(row)])
+        return made
 
     def close(self) -> None:
-        """End all ranks and free their slots."""
+        """End all ranks; their slots stay reserved."""
         for actor in self.actors:
             ray.kill(actor)
-        _remove(self.name)
 
     def _ask(self, answers: list[ray.ObjectRef]) -> list[Any]:
         """The answers, unless a rank fails first: the others may wait for it for ever."""
@@ -134,13 +126,13 @@ class _Rank:
         return serve_rank(self.engine)
 
     def generate(self, row: Row) -> Row:
-        return Generate(self.context, self.engine)(row)
+        return raise_told(Generate(self.context, self.engine)(row))
 
 
-def _actor(context: Context, rank: int, group: PlacementGroup, resources: dict[str, float]) -> Any:
-    place = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
-    options = {"num_cpus": resources["CPU"], "num_gpus": resources.get("GPU", 0), "scheduling_strategy": place}
-    return _Rank.options(**options).remote(context, rank)
+def _actor(context: Context, rank: int, slots: PlacementGroup) -> Any:
+    slot = slots.bundle_specs[rank]
+    place = PlacementGroupSchedulingStrategy(slots, placement_group_bundle_index=rank)
+    return _Rank.options(num_cpus=slot["CPU"], num_gpus=slot.get("GPU", 0), scheduling_strategy=place).remote(context, rank)
 
 
 def _error(answer: ray.ObjectRef) -> BaseException | None:

@@ -6,11 +6,12 @@ journal part are done (DESIGN section 5).
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
@@ -18,12 +19,12 @@ from adgen.creatives.probe import probe
 from adgen.creatives.publish import finish
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Storage, open_storage
-from adgen.errors import AdgenError, OwnedElsewhere, RunError
+from adgen.errors import AdgenError, EngineLost, OwnedElsewhere, RunError, StoreError
 from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
 from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried
+from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, raise_told
 from adgen.shop.catalog import Catalog
 
 
@@ -109,7 +110,7 @@ def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> I
     fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
     if fresh:
         try:
-            yield from shards_dataset(context, fresh, catalog).iter_rows()
+            yield from map(raise_told, shards_dataset(context, fresh, catalog).iter_rows())
         finally:
             remove_groups(context.run_id)
     for reference in carried:
@@ -125,7 +126,10 @@ def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalo
     device, ranks = context.settings.device, context.settings.engine.tensor_parallel
     engines = num_engines(context.settings.cluster, device, ranks)
     small = ActorPoolStrategy(min_size=1, max_size=engines)
-    slot = slot_resources(device)
+    slot = slot_resources(device, ranks)
+    if ranks > 1:  # slots that groups reserve, of which Ray Data must not make room for more look-ups
+        reserved = min(engines * ranks * slot["CPU"], ray.cluster_resources().get("CPU", 0) / 2)
+        data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
@@ -171,7 +175,8 @@ class FailureWatch:
 
 
 class _ended_on_failure:
-    """A RunError ends the run as FAILED; anything else leaves it to be resumed by the same command."""
+    """A RunError ends the run as FAILED, unless it is the surroundings' failure (store, lost engines): that and anything
+    else leaves the run to be resumed by the same command."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -180,14 +185,18 @@ class _ended_on_failure:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        cause = getattr(error, "cause", None)
+        cause = getattr(error, "cause", None)  # what a worker raised, of which Ray made its own error
         if isinstance(cause, AdgenError):
             error = cause
-        if isinstance(error, RunError) and not isinstance(error, OwnedElsewhere):
+        if isinstance(error, OwnedElsewhere) or error is None:
+            return
+        if isinstance(error, RunError) and not isinstance(error, (StoreError, EngineLost)):
             self.run.end("FAILED", str(error)[:500])
+        elif self.run.document.unfinished:
+            with suppress(StoreError):  # the heartbeat that stops tells the next driver as well, only later
+                self.run.release(f"stopped by {type(error).__name__}")
+        if error is cause:
             raise error
-        if error is not None and not isinstance(error, OwnedElsewhere):
-            self.run.release(f"stopped by {type(error).__name__}")
 
 
 def _waves(parts: Sequence[PlanPart], size: int) -> Iterator[Sequence[PlanPart]]:

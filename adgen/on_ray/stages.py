@@ -7,9 +7,11 @@ it (STACK.md section 3), and a stage's memory is one shard's.
 import hashlib
 import io
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property, wraps
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adgen import errors
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
-from adgen.errors import PairError
+from adgen.errors import PairError, RunError
 from adgen.finishing.finish import ProductFacts, finish, product_cutout
 from adgen.images import square_frame
 from adgen.on_ray.settings import RefreshSettings
@@ -52,18 +56,54 @@ class Context:
         return Journal(storage, self.settings.campaign, self.run_id)
 
 
+def telling(call: Callable[[Any, Row], Row]) -> Callable[[Any, Row], Row]:
+    """A stage's `__call__` whose RunError travels on as a row, past the stages behind it: Ray Data wraps what a stage
+    raises, and the driver could no longer tell what it was."""
+
+    @wraps(call)
+    def telling_call(stage: Any, row: Row) -> Row:
+        if "error" in row:
+            return row
+        try:
+            return call(stage, row)
+        except RunError as error:
+            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
+            return {"index": row["index"], "error": kind.__name__, "message": str(error)}
+
+    return telling_call
+
+
+def raise_told(row: Row) -> Row:
+    """The row itself, unless it tells of an error: that error, of its own kind."""
+    if "error" in row:
+        raise getattr(errors, row["error"])(row["message"])
+    return row
+
+
+class ShardStage:
+    """A stage that reads the run's plan: for its first shard, so that `telling` can tell what goes wrong."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.journal = context.journal()
+
+    @cached_property
+    def parts(self) -> tuple[PlanPart, ...]:
+        """The plan's parts, by number."""
+        return self.journal.read_plan().parts
+
+
 # -- look-up -----------------------------------------------------------------------------------------------------------
 
 
-class LookUp:
+class LookUp(ShardStage):
     """A shard's number -> its pairs with everything that generation and finishing need."""
 
     def __init__(self, context: Context, catalog: Catalog):
-        self.context = context
-        self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
+        super().__init__(context)
         self.catalog = catalog
 
+    @telling
     def __call__(self, row: Row) -> Row:
         """{"index"} -> {"index", "shard"}; a pair that cannot be made gets a reason and no picture."""
         pairs = self.journal.read_plan_part(self.parts[row["index"]]).to_pylist()
@@ -105,12 +145,16 @@ class Generate:
 
     def __init__(self, context: Context, engine: "Engine | None" = None):
         """engine: one that is ready, for a rank of several; default one of our own."""
-        from adgen.model.checkpoint import read_config
-
         self.context = context
-        self.engine = engine or build_engine(context.settings)
-        self.config = read_config(context.settings.model)
+        if engine is not None:
+            self.engine = engine
 
+    @cached_property
+    def engine(self) -> "Engine":
+        """Built for the first shard, so that `telling` can tell what goes wrong."""
+        return build_engine(self.context.settings)
+
+    @telling
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
         pairs, pictures = unpack(row["shard"])
@@ -127,8 +171,9 @@ class Generate:
 
         from adgen.generation.generate import Request
         from adgen.generation.pictures import condition_pixels
+        from adgen.model.checkpoint import read_config
 
-        config = self.config
+        config = read_config(self.context.settings.model)
         facts = {pair["product_id"]: product_facts(pair, pictures[pair["product_id"]]) for pair in pairs}
         conditions = {
             product: condition_pixels(square_frame(product_cutout(fact)), fact.scale or 1.0, config.foreground)
@@ -174,14 +219,10 @@ def pick_device(wanted: str) -> str:
 # -- finish and commit -------------------------------------------------------------------------------------------------
 
 
-class FinishAndCommit:
+class FinishAndCommit(ShardStage):
     """Pairs with backgrounds -> objects in the store, then the shard's journal part."""
 
-    def __init__(self, context: Context):
-        self.context = context
-        self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
-
+    @telling
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "failed", "committed"}."""
         pairs, pictures = unpack(row["shard"])
