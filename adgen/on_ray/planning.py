@@ -24,7 +24,7 @@ from adgen.generation.engine import ENGINE_VERSION
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import ModelConfig
 from adgen.on_ray.cluster import num_engines
-from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.settings import ClusterSettings, RefreshSettings
 from adgen.records import digest
 from adgen.shop.catalog import Catalog, build_catalog, open_catalog
 from adgen.shop.keys import Keys, load_keys
@@ -227,7 +227,8 @@ class _encoders:
         if not batches:
             return iter(())
         if not self.actors:
-            self.actors = [_Encode.remote() for _ in range(num_engines(self.settings.cluster, "cpu"))]
+            # As many as find room: a batch given to one that waits for a CPU would wait for ever.
+            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
         return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
 

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adgen.errors import AdgenError, EngineLost, ModelError, SettingsError
 from adgen.on_ray.cluster import slot_resources
-from adgen.on_ray.stages import Context, Generate, Row, raise_told, telling
+from adgen.on_ray.shard import Row, raise_told, telling
+from adgen.on_ray.stages import Context, Generate
 
 TRIES = 3
 """How often a shard is given to a new group of ranks before the run stops."""

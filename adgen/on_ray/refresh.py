@@ -4,6 +4,7 @@ Resume is this same function: a run with the same key and a committed plan is ta
 journal part are done (DESIGN section 5).
 """
 
+import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
+from adgen.creatives.cleanup import clean_up
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
@@ -24,8 +26,11 @@ from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
 from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, raise_told
+from adgen.on_ray.shard import raise_told
+from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried
 from adgen.shop.catalog import Catalog
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -71,6 +76,8 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
     summary = Summary(run.run_id)
     with run.beating(), _ended_on_failure(run):
         if not run.resumed:
+            progress.phase("clean up")
+            summary.note = _clean_up(settings, storage)
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
@@ -85,6 +92,18 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
     summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
     return summary
+
+
+def _clean_up(settings: RefreshSettings, storage: Storage) -> str:
+    """Remove what is no longer kept; what went wrong, if anything did. It never stops a refresh: the next one tries again."""
+    if settings.clean_up.keep_runs is None:
+        return ""
+    try:
+        clean_up(storage, settings.campaign, settings.clean_up.keep_runs)
+        return ""
+    except Exception as error:
+        log.warning("clean-up of campaign %s failed", settings.campaign, exc_info=error)
+        return f"clean-up failed, and is tried again by the next refresh: {error}"
 
 
 def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress) -> int:

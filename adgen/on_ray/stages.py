@@ -7,11 +7,10 @@ it (STACK.md section 3), and a stage's memory is one shard's.
 import hashlib
 import io
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property, wraps
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +19,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from adgen import errors
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
-from adgen.errors import PairError, RunError
-from adgen.finishing.finish import ProductFacts, finish, product_cutout
+from adgen.errors import PairError
+from adgen.finishing.finish import finish, product_cutout
 from adgen.images import square_frame
 from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.shard import Row, lossless, pack, product_facts, telling, unpack
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.catalog import Catalog
 from adgen.shop.locations import read_bytes
@@ -36,8 +35,6 @@ from adgen.shop.plan_rows import carried_rows
 
 if TYPE_CHECKING:
     from adgen.generation.engine import Engine
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,30 +51,6 @@ class Context:
         """The run's plan and journal."""
         storage = open_storage(self.settings.store, self.access)
         return Journal(storage, self.settings.campaign, self.run_id)
-
-
-def telling(call: Callable[[Any, Row], Row]) -> Callable[[Any, Row], Row]:
-    """A stage's `__call__` whose RunError travels on as a row, past the stages behind it: Ray Data wraps what a stage
-    raises, and the driver could no longer tell what it was."""
-
-    @wraps(call)
-    def telling_call(stage: Any, row: Row) -> Row:
-        if "error" in row:
-            return row
-        try:
-            return call(stage, row)
-        except RunError as error:
-            kind = next(kind for kind in type(error).__mro__ if kind.__module__ == errors.__name__)
-            return {"index": row["index"], "error": kind.__name__, "message": str(error)}
-
-    return telling_call
-
-
-def raise_told(row: Row) -> Row:
-    """The row itself, unless it tells of an error: that error, of its own kind."""
-    if "error" in row:
-        raise getattr(errors, row["error"])(row["message"])
-    return row
 
 
 class ShardStage:
@@ -276,6 +249,11 @@ class FinishAndCommit(ShardStage):
         return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 
+def vars_of(reference: Any) -> Row:
+    """The manifest's columns of a stored object."""
+    return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}
+
+
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
 
 
@@ -285,49 +263,3 @@ def commit_carried(context: Context, index: int) -> Row:
     part = journal.read_plan().parts[index]
     committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
     return {"index": index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
-
-
-# -- small parts -------------------------------------------------------------------------------------------------------
-
-
-def product_facts(pair: Row, picture: bytes) -> ProductFacts:
-    """What finishing and the condition picture need, from a planned pair and its product's bytes."""
-    facts = ProductFacts(
-        title=pair["product_title"],
-        selling_points=tuple(pair["selling_points"] or ()),
-        scale=pair["scale"],
-        locale=pair["locale"],
-        channel=pair["channel"],
-    )
-    return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
-
-
-def lossless(picture: np.ndarray) -> bytes:
-    """PNG of (H, W, 3) uint8, quick rather than small."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
-def vars_of(reference: Any) -> Row:
-    """The manifest's columns of a stored object."""
-    return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}
-
-
-def pack(pairs: list[Row], pictures: dict[str, bytes]) -> bytes:
-    """A shard's rows and its products' pictures, as one Arrow stream after another."""
-    sink = io.BytesIO()
-    data = pa.array(pictures.values(), pa.large_binary())
-    tables = (pa.Table.from_pylist(pairs), pa.table({"product": pa.array(pictures, pa.string()), "data": data}))
-    for table in tables:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-    return sink.getvalue()
-
-
-def unpack(shard: bytes) -> tuple[list[Row], dict[str, bytes]]:
-    """What `pack` packed."""
-    source = pa.BufferReader(shard)
-    pairs = pa.ipc.open_stream(source).read_all()
-    pictures = pa.ipc.open_stream(source).read_all()
-    return pairs.to_pylist(), dict(zip(pictures["product"].to_pylist(), pictures["data"].to_pylist(), strict=True))
