@@ -103,15 +103,15 @@ def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
 
 def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> Iterator[dict[str, Any]]:
     """One dataset execution: yields each shard's counts as it is committed."""
-    carried = [commit_carried_remotely.remote(context, part.index) for part in wave if part.kind == "carry"]
-    fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
+    carried = [commit_carried_remotely.remote(context, part) for part in wave if part.kind == "carry"]
+    fresh = [part.model_dump() for part in wave if part.kind == "generate"]
     if fresh:
         yield from shards_dataset(context, fresh, catalog).iter_rows()
     for reference in carried:
         yield ray.get(reference)
 
 
-def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalog) -> ray.data.Dataset:
+def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalog) -> ray.data.Dataset:
     """Shards -> look-up -> engines -> finish, upload and commit. A row is a shard, a block is a row."""
     data = DataContext.get_current()
     data.enable_progress_bars = False
@@ -135,9 +135,9 @@ def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalo
 
 
 @ray.remote(num_cpus=0.5)
-def commit_carried_remotely(context: Context, index: int) -> dict[str, Any]:
+def commit_carried_remotely(context: Context, part: PlanPart) -> dict[str, Any]:
     """`commit_carried` on some node."""
-    return commit_carried(context, index)
+    return commit_carried(context, part)
 
 
 class FailureWatch:

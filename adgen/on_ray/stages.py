@@ -1,7 +1,7 @@
 """What happens to a shard: look-up, generate, finish and commit. One function a stage; Ray Data strings them together.
 
-A dataset row is a whole shard, {"index", "shard"}: its number, then its tables as bytes. So no block splitting can cut
-it (STACK.md section 3), and a stage's memory is one shard's.
+A dataset row is a whole shard: its entry of plan.json, then in "shard" its tables as bytes. So no block splitting can cut
+it (STACK.md section 3), a stage's memory is one shard's, and no stage reads plan.json, which grows with the campaign.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
@@ -53,17 +54,16 @@ class Context:
 
 
 class LookUp:
-    """A shard's number -> its pairs with everything that generation and finishing need."""
+    """A shard's plan entry -> its pairs with everything that generation and finishing need."""
 
     def __init__(self, context: Context, catalog: Catalog):
         self.context = context
         self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
         self.catalog = catalog
 
     def __call__(self, row: Row) -> Row:
-        """{"index"} -> {"index", "shard"}; a pair that cannot be made gets a reason and no picture."""
-        pairs = self.journal.read_plan_part(self.parts[row["index"]]).to_pylist()
+        """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
+        pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
         pictures: dict[str, bytes] = {}
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
@@ -71,7 +71,7 @@ class LookUp:
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)
         self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
-        return {"index": row["index"], "shard": pack(pairs, pictures)}
+        return row | {"shard": pack(pairs, pictures)}
 
     def _look_up_product(self, pair: Row, pictures: dict[str, bytes]) -> None:
         product = pair["product_id"]
@@ -80,7 +80,6 @@ class LookUp:
                 pictures[product] = read_bytes(pair["cutout"] or pair["image"])
             if pair["cutout_hash"] not in (None, hashlib.sha256(pictures[product]).hexdigest()):
                 raise PairError("input_changed", f"the picture of {product} is not the one that was planned")
-            product_cutout(product_facts(pair, pictures[product]))
         except PairError as error:
             pair["reason"], pair["detail"] = error.reason, error.detail
 
@@ -120,27 +119,39 @@ class Generate:
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
         pairs, pictures = unpack(row["shard"])
+        conditions = self._conditions(pairs, pictures)
         wanted = [pair for pair in pairs if pair["reason"] is None]
         started = time.time()
-        results = self.engine.generate(self._requests(wanted, pictures))
+        results = self.engine.generate(self._requests(wanted, conditions))
         seconds = (time.time() - started) / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
             pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
-        return {"index": row["index"], "shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+        return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
 
-    def _requests(self, pairs: list[Row], pictures: dict[str, bytes]) -> list:
+    def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
+        """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
+        from adgen.generation.pictures import condition_pixels
+
+        conditions: dict[str, Any] = {}
+        for pair in pairs:
+            product = pair["product_id"]
+            if pair["reason"] is not None or product in conditions:
+                continue
+            try:
+                fact = product_facts(pair, pictures[product])
+                conditions[product] = condition_pixels(
+                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.config.foreground
+                )
+            except PairError as error:
+                pair["reason"], pair["detail"] = error.reason, error.detail
+        return conditions
+
+    def _requests(self, pairs: list[Row], conditions: dict[str, Any]) -> list:
         import torch
 
         from adgen.generation.generate import Request
-        from adgen.generation.pictures import condition_pixels
 
-        config = self.config
-        facts = {pair["product_id"]: product_facts(pair, pictures[pair["product_id"]]) for pair in pairs}
-        conditions = {
-            product: condition_pixels(square_frame(product_cutout(fact)), fact.scale or 1.0, config.foreground)
-            for product, fact in facts.items()
-        }
-        size = config.image.tokens_per_history_picture
+        size = self.config.image.tokens_per_history_picture
         return [
             Request(
                 product_title=pair["product_title"],
@@ -170,7 +181,6 @@ class FinishAndCommit:
     def __init__(self, context: Context):
         self.context = context
         self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
 
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "failed", "committed"}."""
@@ -178,7 +188,7 @@ class FinishAndCommit:
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
             rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
         table = pa.Table.from_pylist(rows, schema=MANIFEST)
-        committed = self.journal.commit_part(self.parts[row["index"]], table, self._lineage(pairs))
+        committed = self.journal.commit_part(plan_part(row), table, self._lineage(pairs))
         failed = sum(r["status"] == FAILED for r in rows)
         return {
             "index": row["index"],
@@ -228,15 +238,19 @@ class FinishAndCommit:
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
 
 
-def commit_carried(context: Context, index: int) -> Row:
+def commit_carried(context: Context, part: PlanPart) -> Row:
     """A bulk shard of carried rows: its plan part is its result."""
     journal = context.journal()
-    part = journal.read_plan().parts[index]
     committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
-    return {"index": index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
+    return {"index": part.index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def plan_part(row: Row) -> PlanPart:
+    """The plan's entry that a dataset row carries."""
+    return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
 
 
 def product_facts(pair: Row, picture: bytes) -> ProductFacts:
