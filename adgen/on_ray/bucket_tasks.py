@@ -27,7 +27,7 @@ def map_buckets(function: Callable[[Any], Any], buckets: Iterable[Any]) -> Itera
         for bucket in buckets:
             if len(waiting) == at_once:
                 yield _result(waiting.popleft())
-            waiting.append(_run.remote(shared, bucket))
+            waiting.append(_plan_bucket.remote(shared, bucket))
         while waiting:
             yield _result(waiting.popleft())
     finally:  # a planner that has its `limit` of pairs asks for no more
@@ -36,7 +36,7 @@ def map_buckets(function: Callable[[Any], Any], buckets: Iterable[Any]) -> Itera
 
 
 @ray.remote(num_cpus=1)
-def _run(function: Callable[[Any], Any], bucket: Any) -> Any:
+def _plan_bucket(function: Callable[[Any], Any], bucket: Any) -> Any:
     return function(bucket)
 
 

@@ -22,7 +22,7 @@ from adgen.errors import AdgenError, OwnedElsewhere, RunError
 from adgen.on_ray.cluster import num_engines
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, pick_device
+from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried, pick_device
 from adgen.shop.catalog import Catalog
 
 
@@ -59,7 +59,7 @@ class Summary:
         return asdict(self)
 
 
-def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES) -> Summary:
     """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
     started = time.time()
     storage = open_storage(settings.store, settings.s3)
@@ -72,7 +72,7 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
-            summary.engine_calls = _work_off(settings, storage, run, planned, progress)
+            summary.engine_calls = _work_off(settings, storage, run, planned, progress, stages)
         progress.phase("publish")
         pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
     counts = run.document.counts
@@ -85,7 +85,7 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
     return summary
 
 
-def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress) -> int:
+def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages) -> int:
     """Do every shard that has no journal part; the number of pairs that engines generated."""
     journal = Journal(storage, settings.campaign, run.run_id)
     unfinished = journal.unfinished()
@@ -94,24 +94,24 @@ def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     watch = FailureWatch(settings.failures)
     catalog = catalog_of(settings, storage, run, planned)
     for wave in _waves(unfinished, settings.cluster.shards_per_wave):
-        for done in _run_wave(context, wave, catalog):
+        for done in _run_wave(context, wave, catalog, stages):
             run.check()
             progress.advance(done["rows"])
             watch.count(done)
     return watch.engine_calls
 
 
-def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> Iterator[dict[str, Any]]:
+def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stages: Stages) -> Iterator[dict[str, Any]]:
     """One dataset execution: yields each shard's counts as it is committed."""
     carried = [commit_carried_remotely.remote(context, part) for part in wave if part.kind == "carry"]
     fresh = [part.model_dump() for part in wave if part.kind == "generate"]
     if fresh:
-        yield from shards_dataset(context, fresh, catalog).iter_rows()
+        yield from shards_dataset(context, fresh, catalog, stages).iter_rows()
     for reference in carried:
         yield ray.get(reference)
 
 
-def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalog) -> ray.data.Dataset:
+def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalog, stages: Stages) -> ray.data.Dataset:
     """Shards -> look-up -> engines -> finish, upload and commit. A row is a shard, a block is a row."""
     data = DataContext.get_current()
     data.enable_progress_bars = False
@@ -122,15 +122,15 @@ def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalo
     small = ActorPoolStrategy(min_size=1, max_size=max(1, engines))
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
+        .map(stages.look_up, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
         .map(
-            Generate,
+            stages.generate,
             fn_constructor_args=(context,),
             compute=ActorPoolStrategy(size=engines),
             num_cpus=1,
             num_gpus=1 if device == "cuda" else 0,
         )
-        .map(FinishAndCommit, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
+        .map(stages.finish, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,15 +23,14 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import PairError
-from adgen.finishing.finish import ProductFacts, finish, product_cutout
+from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
 from adgen.images import square_frame
+from adgen.on_ray.payload import Row, lossless, pack, unpack
 from adgen.on_ray.settings import RefreshSettings
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.catalog import Catalog
 from adgen.shop.locations import read_bytes
 from adgen.shop.plan_rows import carried_rows
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -212,8 +211,7 @@ class FinishAndCommit:
         if pair["reason"] is not None:
             return base | {"status": FAILED, "reason": pair["reason"]}
         try:
-            product = product_facts(pair, pictures[pair["product_id"]])
-            done = finish(np.array(Image.open(io.BytesIO(pair["picture"]))), pair["title"], product, self.context.settings.finish)
+            done = self._creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason}
         if done.verdict.status != OK:
@@ -229,12 +227,26 @@ class FinishAndCommit:
         ]
         return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
 
+    def _creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+        product = product_facts(pair, pictures[pair["product_id"]])
+        background = np.array(Image.open(io.BytesIO(pair["picture"])))
+        return finish(background, pair["title"], product, self.context.settings.finish)
+
     def _lineage(self, pairs: list[Row]) -> pa.Table:
         digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
         rows = [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
         return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 
+class Stages(NamedTuple):
+    """The classes that a shard passes through. The data benchmark puts others in their place; no setting can."""
+
+    look_up: type = LookUp
+    generate: type = Generate
+    finish: type = FinishAndCommit
+
+
+STAGES = Stages()
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
 
 
@@ -265,32 +277,6 @@ def product_facts(pair: Row, picture: bytes) -> ProductFacts:
     return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
 
 
-def lossless(picture: np.ndarray) -> bytes:
-    """PNG of (H, W, 3) uint8, quick rather than small."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def vars_of(reference: Any) -> Row:
     """The manifest's columns of a stored object."""
     return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}
-
-
-def pack(pairs: list[Row], pictures: dict[str, bytes]) -> bytes:
-    """A shard's rows and its products' pictures, as one Arrow stream after another."""
-    sink = io.BytesIO()
-    data = pa.array(pictures.values(), pa.large_binary())
-    tables = (pa.Table.from_pylist(pairs), pa.table({"product": pa.array(pictures, pa.string()), "data": data}))
-    for table in tables:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-    return sink.getvalue()
-
-
-def unpack(shard: bytes) -> tuple[list[Row], dict[str, bytes]]:
-    """What `pack` packed."""
-    source = pa.BufferReader(shard)
-    pairs = pa.ipc.open_stream(source).read_all()
-    pictures = pa.ipc.open_stream(source).read_all()
-    return pairs.to_pylist(), dict(zip(pictures["product"].to_pylist(), pictures["data"].to_pylist(), strict=True))
