@@ -18,8 +18,8 @@ from adgen.on_ray import ranks
 from adgen.on_ray.cluster import num_engines, slot_resources
 from adgen.on_ray.ranks import GenerateTogether, remove_groups
 from adgen.on_ray.refresh import refresh
+from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import ClusterSettings, RefreshSettings
-from adgen.on_ray.shard import raise_told
 
 UNEQUAL = ("generated_at", "seconds")
 SIZES = {"plan": {"pairs_per_shard": 2}}

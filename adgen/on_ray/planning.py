@@ -23,6 +23,7 @@ from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import ModelConfig
+from adgen.on_ray.bucket_tasks import map_buckets
 from adgen.on_ray.cluster import num_engines
 from adgen.on_ray.settings import ClusterSettings, RefreshSettings
 from adgen.records import digest
@@ -106,6 +107,7 @@ def write_plan(
             pairs_per_shard=settings.plan.pairs_per_shard,
             limit=settings.plan.limit,
             is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(storage)), planned.keys.campaign_key),
+            run=map_buckets,
         )
     return catalog, parts, summary
 

@@ -14,7 +14,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adgen.errors import AdgenError, EngineLost, ModelError, SettingsError
 from adgen.on_ray.cluster import slot_resources
-from adgen.on_ray.shard import Row, raise_told, telling
+from adgen.on_ray.payload import Row
+from adgen.on_ray.row_errors import raise_told, telling
 from adgen.on_ray.stages import Context, Generate
 
 TRIES = 3

@@ -25,9 +25,9 @@ from adgen.errors import AdgenError, EngineLost, OwnedElsewhere, RunError, Store
 from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
 from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
+from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.shard import raise_told
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried
+from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried
 from adgen.shop.catalog import Catalog
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,7 @@ class Summary:
         return asdict(self)
 
 
-def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES) -> Summary:
     """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
     started = time.time()
     storage = open_storage(settings.store, settings.s3)
@@ -81,7 +81,7 @@ def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
-            summary.engine_calls = _work_off(settings, storage, run, planned, progress)
+            summary.engine_calls = _work_off(settings, storage, run, planned, progress, stages)
         progress.phase("publish")
         pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
     counts = run.document.counts
@@ -106,7 +106,7 @@ def _clean_up(settings: RefreshSettings, storage: Storage) -> str:
         return f"clean-up failed, and is tried again by the next refresh: {error}"
 
 
-def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress) -> int:
+def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages) -> int:
     """Do every shard that has no journal part; the number of pairs that engines generated."""
     journal = Journal(storage, settings.campaign, run.run_id)
     unfinished = journal.unfinished()
@@ -116,27 +116,27 @@ def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     watch = FailureWatch(settings.failures)
     catalog = catalog_of(settings, storage, run, planned)
     for wave in _waves(unfinished, settings.cluster.shards_per_wave):
-        for done in _run_wave(context, wave, catalog):
+        for done in _run_wave(context, wave, catalog, stages):
             run.check()
             progress.advance(done["rows"])
             watch.count(done)
     return watch.engine_calls
 
 
-def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> Iterator[dict[str, Any]]:
+def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stages: Stages) -> Iterator[dict[str, Any]]:
     """One dataset execution: yields each shard's counts as it is committed."""
-    carried = [commit_carried_remotely.remote(context, part.index) for part in wave if part.kind == "carry"]
-    fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
+    carried = [commit_carried_remotely.remote(context, part) for part in wave if part.kind == "carry"]
+    fresh = [part.model_dump() for part in wave if part.kind == "generate"]
     if fresh:
         try:
-            yield from map(raise_told, shards_dataset(context, fresh, catalog).iter_rows())
+            yield from map(raise_told, shards_dataset(context, fresh, catalog, stages).iter_rows())
         finally:
             remove_groups(context.run_id)
     for reference in carried:
         yield ray.get(reference)
 
 
-def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalog) -> ray.data.Dataset:
+def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalog, stages: Stages) -> ray.data.Dataset:
     """Shards -> look-up -> engines -> finish, upload and commit. A row is a shard, a block is a row."""
     data = DataContext.get_current()
     data.enable_progress_bars = False
@@ -146,27 +146,27 @@ def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalo
     engines = num_engines(context.settings.cluster, device, ranks)
     small = ActorPoolStrategy(min_size=1, max_size=engines)
     slot = slot_resources(device, ranks)
-    if ranks > 1:  # slots that groups reserve, of which Ray Data must not make room for more look-ups
-        reserved = min(engines * ranks * slot["CPU"], ray.cluster_resources().get("CPU", 0) / 2)
-        data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
+    # What groups reserve for themselves, Ray Data must not take for more look-ups.
+    reserved = min(engines * ranks * slot["CPU"], ray.cluster_resources().get("CPU", 0) / 2) if ranks > 1 else 0
+    data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
+        .map(stages.look_up, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
         .map(
-            Generate if ranks == 1 else GenerateTogether,
+            stages.generate if ranks == 1 else GenerateTogether,
             fn_constructor_args=(context,),
             compute=ActorPoolStrategy(size=engines),
             num_cpus=slot["CPU"] if ranks == 1 else STAGE_CPUS,
             num_gpus=slot.get("GPU", 0) if ranks == 1 else 0,
         )
-        .map(FinishAndCommit, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
+        .map(stages.finish, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
     )
 
 
 @ray.remote(num_cpus=0.5)
-def commit_carried_remotely(context: Context, index: int) -> dict[str, Any]:
+def commit_carried_remotely(context: Context, part: PlanPart) -> dict[str, Any]:
     """`commit_carried` on some node."""
-    return commit_carried(context, index)
+    return commit_carried(context, part)
 
 
 class FailureWatch:
