@@ -41,19 +41,23 @@ def data(
     return record
 
 
-def print_runs(console: Console, runs: list[dict], marginal: dict[str, float]) -> None:
+def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str, float]]) -> None:
     """A column a run."""
     table = Table("", *(f"{run['pairs']:,} pairs, {run['finishing']}" for run in runs), title="refresh with a null generator")
-    for phase in runs[0]["seconds"]:
-        table.add_row(f"{phase}: seconds", *(f"{run['seconds'][phase]:,}" for run in runs))
+    for kind in ("seconds", "user_seconds", "system_seconds"):
+        for phase in runs[0][kind]:
+            table.add_row(f"{phase}: {kind.replace('_', ' ')}", *(f"{run[kind][phase]:,}" for run in runs))
     for phase in runs[0]["pairs_per_core_second"]:
         table.add_row(f"{phase}: pairs/s/core", *(f"{run['pairs_per_core_second'][phase]:,}" for run in runs))
+    for kind in sorted({kind for run in runs for kind in run["cpu_seconds_by_kind"]}):
+        table.add_row(f"{kind}: CPU seconds", *(f"{run['cpu_seconds_by_kind'].get(kind, 0):,}" for run in runs))
     for kind in sorted({kind for run in runs for kind in run["peak_rss_mb"]}):
         peaks = ((run["peak_rss_mb"].get(kind), run["peak_own_mb"].get(kind)) for run in runs)
         table.add_row(f"{kind}: peak MB (not shared)", *("-" if rss is None else f"{rss:,} ({own:,})" for rss, own in peaks))
     console.print(table)
-    for phase, rate in marginal.items():
-        console.print(f"{phase}: {rate:,} pairs/s/core from the smallest size to the largest, starting up left out")
+    for phase, rates in marginal.items():
+        both, user = rates["cpu_seconds"], rates["user_seconds"]
+        console.print(f"{phase}: {both:,} pairs/s/core ({user:,} without the kernel's time), starting up left out")
 
 
 def main(arguments: list[str]) -> int:

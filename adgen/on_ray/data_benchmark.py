@@ -81,6 +81,7 @@ class Measured:
     """`data`, or `finished` at some side."""
     phases: dict[str, PhaseCost]
     memory: dict[str, Memory]
+    cpu_by_kind: dict[str, float]
 
     def pairs_per_core_second(self, phase: str) -> float:
         """Pairs of the run by the CPU seconds that the phase took of all processes together, Ray's own included."""
@@ -133,7 +134,7 @@ def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured
     if not summary.published or summary.generated != pairs or summary.rejected:
         raise RunError(f"the benchmark's refresh of {pairs} pairs is not whole: {summary.as_dict()}")
     finishing = "data" if side is None else f"finished {side}"
-    return Measured(pairs, finishing, phases, dict(watch.memory))
+    return Measured(pairs, finishing, phases, dict(watch.memory), dict(watch.cpu_by_kind))
 
 
 def cut_inputs(shop: Path, dest: Path, pairs: int) -> Path:
@@ -151,15 +152,21 @@ def cut_inputs(shop: Path, dest: Path, pairs: int) -> Path:
     return dest
 
 
-def marginal_rates(measured: list[Measured]) -> dict[str, float]:
-    """Pairs a CPU second between the smallest and the largest size without pictures: what starting up costs cancels out."""
+def marginal_rates(measured: list[Measured]) -> dict[str, dict[str, float]]:
+    """Pairs a CPU second, with and without the kernel's share, between the smallest size and the largest.
+
+    What starting up costs cancels out. Nothing where there are not two sizes.
+    """
     sizes = sorted((run for run in measured if run.finishing == "data"), key=lambda run: run.pairs)
     if len(sizes) < 2 or sizes[0].pairs == sizes[-1].pairs:
         return {}
     few, many = sizes[0], sizes[-1]
-    return {
-        name: round((many.pairs - few.pairs) / (many.phases[name].cpu_seconds - few.phases[name].cpu_seconds), 1) for name in RATED
-    }
+    rates: dict[str, dict[str, float]] = {}
+    for name in RATED:
+        for kind in ("cpu_seconds", "user_seconds"):
+            seconds = getattr(many.phases[name], kind) - getattr(few.phases[name], kind)
+            rates.setdefault(name, {})[kind] = round((many.pairs - few.pairs) / seconds, 1)
+    return rates
 
 
 def as_record(measured: list[Measured]) -> list[dict[str, Any]]:
@@ -169,8 +176,10 @@ def as_record(measured: list[Measured]) -> list[dict[str, Any]]:
             "pairs": run.pairs,
             "finishing": run.finishing,
             "seconds": {name: round(cost.seconds, 1) for name, cost in run.phases.items()},
-            "cpu_seconds": {name: round(cost.cpu_seconds, 1) for name, cost in run.phases.items()},
+            "user_seconds": {name: round(cost.user_seconds, 1) for name, cost in run.phases.items()},
+            "system_seconds": {name: round(cost.system_seconds, 1) for name, cost in run.phases.items()},
             "pairs_per_core_second": {name: round(run.pairs_per_core_second(name), 1) for name in RATED},
+            "cpu_seconds_by_kind": {kind: round(seconds, 1) for kind, seconds in sorted(run.cpu_by_kind.items())},
             "peak_rss_mb": {kind: peak.rss >> 20 for kind, peak in sorted(run.memory.items())},
             "peak_own_mb": {kind: peak.own >> 20 for kind, peak in sorted(run.memory.items())},
         }

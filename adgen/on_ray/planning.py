@@ -79,8 +79,9 @@ def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     pointer, etag = read_pointer(storage, settings.campaign)
     base_run = pointer.run_id if pointer else None
     journal = Journal(storage, settings.campaign, run.run_id)
-    catalog, parts, _ = write_plan(settings, storage, planned, journal, base_run)
-    run.update(base_run=base_run, digests=run.document.digests | {"catalog": catalog.index.name})
+    catalog, parts, summary = write_plan(settings, storage, planned, journal, base_run)
+    digests = run.document.digests | {"catalog": catalog.index.name}
+    run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates)
     journal.commit_plan(
         parts,
         settings_digest=planned.settings_digest,

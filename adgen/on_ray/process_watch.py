@@ -7,13 +7,13 @@ apart; a worker between two tasks counts as what it did last.
 import re
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, Self
 
 import psutil
 
-DRIVER, RAY, IDLE = "driver", "Ray itself", "idle worker"
+RAY, IDLE = "Ray itself", "idle worker"
 _ACTOR_OF_DATA = re.compile(r"ray::MapWorker\(Map\((\w+)\)\)")
 _WORKER = re.compile(r"ray::(\w+)")
 _TASKS = {"_plan_bucket": "plan task", "_Encode": "catalog encoder", "commit_carried_remotely": "carry task"}
@@ -33,10 +33,12 @@ class ProcessWatch:
     """Samples while its block runs."""
 
     def __init__(self, interval_seconds: float = 0.25):
+        self.phase = "start"
         self.memory: dict[str, Memory] = defaultdict(Memory)
+        self.cpu_by_kind: Counter[str] = Counter()
         self._interval = interval_seconds
         self._driver = psutil.Process()
-        self._cpu: dict[tuple[int, float], float] = {}
+        self._cpu: dict[tuple[int, float], tuple[float, float]] = {}
         self._kinds: dict[int, str] = {}
         self._lock, self._stop = threading.Lock(), threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
@@ -49,10 +51,11 @@ class ProcessWatch:
         self._stop.set()
         self._thread.join()
 
-    def cpu_seconds(self) -> float:
-        """User and system time so far of all processes that were ever seen."""
+    def cpu_seconds(self) -> tuple[float, float]:
+        """(user, system) time so far of all processes that were ever seen."""
         self._sample()
-        return sum(self._cpu.values())
+        user, system = zip(*self._cpu.values(), strict=True)
+        return sum(user), sum(system)
 
     def _run(self) -> None:
         while not self._stop.wait(self._interval):
@@ -69,14 +72,16 @@ class ProcessWatch:
 
     def _take(self, process: psutil.Process) -> None:
         times, memory = process.cpu_times(), process.memory_info()
-        self._cpu[process.pid, process.create_time()] = times.user + times.system
-        peak = self.memory[self._kind(process)]
+        who, kind = (process.pid, process.create_time()), self._kind(process)
+        self.cpu_by_kind[kind] += times.user + times.system - sum(self._cpu.get(who, (0, 0)))
+        self._cpu[who] = (times.user, times.system)
+        peak = self.memory[kind]
         peak.rss = max(peak.rss, memory.rss)
         peak.own = max(peak.own, memory.rss - memory.shared)
 
     def _kind(self, process: psutil.Process) -> str:
         if process.pid == self._driver.pid:
-            return DRIVER
+            return f"driver, {self.phase}"  # whose work is another in each
         title = " ".join(process.cmdline()[:1])
         if found := _ACTOR_OF_DATA.match(title):
             kind = found[1]
@@ -96,8 +101,15 @@ class PhaseCost:
     name: str
     seconds: float
     """By the clock on the wall."""
-    cpu_seconds: float
-    """Of all processes together."""
+    user_seconds: float
+    """CPU time of all processes together, in their own code."""
+    system_seconds: float
+    """CPU time of all processes together, in the kernel: most of it the store's file system."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Both."""
+        return self.user_seconds + self.system_seconds
 
 
 class PhaseClock:
@@ -105,16 +117,16 @@ class PhaseClock:
 
     def __init__(self, watch: ProcessWatch):
         self._watch = watch
-        self._open: tuple[str, float, float] | None = None
+        self._open: tuple[str, float, tuple[float, float]] | None = None
         self.phases: list[PhaseCost] = []
 
     def phase(self, name: str, total: int | None = None) -> None:
         """A new phase begins."""
         now, cpu = time.perf_counter(), self._watch.cpu_seconds()
         if self._open is not None:
-            before, started, cpu_before = self._open
-            self.phases.append(PhaseCost(before, now - started, cpu - cpu_before))
-        self._open = (name, now, cpu)
+            before, started, (user, system) = self._open
+            self.phases.append(PhaseCost(before, now - started, cpu[0] - user, cpu[1] - system))
+        self._open, self._watch.phase = (name, now, cpu), name
 
     def advance(self, pairs: int) -> None:
         """Nothing to show."""

@@ -56,6 +56,7 @@ class Summary:
     rejected: int = 0
     failed: int = 0
     stale: int = 0
+    duplicates: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
@@ -88,7 +89,7 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     summary.published, summary.state = pointer is not None, run.document.state
     for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
         setattr(summary, name, getattr(counts, name))
-    summary.pairs = counts.rows
+    summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
     summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
     return summary

@@ -61,10 +61,12 @@ class FailureSettings(Settings):
 
 
 class ForecastSettings(Settings):
-    """What `--dry-run` reckons with."""
+    """What `--dry-run` reckons with: the first of these two that is given, else the speed of the published run."""
 
     seconds_a_creative: float | None = Field(default=None, gt=0)
-    """Of one engine; default the published run's own."""
+    """Of one engine."""
+    benchmark: Path | None = None
+    """Speed of one engine as `python jobs/benchmark.py engine --save FILE` measured it; of the same model."""
     price_an_hour: float = Field(default=0.0, ge=0)
     """Of one engine's machine, in your currency."""
 
