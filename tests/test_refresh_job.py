@@ -2,11 +2,13 @@
 
 import importlib
 import json
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import ray
 from small_runs import begin, commit_plan, pair_ids
+from test_objects import CarelessStorage
 from test_refresh import Silent, model, run, settings, shop  # noqa: F401
 
 from adgen.creatives.runs import list_runs, read_run
@@ -14,7 +16,9 @@ from adgen.creatives.storage import Storage, open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import EngineLost, ModelError, OwnedElsewhere, PairError, RunError, SettingsError, StoreError
 from adgen.on_ray import refresh as module
+from adgen.on_ray.refresh import FailureWatch
 from adgen.on_ray.row_errors import raise_told, telling
+from adgen.on_ray.settings import FailureSettings
 
 ROOT = Path(__file__).parents[1]
 
@@ -71,9 +75,12 @@ def test_a_refresh_removes_what_is_no_longer_kept(ray_cluster, shop, model, tmp_
         raise StoreError("access denied")
 
     monkeypatch.setattr(module, "clean_up", failing)
+    monkeypatch.setattr(module, "finish_erasures", failing)
     told = run(made)
     assert told.published
-    assert told.note == "clean-up failed, and is tried again by the next refresh: access denied"
+    again = "failed, and is tried again by the next refresh: access denied"
+    assert told.note == f"erasure {again}; clean-up {again}"
+    monkeypatch.undo()
     off = made.model_copy(update={"clean_up": made.clean_up.model_copy(update={"keep_runs": None})})
     assert run(off).note == ""
 
@@ -100,6 +107,26 @@ def test_what_the_surroundings_did_leaves_the_run_to_be_resumed(folder_store: St
     assert (there.owner is not None) == isinstance(error, OwnedElsewhere)
     if there.owner is None:
         assert begin(folder_store, patience_seconds=60).resumed == (state == "RUNNING")
+
+
+def test_a_store_that_ignores_if_none_match_is_refused_before_any_work(store_uri, request, tmp_path, monkeypatch):
+    access = request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None
+    storage = CarelessStorage(open_storage(store_uri, access), "create")
+    monkeypatch.setattr(module, "open_storage", lambda *_: storage)
+    with pytest.raises(StoreError, match="ignores If-None-Match"):
+        run(settings(tmp_path / "no shop", store_uri, tmp_path / "no model"))
+    assert list(storage.entries("")) == []
+
+
+@pytest.mark.parametrize(("failed", "stops"), [([1, 5], False), ([0, 15], True), ([10, 0], True), ([9, 1], False)])
+def test_too_many_failures_stop_a_run(failed: list[int], stops: bool):
+    """All of the first shard of ten, or more than half of twenty."""
+    watch = FailureWatch(FailureSettings(max_failed_share=0.5, after_rows=20))
+    shards = [{"rows": size, "failed": count, "engine_calls": size} for size, count in zip((10, 15), failed, strict=True)]
+    with pytest.raises(RunError, match="nothing is published") if stops else nullcontext():
+        for shard in shards:
+            watch.count(shard)
+    assert stops or watch.engine_calls == 25
 
 
 def test_a_workers_error_is_raised_as_what_it_is(ray_cluster, folder_store: Storage):

@@ -6,7 +6,7 @@ journal part are done (DESIGN section 5).
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from adgen.creatives.cleanup import clean_up
 from adgen.creatives.documents import PlanPart
+from adgen.creatives.erasure import finish_erasures
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
 from adgen.creatives.publish import finish
@@ -73,12 +74,14 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
     planned = prepare(settings)
+    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
     run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
     summary = Summary(run.run_id)
     with run.beating(), _ended_on_failure(run):
         if not run.resumed:
-            progress.phase("clean up")
-            summary.note = _clean_up(settings, storage)
+            if keep := settings.clean_up.keep_runs:
+                progress.phase("clean up")
+                notes.append(_finish_earlier("clean-up", lambda: clean_up(storage, settings.campaign, keep)))
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
@@ -92,19 +95,18 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
     summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
+    summary.note = "; ".join(filter(None, notes))
     return summary
 
 
-def _clean_up(settings: RefreshSettings, storage: Storage) -> str:
-    """Remove what is no longer kept; what went wrong, if anything did. It never stops a refresh: the next one tries again."""
-    if settings.clean_up.keep_runs is None:
-        return ""
+def _finish_earlier(what: str, act: Callable[[], object]) -> str:
+    """Do what an earlier refresh left; what went wrong, if anything did. It never stops this one: the next tries again."""
     try:
-        clean_up(storage, settings.campaign, settings.clean_up.keep_runs)
+        act()
         return ""
     except Exception as error:
-        log.warning("clean-up of campaign %s failed", settings.campaign, exc_info=error)
-        return f"clean-up failed, and is tried again by the next refresh: {error}"
+        log.warning("%s failed", what, exc_info=error)
+        return f"{what} failed, and is tried again by the next refresh: {error}"
 
 
 def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages) -> int:
