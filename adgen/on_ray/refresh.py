@@ -146,7 +146,7 @@ def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalo
     # What a worker raises is a RunError (rows never raise): retrying it would only repeat it.
     data.actor_task_retry_on_errors = False
     device, ranks = context.settings.device, context.settings.engine.tensor_parallel
-    engines = num_engines(context.settings.cluster, device, ranks)
+    engines = min(len(rows), num_engines(context.settings.cluster, device, ranks))
     small = ActorPoolStrategy(min_size=1, max_size=engines)
     slot = slot_resources(device, ranks)
     # What groups reserve for themselves, Ray Data must not take for more look-ups.
