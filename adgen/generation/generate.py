@@ -137,7 +137,7 @@ def cut_back(cache: KeyValueCache, cached: Sequence[Sequence[int]], prompts: Seq
     The published flow re-tokenises the title as text; where its tokens differ from the ones that were generated, the
     cache must forget them.
     """
-    kept = [min(_common_prefix(old, new.ids), len(new.ids) - 1) for old, new in zip(cached, prompts, strict=True)]
+    kept = [min(common_prefix(old, new.ids), len(new.ids) - 1) for old, new in zip(cached, prompts, strict=True)]
     # The last written token may not have been fed yet: its position is not in the cache.
     kept = [min(n, int(length)) for n, length in zip(kept, cache.lengths, strict=True)]
     cache.truncate(torch.tensor(kept, device=cache.lengths.device))
@@ -217,7 +217,8 @@ def paint(
     for step in range(num_tokens):
         conditional, unconditional = model.image_logits(hidden).chunk(2)
         noise = gumbel_noise(seeds, step, PICTURE, conditional.shape[-1]) if sampling.picture_temperature else None
-        codes = sample(guided(conditional, unconditional, sampling.guidance), sampling.picture_temperature, noise)
+        logits = guided(conditional, unconditional, sampling.guidance)
+        codes = sample(logits, sampling.picture_temperature, noise, sampling.picture_top_k, sampling.picture_top_p)
         yield PictureStep(codes, conditional, unconditional)
         if step == num_tokens - 1:
             return
@@ -264,5 +265,6 @@ def with_unconditional_rows(model: UniAdGen, cache: KeyValueCache, pictures: Seq
     return both
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many elements a and b begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
