@@ -35,8 +35,7 @@ def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size:
     cache.lengths.copy_(torch.tensor(LENGTHS))
     prefix = None
     if shared:
-        prefix = filled(empty_cache(2, 1, groups, shared + 3, head_size, cpu_device, cache_type), generator)
-        prefix.lengths.fill_(shared)
+        prefix = filled(empty_cache(2, 1, groups, shared, head_size, cpu_device, cache_type), generator)
     active = torch.ones(len(LENGTHS), dtype=torch.bool)
     active[2] = False
     half = Half(cache, torch.full((len(LENGTHS),), shared), active, prefix)

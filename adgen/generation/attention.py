@@ -26,7 +26,7 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer:
     """
     head_size = cos.shape[-1]
     if qkv.device.type == "cuda":
-        from adgen.generation.kernels.gpu import attend_gpu as attend_half
+        from adgen.generation.kernels.gpu_attention import attend_gpu as attend_half
     elif cpu.library() and head_size <= cpu.MAX_HEAD_SIZE:
         attend_half = attend_cpu
     else:
@@ -51,8 +51,7 @@ def attend_torch(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) 
         keys[row, :, length], values[row, :, length] = k[row].to(keys.dtype), v[row].to(values.dtype)
         seen = [(keys[row, :, : length + 1], values[row, :, : length + 1])]
         if half.prefix is not None:
-            shared = int(half.prefix.lengths[0])
-            seen.insert(0, (half.prefix.keys[layer][0, :, :shared], half.prefix.values[layer][0, :, :shared]))
+            seen.insert(0, (half.prefix.keys[layer][0], half.prefix.values[layer][0]))
         all_keys, all_values = (torch.cat(parts, dim=1).to(q.dtype) for parts in zip(*seen, strict=True))
         out[row] = F.scaled_dot_product_attention(
             q[row][None, :, None], all_keys[None], all_values[None], enable_gqa=q.shape[1] != keys.shape[1]
@@ -83,8 +82,7 @@ def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) ->
         groups=groups,
         width=head_size,
         capacity=capacity,
-        prefix_length=int(prefix.lengths[0]) if prefix else 0,
-        prefix_capacity=prefix.capacity if prefix else 0,
+        num_shared=half.num_shared,
         scale=head_size**-0.5,
     )
     cpu.attend(arguments, keys.dtype)

@@ -22,7 +22,12 @@ class Half:
     active: Tensor
     """(B,) bool: rows at work. The others wait: they cost no attention, and nothing is added to them."""
     prefix: KeyValueCache | None = None
-    """One row that stands before all of them."""
+    """One row that stands before all of them; full: its capacity is its length."""
+
+    @property
+    def num_shared(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix.capacity if self.prefix else 0
 
     def positions(self) -> Tensor:
         """(B,) RoPE position of each row's next token."""

@@ -29,7 +29,7 @@ from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.timings import PhaseTimings
-from adgen.generation.titles import write_titles
+from adgen.generation.titles import TitleWriter
 from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
@@ -181,7 +181,7 @@ class Engine:
             hidden = read_prompts(self._layers, slots, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
             shown = show_products(model, slots, rows, self.sampling.control_strength)
         with self.timings.measure("title", device):
-            written = write_titles(model, prompter, self._layers, slots, hidden, self.sampling)
+            written = self._writer.write(hidden)
             titles = [read_title(model, prompter, request, ids) for request, ids in zip(rows, written, strict=True)]
         with self.timings.measure("prefill", device):
             pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows, titles, strict=True)]
@@ -216,14 +216,20 @@ class Engine:
             slots = Slots(model.config, self._layers, self.num_slots, self._capacity, model.dtype, settings.torch_cache_dtype)
             self._negative_end = slots.share_negative_prompt(embed(model, self._negative, None))
             self._slots = slots
-            self._painter = Painter(model, self._layers, slots, self.sampling)
+            self._capture_steps()
         return self._slots
+
+    def _capture_steps(self) -> None:
+        """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
+        parts = (self._layers, self._slots, self.sampling, self._group is None)
+        self._writer = TitleWriter(self._model, self._prompter, *parts)
+        self._painter = Painter(self._model, *parts)
 
     def _make_room(self, capacity: int) -> None:
         """A prompt longer than was planned for moves the caches; the captured step must be captured anew."""
         if self._slots.make_room(capacity):
             self._capacity = capacity
-            self._painter = Painter(self._model, self._layers, self._slots, self.sampling)
+            self._capture_steps()
 
     def _plan_slots(self) -> int:
         """As set, else what this device's memory holds; the smallest rank's number where there are several."""
@@ -235,7 +241,7 @@ class Engine:
 
     def _halve(self, reason: str) -> None:
         self.num_slots //= 2
-        self._slots = self._painter = self._negative_end = None
+        self._slots = self._writer = self._painter = self._negative_end = None
         self.num_halvings += 1
         log.warning("out of memory, going on with %d slots: %s", self.num_slots, reason)
         if self._model.device.type == "cuda":

@@ -3,9 +3,12 @@
 Shapes: B slots, 2B rows (conditional, then unconditional), N image tokens, V codes, D hidden size.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from adgen.generation.captured import CapturedStep
 from adgen.generation.layers import StepLayers
 from adgen.generation.sampling import SamplingSettings, draw_codes
 from adgen.generation.slots import Slots
@@ -15,11 +18,14 @@ from adgen.model.uniadgen import UniAdGen
 class Painter:
     """Draws the slots' pictures. Embeddings of all image tokens are computed once."""
 
-    def __init__(self, model: UniAdGen, layers: StepLayers, slots: Slots, sampling: SamplingSettings):
+    def __init__(self, model: UniAdGen, layers: StepLayers, slots: Slots, sampling: SamplingSettings, capture: bool = True):
+        """capture: on a CUDA device, replay the step as one graph."""
         self._layers, self._slots, self._sampling = layers, slots, sampling
         self._head = model.image_head
         with torch.inference_mode():
             self._table = model.image_embedding.table()  # (V, D)
+        device = self._table.device
+        self._steps = {shown: CapturedStep(partial(self._step, shown), device, slots.state, capture) for shown in (False, True)}
 
     def paint(self, hidden: Tensor, with_additions: bool) -> Tensor:
         """Codes (B, N) from hidden states (2B, D) at begin-of-image.
@@ -27,12 +33,12 @@ class Painter:
         Image token 0 is drawn without foreground control; the position that reads token j receives addition j, in both
         halves (spec 3.3).
         """
-        slots = self._slots
-        slots.start_pictures()
+        self._slots.start_pictures()
         self._draw(hidden)
-        for _ in range(slots.num_tokens - 1):
-            self._step(with_additions)
-        return slots.codes
+        step = self._steps[with_additions]
+        for _ in range(self._slots.num_tokens - 1):
+            step()
+        return self._slots.codes
 
     def _step(self, with_additions: bool) -> None:
         """Read the last code, draw the next: no value comes back to the host."""

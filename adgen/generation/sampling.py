@@ -1,6 +1,8 @@
 """Choosing tokens. The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order
 never change a row's draw."""
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -107,6 +109,15 @@ def draw_tokens(logits: Tensor, seeds: Tensor, step: int, stream: int, temperatu
     return tokens.gather(1, chosen[:, None])[:, 0]
 
 
+def _draw_kernel(device: torch.device) -> Callable | None:
+    """The kernel that draws from all codes at once, where there is one."""
+    if device.type == "cuda":
+        from adgen.generation.kernels.gpu_draw import draw_gpu
+
+        return draw_gpu
+    return cpu.draw if device.type == "cpu" and cpu.library() else None
+
+
 def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
     """Keep the fewest most likely tokens that together have probability top_p (Holtzman et al. 2020)."""
     falling, order = logits.sort(dim=-1, descending=True)
@@ -117,9 +128,9 @@ def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
 
 def draw_codes(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: SamplingSettings, out: Tensor) -> None:
     """Image tokens out (B,) from logits (2B, V), the conditional rows first, at each row's own step (B,)."""
-    from_all = sampling.picture_top_p == 1 and sampling.picture_top_k == 0
-    if logits.device.type == "cpu" and from_all and cpu.library():
-        cpu.draw(logits, seeds, steps, PICTURE, sampling.guidance, sampling.picture_temperature, out)
+    kernel = _draw_kernel(logits.device) if sampling.picture_top_p == 1 and sampling.picture_top_k == 0 else None
+    if kernel:
+        kernel(logits, seeds, steps, PICTURE, sampling.guidance, sampling.picture_temperature, out)
         return
     noise = gumbel_noise(seeds, steps, PICTURE, logits.shape[-1]) if sampling.picture_temperature else None
     guided_logits = guided(*logits.chunk(2), sampling.guidance)

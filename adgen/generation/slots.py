@@ -33,6 +33,8 @@ class Slots:
         self.product = counts()
         self.seeds, self.steps, self.code = counts(), counts(), counts()
         """(B,) noise keys; image tokens that are drawn; the last of them."""
+        self.hidden = torch.zeros(num_slots, config.decoder.hidden_size, device=device, dtype=dtype)
+        """(B, D) of the newest title token; `code` holds the token itself while titles are written."""
         self.codes = torch.zeros(num_slots, self.num_tokens, dtype=torch.int64, device=device)
 
     @property
@@ -51,6 +53,11 @@ class Slots:
         self.conditional.active.fill_(True)
         self.unconditional.clear()
         self.steps.zero_()
+
+    def state(self) -> list[Tensor]:
+        """What a step changes, cache contents left out."""
+        halves = (self.conditional, self.unconditional)
+        return [self.steps, self.code, self.codes, self.hidden, *(half.cache.lengths for half in halves)]
 
     def make_room(self, capacity: int) -> bool:
         """Conditional rows can hold at least `capacity` tokens; True when the cache had to move for it."""

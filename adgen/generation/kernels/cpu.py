@@ -28,7 +28,7 @@ CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.floa
 MAX_HEAD_SIZE = 256
 
 _POINTERS = ("qkv", "cosine", "sine", "out", "keys", "values", "prefix_keys", "prefix_values", "lengths", "active")
-_SIZES = ("rows", "heads", "groups", "width", "capacity", "prefix_length", "prefix_capacity")
+_SIZES = ("rows", "heads", "groups", "width", "capacity", "num_shared")
 
 
 class Attention(ctypes.Structure):

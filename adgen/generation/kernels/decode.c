@@ -121,7 +121,7 @@ typedef struct {
     const void *prefix_values;
     const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written behind them */
     const uint8_t *active;    /* (R,) rows at work; the others get zeros and their cache stays as it is; null: all */
-    int64_t rows, heads, groups, width, capacity, prefix_length, prefix_capacity;
+    int64_t rows, heads, groups, width, capacity, num_shared; /* R, H, G, E, K, K' */
     float scale;
 } Attention;
 
@@ -184,10 +184,9 @@ static void rotate(const float *x, const float *cosine, const float *sine, float
             memset(run.out, 0, (size_t)width * sizeof(float));                                                          \
             rotate(fresh + h * width, cosine, sine, rotated, width);                                                    \
             for (int64_t i = 0; i < width; i++) rotated[i] *= a->scale;                                                 \
-            if (a->prefix_length)                                                                                       \
-                NAME##_look(&run, rotated, (const TYPE *)a->prefix_keys + group * a->prefix_capacity * width,           \
-                            (const TYPE *)a->prefix_values + group * a->prefix_capacity * width, a->prefix_length,      \
-                            width);                                                                                     \
+            if (a->num_shared)                                                                                          \
+                NAME##_look(&run, rotated, (const TYPE *)a->prefix_keys + group * a->num_shared * width,                \
+                            (const TYPE *)a->prefix_values + group * a->num_shared * width, a->num_shared, width);      \
             NAME##_look(&run, rotated, keys, values, length + 1, width);                                                \
             float *out = a->out + (row * a->heads + h) * width;                                                         \
             for (int64_t i = 0; i < width; i++) out[i] = run.out[i] / run.sum;                                          \
