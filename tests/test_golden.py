@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from adgen.evaluation.pbs import PBSConfig, PBSEncoder, pbs, preprocess
 from adgen.generation.generate import PictureStep, paint, prefill
 from adgen.generation.layers import StepLayers
-from adgen.generation.linears import pack_heads
+from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.painting import Painter
 from adgen.generation.pictures import condition_pixels, square_pixels
 from adgen.generation.prompt import expand_placeholders
-from adgen.generation.reading import read_prompts
+from adgen.generation.reading import Reading, read_prompts
 from adgen.generation.sampling import SamplingSettings, guided, sample
 from adgen.generation.slots import Slots
 from adgen.images import on_white, place_product
@@ -420,11 +420,17 @@ def test_generate_guided_picture(whole_model):
 def stepped(model: UniAdGen, num_slots: int, capacity: int) -> tuple[UniAdGen, StepLayers, Slots]:
     """The engine's parts around a copy of the model, whose layers they take."""
     model = copy.deepcopy(model)
-    layers = StepLayers(model.decoder, num_rows=2 * num_slots)
-    pack_heads(model, num_rows=2 * num_slots)
+    prepare = preparation("same", num_rows=2 * num_slots)
+    layers = StepLayers(model.decoder, prepare)
+    prepare_heads(model, prepare)
     slots = Slots(model.config, layers, num_slots, capacity, torch.float32, torch.float32)
     slots.start([0] * num_slots)
     return model, layers, slots
+
+
+def whole(embeds: torch.Tensor) -> Reading:
+    """A prompt of which nothing is left out."""
+    return Reading(embeds, torch.arange(len(embeds)))
 
 
 def test_the_engine_writes_the_golden_text(whole_model):
@@ -433,7 +439,7 @@ def test_the_engine_writes_the_golden_text(whole_model):
     eos, num_new = golden.facts["eos"], golden.facts["max_new_tokens"]
     with torch.inference_mode():
         model, layers, slots = stepped(whole_model, len(embeds), embeds.shape[1] + num_new)
-        hidden = read_prompts(layers, slots, [e[m.bool()] for e, m in zip(embeds, mask, strict=True)])
+        hidden = read_prompts(layers, slots, [whole(e[m.bool()]) for e, m in zip(embeds, mask, strict=True)])
         tokens, scores = [], []
         for _ in range(golden.out("tokens").shape[1]):
             scores.append(model.text_logits(hidden))
@@ -457,7 +463,7 @@ def test_the_engine_paints_the_golden_picture(whole_model):
         negative = golden.input("neg_ids")[row][golden.input("neg_attention_mask")[row].bool()]
         with torch.inference_mode():
             model, layers, slots = stepped(whole_model, 1, len(embeds) + num_tokens)
-            conditional = read_prompts(layers, slots, [embeds])
+            conditional = read_prompts(layers, slots, [whole(embeds)])
             unconditional = slots.share_negative_prompt(model.decoder.embed_tokens(negative))
             pixels = golden.input("condition_pixels")[row : row + 1]
             slots.additions.copy_(model.foreground(pixels) * settings.control_strength)

@@ -17,32 +17,30 @@ from pydantic import Field
 from adgen.config import Settings
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.generate import Request, Result, embed, embed_history, read_title
-from adgen.generation.layers import MAX_PREFILL_TOKENS, StepLayers
-from adgen.generation.linears import pack_heads
-from adgen.generation.memory_plan import CPU_SLOTS, bytes_of_largest_phase, bytes_per_slot, plan_num_slots
+from adgen.generation.generate import Request, Result, embed, embed_history, kept_history, read_title
+from adgen.generation.layers import StepLayers
+from adgen.generation.linears import WeightType, preparation, prepare_heads
+from adgen.generation.memory_plan import CPU_SLOTS, MAX_VQ_PICTURES, plan_num_slots
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
-from adgen.generation.reading import continue_prompts, read_prompts, require_room, show_products
+from adgen.generation.reading import continue_prompts, read_prompts, reading, require_room, show_products
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.timings import PhaseTimings
 from adgen.generation.titles import TitleWriter
 from adgen.model.checkpoint import load
+from adgen.model.config import ModelConfig
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
 
 ENGINE_VERSION = "2"
 """Changes whenever the same request may give another creative; part of every fingerprint."""
 
-MAX_VQ_PICTURES = 8
-"""Pictures that are decoded to pixels at once."""
-
 log = logging.getLogger(__name__)
 
-DTypeName = Literal["float32", "bfloat16", "float16"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class EngineSettings(Settings):
@@ -52,10 +50,15 @@ class EngineSettings(Settings):
     num_slots: int | None = Field(None, ge=1)
     """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
     memory does not suffice after all."""
-    dtype: DTypeName = "float32"
-    """Of the weights and activations."""
+    dtype: DTypeName = "auto"
+    """Of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
     cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
     """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
+    weights: WeightType = "same"
+    """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
+    drop_masked_history: bool = False
+    """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
+    fusion writes into their rows too."""
     tensor_parallel: int = Field(1, ge=1)
     """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
@@ -65,15 +68,33 @@ class EngineSettings(Settings):
     start_timeout_seconds: float = Field(600, gt=0)
     """How long a rank that has loaded its model waits for the others."""
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+    def torch_dtype(self, device: str | torch.device) -> torch.dtype:
+        """The dtype itself, on such a device."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         return getattr(torch, self.dtype)
 
-    @property
-    def torch_cache_dtype(self) -> torch.dtype:
+    def torch_cache_dtype(self, device: str | torch.device) -> torch.dtype:
         """The cache's dtype itself."""
-        return self.torch_dtype if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
+        return self.torch_dtype(device) if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
+
+    def slots_on(self, device: torch.device, config: ModelConfig, capacity: int) -> int:
+        """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
+        if self.num_slots is not None:
+            return self.num_slots
+        if device.type != "cuda":
+            return CPU_SLOTS
+        return self.slots_in(torch.cuda.get_device_properties(device).total_memory, config, capacity)
+
+    def slots_in(self, memory_bytes: int, config: ModelConfig, capacity: int) -> int:
+        """Slots for a CUDA device of so much memory."""
+        dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
+        return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
+
+    def lossy(self) -> dict[str, str | bool]:
+        """The options that trade exactness for speed, where they are on: they belong to what a creative is made of."""
+        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history")}
+        return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}
 
 
 class Engine:
@@ -110,12 +131,12 @@ class Engine:
         self.deepspeed = _wrap(model, settings, device)
         """Whether the layers really run through DeepSpeed."""
         self._model, self._prompter, self._group = model, prompter, group
-        self._capacity = prompter.max_prompt_tokens(model.config.history_items) + self.sampling.max_title_tokens
-        self._capacity = min(self._capacity + model.config.image.tokens_per_picture, model.config.decoder.max_positions)
+        self._capacity = row_capacity(model.config, prompter, self.sampling)
         self.num_slots = self._plan_slots()
         """Slots in use now: as set or planned, halved by each `num_halvings`."""
-        self._layers = StepLayers(model.decoder, num_rows=2 * self.num_slots)
-        pack_heads(model, num_rows=2 * self.num_slots)
+        prepare = preparation(settings.weights, num_rows=2 * self.num_slots)
+        self._layers = StepLayers(model.decoder, prepare)
+        prepare_heads(model, prepare)
         model.image_tokenizer.to(memory_format=torch.channels_last)
         if group is not None:
             group.follow_leader(model.decoder.lm_head, model.image_head)
@@ -177,8 +198,9 @@ class Engine:
         with self.timings.measure("prefill", device):
             prompts = [prompter.title_prompt(request.facts) for request in rows]
             self._make_room(require_room(model.config, prompts, self.sampling))
-            histories = [embed_history(model, prompter, request, self.sampling.preference_noise) for request in rows]
-            hidden = read_prompts(self._layers, slots, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
+            histories = [self._history(request) for request in rows]
+            readings = [reading(model, prompt, *history) for prompt, history in zip(prompts, histories, strict=True)]
+            hidden = read_prompts(self._layers, slots, readings)
             shown = show_products(model, slots, rows, self.sampling.control_strength)
         with self.timings.measure("title", device):
             written = self._writer.write(hidden)
@@ -186,7 +208,9 @@ class Engine:
         with self.timings.measure("prefill", device):
             pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows, titles, strict=True)]
             self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
-            hidden = continue_prompts(model, self._layers, slots, prompts, written, pictures, histories)
+            cached = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, written, strict=True)]
+            readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, histories, strict=True)]
+            hidden = continue_prompts(self._layers, slots, cached, pictures, readings)
         with self.timings.measure("picture", device):
             codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
         with self.timings.measure("vq", device):
@@ -199,6 +223,11 @@ class Engine:
             Result(title or "", title is not None, row, picture, self.num_slots)
             for title, row, picture in zip(titles, codes.cpu(), painted, strict=False)
         ]
+
+    def _history(self, request: Request) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Its embedded history (R, D), and which rows of it are read (None: all)."""
+        arguments = (self._model, self._prompter, request, self.sampling.preference_noise)
+        return embed_history(*arguments), kept_history(*arguments) if self.settings.drop_masked_history else None
 
     def _pixels(self, codes: torch.Tensor) -> torch.Tensor:
         """Codes (n, N) -> pictures (n, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""
@@ -213,7 +242,8 @@ class Engine:
         """The slots' memory, made when it is first needed and after each halving."""
         if self._slots is None:
             model, settings = self._model, self.settings
-            slots = Slots(model.config, self._layers, self.num_slots, self._capacity, model.dtype, settings.torch_cache_dtype)
+            cache_dtype = settings.torch_cache_dtype(model.device)
+            slots = Slots(model.config, self._layers, self.num_slots, self._capacity, model.dtype, cache_dtype)
             self._negative_end = slots.share_negative_prompt(embed(model, self._negative, None))
             self._slots = slots
             self._capture_steps()
@@ -233,10 +263,7 @@ class Engine:
 
     def _plan_slots(self) -> int:
         """As set, else what this device's memory holds; the smallest rank's number where there are several."""
-        settings, model = self.settings, self._model
-        num_slots = settings.num_slots
-        if num_slots is None:
-            num_slots = planned_slots(model, settings, self._capacity) if model.device.type == "cuda" else CPU_SLOTS
+        num_slots = self.settings.slots_on(self._model.device, self._model.config, self._capacity)
         return num_slots if self._group is None else self._group.smallest(num_slots)
 
     def _halve(self, reason: str) -> None:
@@ -260,6 +287,12 @@ class Engine:
     def _agreement(self) -> str:
         """What must be the same on every rank."""
         return f"{ENGINE_VERSION} {self.settings.digest()} {self.sampling.digest()} {self._model.config.digest()}"
+
+
+def row_capacity(config: ModelConfig, prompter: Prompter, sampling: SamplingSettings) -> int:
+    """Tokens that a conditional row may come to hold: the longest prompt, its title and its picture."""
+    needed = prompter.max_prompt_tokens(config.history_items) + sampling.max_title_tokens + config.image.tokens_per_picture
+    return min(needed, config.decoder.max_positions)
 
 
 def start_rank(
@@ -307,21 +340,15 @@ def serve_rank(engine: Engine) -> int:
 
 def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
     """Bring the model into its dtype and place, through DeepSpeed if it is wanted and there."""
+    device = torch.device(device or model.device)
+    dtype = settings.torch_dtype(device)
     if settings.deepspeed:
         try:
-            wrap_decoder(model, settings.torch_dtype, settings.tensor_parallel, device)
+            wrap_decoder(model, dtype, settings.tensor_parallel, device)
             return True
         except ImportError as error:
             log.warning("DeepSpeed is not installed, the decoder runs without it (%s)", error)
     if settings.tensor_parallel > 1:
         raise SettingsError(f"engine.tensor_parallel {settings.tensor_parallel} needs DeepSpeed, which is off or not installed")
-    model.to(device=device or model.device, dtype=settings.torch_dtype).requires_grad_(False)
+    model.to(device=device, dtype=dtype).requires_grad_(False)
     return False
-
-
-def planned_slots(model: UniAdGen, settings: EngineSettings, capacity: int) -> int:
-    """Slots that the model's CUDA device holds beside the weights that are on it; capacity: tokens of a conditional row."""
-    free, total = torch.cuda.mem_get_info(model.device)
-    phase = bytes_of_largest_phase(model.config, settings.torch_dtype, MAX_PREFILL_TOKENS, MAX_VQ_PICTURES)
-    per_slot = bytes_per_slot(model.config, capacity, settings.torch_dtype, settings.torch_cache_dtype, settings.tensor_parallel)
-    return plan_num_slots(total, total - free, phase, per_slot)

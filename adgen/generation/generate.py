@@ -35,6 +35,11 @@ class Request:
     """(3, S, S) product on white in [-1, 1]; None leaves the foreground path out."""
 
     @property
+    def has_history(self) -> bool:
+        """Whether anything of it is personal."""
+        return len(self.history_codes) + len(self.history_titles) > 0
+
+    @property
     def facts(self) -> PromptFacts:
         """What the prompt says of it."""
         return PromptFacts(self.product_title, self.selling_points, self.history_titles, len(self.history_codes))
@@ -99,19 +104,34 @@ def generate(
 
 def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
     """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles'."""
-    width = model.config.decoder.hidden_size
+    if not request.has_history:
+        return torch.zeros(0, model.config.decoder.hidden_size, device=model.device, dtype=model.dtype)
+    tokens = history_tokens(model, prompter, request)
+    return torch.cat(model.embed_history(*tokens, noise, _preference_generator(request, noise)), dim=1)[0]
+
+
+def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
+    """Which rows of `embed_history` the preference masks keep, (R,) bool."""
+    if not request.has_history:
+        return torch.ones(0, dtype=torch.bool, device=model.device)
+    tokens = history_tokens(model, prompter, request)
+    return model.kept_history(*tokens, noise, _preference_generator(request, noise))[0]
+
+
+def history_tokens(model: UniAdGen, prompter: Prompter, request: Request) -> tuple[Tensor, Tensor]:
+    """Codes (1, N, Ti) and title tokens (1, Nt, Tt) of a request's history. ModelError for codes of another size."""
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)
-    if num_pictures + num_titles == 0:
-        return torch.zeros(0, width, device=model.device, dtype=model.dtype)
     expected = model.config.image.tokens_per_history_picture
     if num_pictures and request.history_codes.shape[1] != expected:
         raise ModelError(f"a history picture has {request.history_codes.shape[1]} codes, this model needs {expected}")
     codes = request.history_codes.to(model.device).reshape(1, num_pictures, expected)
     ids = [prompter.history_title_ids(title) for title in request.history_titles]
     size = model.config.preference.tokens_per_title
-    titles = torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
-    generator = torch.Generator().manual_seed(request.seed) if noise else None
-    return torch.cat(model.embed_history(codes, titles, noise, generator), dim=1)[0]
+    return codes, torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
+
+
+def _preference_generator(request: Request, noise: bool) -> torch.Generator | None:
+    return torch.Generator().manual_seed(request.seed) if noise else None
 
 
 def embed(model: UniAdGen, prompt: Prompt, history: Tensor | None) -> Tensor:

@@ -15,27 +15,25 @@ from torch.nn import functional as F
 
 from adgen.generation.attention import attend
 from adgen.generation.caches import Half, RowCache
-from adgen.generation.linears import joined, packed
+from adgen.generation.linears import Prepare, joined
+from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
 from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
-
-MAX_PREFILL_TOKENS = 1024
-"""Tokens of a prompt that go through the layers at once: enough to fill a GPU, and memory stays small."""
 
 
 class StepLayer(nn.Module):
     """One layer: norms as they are, q/k/v and gate/up joined."""
 
-    def __init__(self, layer: DecoderLayer, num_rows: int):
+    def __init__(self, layer: DecoderLayer, prepare: Prepare):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self.head_size = attention.head_size
         self.num_groups = attention.k_proj.weight.shape[0] // self.head_size
         self.num_heads = attention.q_proj.weight.shape[0] // self.head_size
         self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = packed(joined(attention.q_proj, attention.k_proj, attention.v_proj), num_rows)
-        self.out = packed(attention.o_proj, num_rows)
-        self.gate_up = packed(joined(mlp.gate_proj, mlp.up_proj), num_rows)
-        self.down = packed(mlp.down_proj, num_rows)
+        self.qkv = prepare(joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self.out = prepare(attention.o_proj)
+        self.gate_up = prepare(joined(mlp.gate_proj, mlp.up_proj))
+        self.down = prepare(mlp.down_proj)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x (R, D) plus its SwiGLU."""
@@ -54,15 +52,15 @@ class Rope:
 class StepLayers(nn.Module):
     """All layers and the final norm. Takes the layers out of the decoder: a second copy of the weights would not fit."""
 
-    def __init__(self, decoder: Decoder, num_rows: int):
-        """num_rows: rows of the steps to come, which the weights are laid out for."""
+    def __init__(self, decoder: Decoder, prepare: Prepare):
+        """prepare: lays out each linear for the steps to come."""
         super().__init__()
         device = decoder.embed_tokens.weight.device
         self.interval = decoder.addition_interval
         self.norm = decoder.norm
         self.layers = nn.ModuleList()
         for index in range(len(decoder.layers)):
-            self.layers.append(StepLayer(decoder.layers[index], num_rows))
+            self.layers.append(StepLayer(decoder.layers[index], prepare))
             decoder.layers[index] = nn.Identity()  # free its weights before the next layer is joined
         positions = torch.arange(decoder.config.max_positions, device=device)[None]
         cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)

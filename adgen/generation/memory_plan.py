@@ -1,17 +1,43 @@
 """How many creatives fit a device at once: weights, then caches and additions a slot, then room for the largest phase.
 
-Shapes as elsewhere: N image tokens, D hidden size, G key/value heads, E head size.
+Pure arithmetic from a model's sizes, so a driver without a GPU plans what an engine will find.
 """
 
 import torch
 
+from adgen.model.checkpoint import on_meta
 from adgen.model.config import ModelConfig
 
 CPU_SLOTS = 4
 """On a CPU eight rows already keep the matrix units busy (two Zen 5 cores): more slots only add memory."""
 MAX_SLOTS = 256
-_SPARE_SHARE = 0.08
-"""Of the memory; for the allocator's rounding and what libraries keep."""
+MAX_PREFILL_TOKENS = 1024
+"""Tokens of a prompt that go through the layers at once: enough to fill a GPU, and memory stays small."""
+MAX_VQ_PICTURES = 8
+"""Pictures that are decoded to pixels at once."""
+_SPARE_SHARE = 0.1
+"""Of the memory; for the allocator's rounding, captured graphs and what libraries keep."""
+
+
+def plan_num_slots(
+    config: ModelConfig, capacity: int, memory_bytes: int, dtype: torch.dtype, cache_dtype: torch.dtype, ranks: int = 1
+) -> int:
+    """Slots for a device of memory_bytes; at least 1, whose failure the engine then reports.
+
+    capacity: tokens that a conditional row may hold (prompt, title and picture). ranks share the layers and their caches.
+    """
+    passing = bytes_of_largest_phase(config, dtype)
+    left = memory_bytes * (1 - _SPARE_SHARE) - weight_bytes(config, dtype, ranks) - passing
+    return int(min(max(left // bytes_per_slot(config, capacity, dtype, cache_dtype, ranks), 1), MAX_SLOTS))
+
+
+def weight_bytes(config: ModelConfig, dtype: torch.dtype, ranks: int = 1) -> int:
+    """Weights on one of `ranks` ranks, the table of embedded image tokens included."""
+    model = on_meta(config)
+    layers = sum(p.numel() for p in model.decoder.layers.parameters())
+    rest = sum(p.numel() for p in model.parameters()) - layers
+    table = config.image.codebook_size * config.decoder.hidden_size
+    return (layers // ranks + rest + table) * dtype.itemsize
 
 
 def bytes_per_cached_token(config: ModelConfig, cache_dtype: torch.dtype, ranks: int = 1) -> int:
@@ -21,7 +47,7 @@ def bytes_per_cached_token(config: ModelConfig, cache_dtype: torch.dtype, ranks:
 
 
 def bytes_per_slot(config: ModelConfig, capacity: int, dtype: torch.dtype, cache_dtype: torch.dtype, ranks: int = 1) -> int:
-    """What one more creative needs: `capacity` cached tokens in its conditional row, N in the other, its product's
+    """What one more creative needs: `capacity` cached tokens in its conditional row, a picture's in the other, its product's
     additions, and two rows of logits in fp32."""
     tokens, width = config.image.tokens_per_picture, config.decoder.hidden_size
     cached = (capacity + tokens) * bytes_per_cached_token(config, cache_dtype, ranks)
@@ -30,15 +56,9 @@ def bytes_per_slot(config: ModelConfig, capacity: int, dtype: torch.dtype, cache
     return cached + additions + logits
 
 
-def bytes_of_largest_phase(config: ModelConfig, dtype: torch.dtype, prefill_tokens: int, vq_pictures: int) -> int:
-    """Passing memory: a prefill chunk's widest activations, or the image tokenizer's last level (a picture in its base
+def bytes_of_largest_phase(config: ModelConfig, dtype: torch.dtype) -> int:
+    """Passing memory: a prefill chunk's widest activations, or the image tokenizer's last level (pictures in its base
     channels, three times: input, output and residual)."""
-    prefill = prefill_tokens * (3 * config.decoder.intermediate_size + 4 * config.decoder.hidden_size) * dtype.itemsize
-    pixels = vq_pictures * 3 * config.image.image_size**2 * config.image.base_channels * dtype.itemsize
+    prefill = MAX_PREFILL_TOKENS * (3 * config.decoder.intermediate_size + 4 * config.decoder.hidden_size) * dtype.itemsize
+    pixels = MAX_VQ_PICTURES * 3 * config.image.image_size**2 * config.image.base_channels * dtype.itemsize
     return max(prefill, pixels)
-
-
-def plan_num_slots(memory_bytes: int, weight_bytes: int, phase_bytes: int, slot_bytes: int) -> int:
-    """Slots that fit `memory_bytes` of a device; at least 1, whose failure the engine then reports."""
-    left = memory_bytes * (1 - _SPARE_SHARE) - weight_bytes - phase_bytes
-    return int(min(max(left // slot_bytes, 1), MAX_SLOTS))

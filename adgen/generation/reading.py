@@ -4,6 +4,7 @@ Shapes: B slots, T tokens of a prompt, D hidden size.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -29,12 +30,35 @@ def require_room(config: ModelConfig, prompts: Sequence[Prompt], sampling: Sampl
     return needed
 
 
-def read_prompts(layers: StepLayers, slots: Slots, embeds: Sequence[Tensor]) -> Tensor:
-    """Fill empty conditional rows with their prompts (T_b, D); hidden states (B, D) at the ends."""
-    positions = torch.arange(max(map(len, embeds)), device=embeds[0].device)
-    return torch.stack(
-        [layers.prefill(prompt, slots.conditional.row(row), positions[: len(prompt)]) for row, prompt in enumerate(embeds)]
-    )
+@dataclass(frozen=True)
+class Reading:
+    """What a row reads of its prompt: the embeddings (T, D) and the RoPE positions (T,) of the tokens that are not left out."""
+
+    embeds: Tensor
+    positions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+def reading(model: UniAdGen, prompt: Prompt, history: Tensor, kept: Tensor | None = None) -> Reading:
+    """A whole prompt, or without the history rows that are False in kept (R,). A token that stays keeps its position, so
+    attention among the others is as it was."""
+    embeds = embed(model, prompt, history)
+    positions = torch.arange(len(prompt), device=embeds.device)
+    if kept is None:
+        return Reading(embeds, positions)
+    positions = positions[[index for index, slot in enumerate(prompt.slots) if slot < 0 or kept[slot]]]
+    return Reading(embeds[positions], positions)
+
+
+def read_prompts(layers: StepLayers, slots: Slots, readings: Sequence[Reading]) -> Tensor:
+    """Fill empty conditional rows with their prompts; hidden states (B, D) at the ends."""
+    ends = []
+    for row, read in enumerate(readings):
+        ends.append(layers.prefill(read.embeds, slots.conditional.row(row), read.positions))
+        slots.conditional.offsets[row] = read.positions[-1] + 1 - len(read)
+    return torch.stack(ends)
 
 
 def show_products(model: UniAdGen, slots: Slots, requests: Sequence[Request], strength: float) -> bool:
@@ -57,25 +81,23 @@ def show_products(model: UniAdGen, slots: Slots, requests: Sequence[Request], st
 
 
 def continue_prompts(
-    model: UniAdGen,
     layers: StepLayers,
     slots: Slots,
-    prompts: Sequence[Prompt],
-    written: Sequence[Sequence[int]],
+    cached: Sequence[Sequence[int]],
     pictures: Sequence[Prompt],
-    histories: Sequence[Tensor],
+    readings: Sequence[Reading],
 ) -> Tensor:
-    """Bring rows that hold a prompt and the title they wrote to their picture prompts; hidden states (B, D) at the ends.
+    """Bring rows that hold a prompt and the title they wrote (`cached`, their ids) to their picture prompts; hidden states
+    (B, D) at the ends.
 
     The published flow re-tokenises the title as text. A row's cache is cut back to the ids that it shares with its new
     prompt, and only the rest is read.
     """
     ends = []
-    for index, (prompt, ids, picture, history) in enumerate(zip(prompts, written, pictures, histories, strict=True)):
+    for index, (old, picture, read) in enumerate(zip(cached, pictures, readings, strict=True)):
         row = slots.conditional.row(index)
+        shared = int((read.positions < common_prefix(old, picture.ids)).sum())
         # One token is left to read at least. The last one written was never fed: the cache does not hold it.
-        shared = common_prefix([*prompt.ids, *ids], picture.ids)
-        row.cut(min(shared, len(picture) - 1, row.length))
-        positions = torch.arange(row.length, len(picture), device=model.device)
-        ends.append(layers.prefill(embed(model, picture, history)[row.length :], row, positions))
+        row.cut(min(shared, len(read) - 1, row.length))
+        ends.append(layers.prefill(read.embeds[row.length :], row, read.positions[row.length :]))
     return torch.stack(ends)
