@@ -10,6 +10,7 @@ not stop the next. Exit code 0 only when every run was published.
 import dataclasses
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,7 +49,8 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         command = parse(arguments)
-        with connected(command.settings.cluster):
+        # Libraries print to stdout what they like; there our one JSON object stands alone.
+        with redirect_stdout(sys.stderr), connected(command.settings.cluster):
             outcomes = {campaign: attempt(command, campaign, console) for campaign in command.campaign}
     except AdgenError as error:
         tell(console, "refresh", error)

@@ -47,10 +47,12 @@ def start(words: list[str], **environment: str) -> subprocess.Popen:
 
 
 def end(process: subprocess.Popen, code: int = 0) -> tuple[dict, str]:
-    """Wait for it; its last line as JSON (none: {}), and its stderr."""
+    """Wait for it; what its one line on stdout says (killed: it says nothing, {}), and its stderr."""
     out, told = process.communicate(timeout=300)
     assert process.returncode == code, told[-3000:]
-    return json.loads(out.splitlines()[-1]) if out.strip() else {}, told
+    lines = out.splitlines()
+    assert len(lines) == (0 if code < 0 else 1), out
+    return (json.loads(lines[0]) if lines else {}), told
 
 
 def refresh(inputs: Path, store: Path, *more: str) -> dict:
