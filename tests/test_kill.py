@@ -49,6 +49,13 @@ def undisturbed(inputs):
     return store
 
 
+@pytest.fixture(scope="module")
+def address():
+    """A cluster of one node that outlives its jobs, as in production."""
+    with ray_nodes(1) as (found, _):
+        yield found
+
+
 def assert_published_as(undisturbed, store, unequal=UNEQUAL):
     assert rows(store, unequal) == rows(undisturbed, unequal)
     assert objects(store) == objects(undisturbed)
@@ -94,18 +101,16 @@ def test_a_driver_killed_at_a_random_moment_loses_nothing_and_doubles_nothing(in
     assert_published_as(undisturbed, store, UNEQUAL | ({"carried_from"} if again["carried"] else set()))
 
 
-def test_a_driver_killed_around_the_publish_loses_nothing_and_doubles_nothing(inputs, undisturbed, tmp_path):
+def test_a_driver_killed_around_the_publish_loses_nothing_and_doubles_nothing(inputs, undisturbed, address, tmp_path):
     """One run that dies again and again: readers see nothing of it until the swap, and all of it from then on."""
     store, dying = tmp_path / "store", ROOT / "tests" / "dying_job.py"
-    with ray_nodes(1) as (address, _):
-        for moment in MOMENTS:
-            words = command(inputs, store, "--address", address, script=dying)
-            process = start([*words[:2], moment, *words[2:]])
-            end(process, -signal.SIGKILL)
-            assert shards_done(store) == NUM_PAIRS // PER_SHARD
-            pointer, _ = read_pointer(open_storage(store), CAMPAIGN)
-            assert (pointer is not None) == (moment == "after the swap")
-        again = refresh(inputs, store, "--address", address)
+    for moment in MOMENTS:
+        words = command(inputs, store, "--address", address, script=dying)
+        end(start([*words[:2], moment, *words[2:]]), -signal.SIGKILL)
+        assert shards_done(store) == NUM_PAIRS // PER_SHARD
+        pointer, _ = read_pointer(open_storage(store), CAMPAIGN)
+        assert (pointer is not None) == (moment == "after the swap")
+    again = refresh(inputs, store, "--address", address)
     assert (again["published"], again["engine_calls"]) == (True, 0)
     assert read_pointer(open_storage(store), CAMPAIGN)[0].generation == 1
     assert_published_as(undisturbed, store)
@@ -142,15 +147,14 @@ def test_a_lost_node_costs_nothing(inputs, undisturbed, tmp_path):
     assert_published_as(undisturbed, store)
 
 
-def test_of_two_jobs_of_one_campaign_one_publishes_and_the_other_names_it(inputs, undisturbed, tmp_path):
+def test_of_two_jobs_of_one_campaign_one_publishes_and_the_other_names_it(inputs, undisturbed, address, tmp_path):
     store = tmp_path / "store"
-    with ray_nodes(1) as (address, _):
-        jobs = [start(command(inputs, store, "--address", address)) for _ in range(2)]
-        while all(job.poll() is None for job in jobs):
-            time.sleep(0.1)
-        loser, winner = jobs if jobs[0].poll() is not None else jobs[::-1]
-        outcome, told = end(loser, 1)
-        assert f":{winner.pid}:" in told
-        assert f":{winner.pid}:" in outcome["error"]
-        assert end(winner)[0]["engine_calls"] == NUM_PAIRS
+    jobs = [start(command(inputs, store, "--address", address)) for _ in range(2)]
+    while all(job.poll() is None for job in jobs):
+        time.sleep(0.1)
+    loser, winner = jobs if jobs[0].poll() is not None else jobs[::-1]
+    outcome, told = end(loser, 1)
+    assert f":{winner.pid}:" in outcome["error"]
+    assert "is driven by" in " ".join(told.split())
+    assert end(winner)[0]["engine_calls"] == NUM_PAIRS
     assert_published_as(undisturbed, store)
