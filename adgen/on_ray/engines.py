@@ -8,6 +8,7 @@ from adgen.generation.engine import Engine
 from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import load
 from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.stages import pick_device
 
 
 def build_engine(settings: RefreshSettings) -> Engine:
@@ -18,8 +19,3 @@ def build_engine(settings: RefreshSettings) -> Engine:
     model = load(settings.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
     prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
     return Engine(model, prompter, settings.engine, settings.sampling, device=device)
-
-
-def pick_device(wanted: str) -> str:
-    """`auto` is the GPU where there is one."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

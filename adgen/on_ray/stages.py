@@ -69,6 +69,10 @@ class LookUp:
     def __call__(self, row: Row) -> Row:
         """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
         pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
+        return row | {"shard": pack(pairs, self.look_up(pairs))}
+
+    def look_up(self, pairs: list[Row]) -> dict[str, bytes]:
+        """Complete planned pairs, or give them a reason; the products' pictures."""
         pictures: dict[str, bytes] = {}
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
@@ -76,7 +80,7 @@ class LookUp:
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)
         self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
-        return row | {"shard": pack(pairs, pictures)}
+        return pictures
 
     def _look_up_product(self, pair: Row, pictures: dict[str, bytes]) -> None:
         product = pair["product_id"]
@@ -173,6 +177,13 @@ class Generate:
             )
             for pair in pairs
         ]
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` is the GPU where this process has one."""
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
 # -- finish and commit -------------------------------------------------------------------------------------------------
