@@ -38,9 +38,9 @@ def unsharded(ray_cluster, shop, model, tmp_path_factory):  # noqa: F811
     return creatives(made)
 
 
-def test_two_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
-    """One of them gets its slots, the other waits and holds none. The creatives are those of one rank."""
-    made = settings(shop, str(tmp_path), model, cluster={"actors": 2}, **TOGETHER)
+def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
+    """One of them gets its slots, the others wait and hold none. The creatives are those of one rank."""
+    made = settings(shop, str(tmp_path), model, cluster={"actors": 3}, **TOGETHER)
     began = time.monotonic()
     assert run(made).published
     assert time.monotonic() - began < 120
