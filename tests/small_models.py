@@ -84,11 +84,12 @@ def small_prompter(tokenizer: Tokenizer | None = None, config: ModelConfig | Non
     return Prompter(tokenizer or bpe_tokenizer(), load_template(), config or small_config())
 
 
-def save_small_model(directory: Path, seed: int = 0) -> UniAdGen:
-    """A whole model directory: weights, config, tokenizer, template."""
+def save_small_model(directory: Path, seed: int = 0, num_layers: int = 3) -> UniAdGen:
+    """A whole model directory: weights, config, tokenizer, template. Many layers make it slow, and hardly larger."""
     from adgen.model.checkpoint import save
 
-    model = small_model(seed)
+    decoder = small_config().decoder.model_copy(update={"num_layers": num_layers})
+    model = small_model(seed, decoder=decoder)
     save(model, directory)
     small_prompter(config=model.config).save(directory)
     return model

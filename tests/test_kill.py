@@ -141,7 +141,7 @@ def test_a_lost_node_costs_nothing(inputs, undisturbed, tmp_path):
     with ray_nodes(2) as (address, kill_last):
         process = start(command(inputs, store, "--cluster.actors", "2"), RAY_ADDRESS=address)
         wait_until(process, lambda: shards_done(store) >= 2)
-        assert "Generate" in kill_last()
+        assert kill_last(), "nothing ran on the lost node"
         assert shards_done(store) < NUM_PAIRS // PER_SHARD
         assert end(process)[0]["published"]
     assert_published_as(undisturbed, store)

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
-from test_refresh import Silent, model, published_rows, run, settings, shop  # noqa: F401
+from small_models import save_small_model
+from test_refresh import Silent, published_rows, run, settings, shop  # noqa: F401
 
 from adgen.errors import EngineLost, ModelError, RunError
 from adgen.on_ray import ranks
@@ -32,6 +33,14 @@ def creatives(made: RefreshSettings) -> dict[str, dict]:
 
 
 @pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """Slow enough to be killed while it works."""
+    directory = tmp_path_factory.mktemp("model")
+    save_small_model(directory, num_layers=16)
+    return directory
+
+
+@pytest.fixture(scope="module")
 def unsharded(ray_cluster, shop, model, tmp_path_factory):  # noqa: F811
     made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), model, **SIZES)
     assert run(made).published
@@ -49,24 +58,28 @@ def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster
 
 
 class Killing(Silent):
-    """SIGKILLs a process when a shard is done: first a rank that follows, then the stage that leads."""
+    """SIGKILLs the rank that follows when a shard is done, and the stage that leads when the next group has done one."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.titles = ["_Rank.serve", "GenerateTogether"]
         self.killed: list[int] = []
 
     def advance(self, pairs: int) -> None:
-        if len(self.killed) < len(self.titles):
-            [process] = processes(self.titles[len(self.killed)])
-            process.send_signal(signal.SIGKILL)
-            self.killed.append(process.pid)
+        following = processes("_Rank.serve")
+        if not self.killed:
+            self.kill(*following)
+        elif len(self.killed) == 1 and {process.pid for process in following} - set(self.killed):
+            self.kill(*processes("GenerateTogether"))
+
+    def kill(self, process: psutil.Process) -> None:
+        process.send_signal(signal.SIGKILL)
+        self.killed.append(process.pid)
 
 
 def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
     made, killing = settings(shop, str(tmp_path), model, **TOGETHER), Killing()
     assert refresh(made, killing).published
-    assert len(set(killing.killed)) == 2
+    assert len(killing.killed) == 2
     assert creatives(made) == unsharded
     assert_nothing_is_left()
 
