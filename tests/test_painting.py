@@ -1,0 +1,66 @@
+"""The image loop: what it may not do."""
+
+import pytest
+import torch
+from small_models import small_model, small_prompter
+from test_generate import SAMPLED, requests
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from adgen.generation import layers
+from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.kernels import cpu
+
+aten = torch.ops.aten
+READS_BACK = {aten._local_scalar_dense.default, aten.nonzero.default, aten.equal.default, aten.masked_select.default}
+
+
+class NothingReadBack(TorchDispatchMode):
+    """Raises when an operation's result, or its shape, must travel to the host: a GPU would have to be waited for."""
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function in READS_BACK:
+            raise AssertionError(f"{function} waits for the device")
+        return function(*arguments, **(keywords or {}))
+
+
+def attention_without_kernels(qkv, cos, sin, halves, layer):
+    """Of the right shape; the GPU kernel's own host side is tested with Triton's interpreter."""
+    return qkv[:, : qkv.shape[1] // 2] * cos.mean() + sin.mean()
+
+
+@pytest.fixture
+def engine(monkeypatch) -> Engine:
+    monkeypatch.setattr(layers, "attend", attention_without_kernels)
+    monkeypatch.setattr(cpu, "library", lambda: None)
+    engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2, deepspeed=False), SAMPLED)
+    engine.generate(requests()[:2])
+    with torch.inference_mode():
+        engine._slots.start_pictures()
+        engine._slots.steps += 1
+    return engine
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("with_additions", [False, True])
+def test_no_value_comes_back_to_the_host_inside_the_image_loop(engine, with_additions):
+    with NothingReadBack():
+        for _ in range(3):
+            engine._painter._step(with_additions)
+    assert engine._slots.steps.tolist() == [4, 4]
+    with pytest.raises(AssertionError, match="waits for the device"), NothingReadBack():
+        engine._slots.steps.tolist()
+
+
+@torch.inference_mode()
+def test_nor_inside_a_title_step(engine):
+    with NothingReadBack():
+        engine._writer._read_token()
+
+
+@torch.inference_mode()
+def test_a_step_takes_no_memory_that_grows(engine):
+    """What a step leaves behind lies where it lay: a graph could replay it."""
+    places = lambda: [t.data_ptr() for t in engine._slots.state() + engine._slots.conditional.cache.keys]  # noqa: E731
+    before = places()
+    engine._painter._step(True)
+    assert places() == before
