@@ -37,8 +37,8 @@ def engine(monkeypatch) -> Engine:
     engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2, deepspeed=False), SAMPLED)
     engine.generate(requests()[:2])
     with torch.inference_mode():
-        engine._slots.start_pictures()
-        engine._slots.steps += 1
+        engine._runner.slots.start_pictures()
+        engine._runner.slots.steps += 1
     return engine
 
 
@@ -47,23 +47,23 @@ def engine(monkeypatch) -> Engine:
 def test_no_value_comes_back_to_the_host_inside_the_image_loop(engine, with_additions):
     with NothingReadBack():
         for _ in range(3):
-            engine._painter._step(with_additions)
-    assert engine._slots.steps.tolist() == [4, 4]
+            engine._runner._painter._step(with_additions)
+    assert engine._runner.slots.steps.tolist() == [4, 4]
     for read in (torch.Tensor.tolist, lambda t: int(t[0]), lambda t: bool((t > 0).any()), lambda t: t[t > 0].cpu()):
         with pytest.raises(AssertionError, match="waits for the device"), NothingReadBack():
-            read(engine._slots.steps)
+            read(engine._runner.slots.steps)
 
 
 @torch.inference_mode()
 def test_nor_inside_a_title_step(engine):
     with NothingReadBack():
-        engine._writer._read_token()
+        engine._runner._writer._read_token()
 
 
 @torch.inference_mode()
 def test_a_step_takes_no_memory_that_grows(engine):
     """What a step leaves behind lies where it lay: a graph could replay it."""
-    places = lambda: [t.data_ptr() for t in engine._slots.state() + engine._slots.conditional.cache.keys]  # noqa: E731
+    places = lambda: [t.data_ptr() for t in engine._runner.slots.state() + engine._runner.slots.conditional.cache.keys]  # noqa: E731
     before = places()
-    engine._painter._step(True)
+    engine._runner._painter._step(True)
     assert places() == before

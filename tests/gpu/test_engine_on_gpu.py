@@ -12,7 +12,7 @@ from small_models import small_model, small_prompter
 from test_engine import assert_same
 from test_generate import GREEDY, SAMPLED, requests
 
-from adgen.generation import engine as engine_module
+from adgen.generation import batch
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import generate
 
@@ -33,9 +33,9 @@ def test_tokens_equal_the_simple_loop_on_the_cpu(sampling):
 
 def test_a_captured_step_makes_the_bytes_of_an_uncaptured_one(monkeypatch):
     captured = made()
-    painter, writer = engine_module.Painter, engine_module.TitleWriter
-    monkeypatch.setattr(engine_module, "Painter", lambda *parts: painter(*parts[:-1], False))
-    monkeypatch.setattr(engine_module, "TitleWriter", lambda *parts: writer(*parts[:-1], False))
+    painter, writer = batch.Painter, batch.TitleWriter
+    monkeypatch.setattr(batch, "Painter", lambda *parts: painter(*parts[:-1], False))
+    monkeypatch.setattr(batch, "TitleWriter", lambda *parts: writer(*parts[:-1], False))
     assert_same(captured, made())
 
 
