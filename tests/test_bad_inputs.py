@@ -1,16 +1,12 @@
 """Bad input never stops the rest: one refresh, on a real Ray, over a shop with everything that may be odd or wrong in it."""
 
-import importlib.util
 import io
 import struct
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from small_models import save_small_model
@@ -23,7 +19,6 @@ from adgen.on_ray.refresh import Summary, refresh
 from adgen.on_ray.settings import RefreshSettings
 
 CAMPAIGN = "odd"
-ROOT = Path(__file__).parents[1]
 GATES = ("title_empty", "forbidden_words", "numbers_and_units", "picture_blank", "product_visible")
 RED, BLUE, WHITE = (200, 20, 20), (20, 20, 200), (255, 255, 255)
 
@@ -236,97 +231,3 @@ def test_the_rest_is_made_and_published(night):
 def test_a_pair_named_again_is_made_once_and_counted(night):
     assert night.summary.duplicates == 3
     assert len({row["pair_id"] for row in night.rows}) == len(night.rows)
-
-
-# -- what stops a run, before any model work ---------------------------------------------------------------------------
-
-
-def refresh_job(*arguments: str) -> int:
-    """`jobs/refresh.py` in this process, on its Ray."""
-    spec = importlib.util.spec_from_file_location("refresh_job", ROOT / "jobs" / "refresh.py")
-    job = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # tyro reads docstrings through sys.modules
-    spec.loader.exec_module(job)
-    return job.main(list(arguments))
-
-
-@pytest.fixture
-def shop(tmp_path: Path) -> SmallShop:
-    shop = small_shop(tmp_path / "inputs", num_products=4, num_users=2)
-    shop.save()
-    return shop
-
-
-def rewrite(shop: SmallShop, table: str, change) -> None:
-    path = shop.folder / f"{table}.parquet"
-    pq.write_table(change(pq.read_table(path)), path)
-
-
-def without_cutouts(shop: SmallShop, *_) -> None:
-    rewrite(shop, "products", lambda table: table.drop_columns(["image"]))
-
-
-def scale_as_text(shop: SmallShop, *_) -> None:
-    rewrite(shop, "products", lambda table: table.set_column(5, "scale", pa.array(["big"] * table.num_rows)))
-
-
-def no_pairs(shop: SmallShop, *_) -> None:
-    rewrite(shop, "pairs", lambda table: table.slice(0, 0))
-
-
-def no_table(shop: SmallShop, *_) -> None:
-    (shop.folder / "histories.parquet").unlink()
-
-
-def misspelled_key(_, options: dict, folder: Path) -> None:
-    options["file"].write_text("[plan]\npairs_per_shart = 5\n")
-
-
-def wrong_value(_, options: dict, folder: Path) -> None:
-    options["file"].write_text("[finish]\nwidth = 5\n")
-
-
-def store_below_a_file(_, options: dict, folder: Path) -> None:
-    (folder / "file").write_text("")
-    options["--store"] = str(folder / "file" / "store")
-
-
-def foreign_store(_, options: dict, folder: Path) -> None:
-    options["--store"] = "gs://bucket/store"
-
-
-def no_model(_, options: dict, folder: Path) -> None:
-    options["--model"] = str(folder / "nowhere")
-
-
-def empty_model(_, options: dict, folder: Path) -> None:
-    (folder / "empty").mkdir()
-    options["--model"] = str(folder / "empty")
-
-
-STOPS = [
-    (without_cutouts, ["products", "image", "missing"]),
-    (scale_as_text, ["products", "scale", "string"]),
-    (no_pairs, ["pairs", "no rows"]),
-    (no_table, ["histories", "missing"]),
-    (misspelled_key, ["settings.toml", "plan.pairs_per_shart", "unknown key"]),
-    (wrong_value, ["settings.toml", "finish.width", "64"]),
-    (store_below_a_file, ["file/store", "check the folder's rights"]),
-    (foreign_store, ["gs://bucket/store", "use a folder, file:// or s3://"]),
-    (no_model, ["nowhere", "no such"]),
-    (empty_model, ["empty"]),
-]
-
-
-@pytest.mark.parametrize(("spoil", "words"), STOPS, ids=[spoil.__name__ for spoil, _ in STOPS])
-def test_what_no_row_can_carry_stops_the_run_first_and_says_what_to_do(ray_cluster, shop, model, tmp_path, capsys, spoil, words):
-    options = {"file": tmp_path / "settings.toml", "--inputs": str(shop.folder), "--campaign": CAMPAIGN}
-    options |= {"--store": str(tmp_path / "store"), "--model": str(model)}
-    options["file"].write_text("")
-    spoil(shop, options, tmp_path)
-    file = str(options.pop("file"))
-    assert refresh_job(file, *(part for option in options.items() for part in option)) == 1
-    printed = capsys.readouterr()
-    said = " ".join(printed.err.split()).replace(" ", "")  # rich breaks lines where it likes
-    assert all(word.replace(" ", "") in said for word in words), printed.err
-    assert printed.out == ""
-    assert not list((tmp_path / "store").glob("c*/**/*.*")), "neither a catalog nor a run was begun"

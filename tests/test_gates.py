@@ -202,6 +202,13 @@ def test_nearly_one_colour_is_blank_and_a_soft_gradient_is_not():
     assert verdict_of("picture_blank", background=gradient) == "ok"
 
 
+def test_contrast_is_the_mean_of_the_channels_standard_deviations():
+    for shape in ((64, 64, 3), (5, 31, 3)):
+        picture = np.random.default_rng(1).integers(0, 256, shape, dtype=np.uint8)
+        scores = judge(draft(background=picture), FinishSettings()).scores
+        assert scores["background_contrast"] == pytest.approx(picture.std(axis=(0, 1)).mean(), rel=1e-9)
+
+
 @pytest.mark.parametrize(("share", "inside"), [(0.001, 1.0), (0.99, 1.0), (0.3, 0.9)])
 def test_product_has_to_be_visible(share, inside):
     assert verdict_of("product_visible", product_share=share, product_inside=inside).startswith("reject")

@@ -12,7 +12,7 @@ from adgen.creatives import layout
 from adgen.creatives.journal import Journal
 from adgen.creatives.storage import Storage, open_storage
 from adgen.errors import InputError
-from adgen.shop import plan
+from adgen.shop import plan, plan_buckets
 from adgen.shop.catalog import build_catalog
 from adgen.shop.plan import make_plan
 from adgen.shop.plan_buckets import clear_buckets, read_bucket, split_inputs, split_published
@@ -62,6 +62,19 @@ def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder,
         journal = Journal(another, CAMPAIGN, layout.new_run_id())
         parts, summary = make_plan(rules(), shop.save(), catalog, journal, scratch / "plan", pairs_per_shard=4, run=pool.map)
     assert (parts, summary) == (whole.parts, whole.summary)
+
+
+def test_buckets_split_in_two_steps_make_the_same_plan(shop, folder, monkeypatch):
+    first = shop.night(folder)
+    shop.products["p4"]["title"] = "brand new name"
+    whole = shop.night(folder, first)
+    monkeypatch.setattr(plan, "plan_bucket_count", lambda _: 16)
+    monkeypatch.setattr(plan_buckets, "MOST_OPEN", 4)
+    fine = shop.night(folder, first)
+    assert (fine.parts, fine.summary) == (whole.parts, whole.summary)
+    assert whole.generate
+    assert whole.carry
+    assert plan_buckets.plan_bucket_count(10**9) == 65_536  # of sixteen thousand pairs each
 
 
 @pytest.mark.parametrize("limit", [None, 7])

@@ -1,15 +1,11 @@
 """Before generation: what is asked for, tonight's catalog, and the plan."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
-from PIL import Image
-from ray.util import ActorPool
 
 import adgen
 from adgen.creatives.documents import PlanPart
@@ -18,14 +14,14 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage
-from adgen.errors import InputError
+from adgen.errors import InputError, ModelError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import ModelConfig
 from adgen.on_ray.bucket_tasks import map_buckets
-from adgen.on_ray.cluster import num_engines
-from adgen.on_ray.settings import ClusterSettings, RefreshSettings
+from adgen.on_ray.encoders import HistoryEncoder, TitleTokenizer, catalog_encoders
+from adgen.on_ray.settings import RefreshSettings
 from adgen.records import digest
 from adgen.shop.catalog import Catalog, build_catalog, open_catalog
 from adgen.shop.keys import Keys, load_keys
@@ -52,6 +48,7 @@ def prepare(settings: RefreshSettings) -> Planned:
     if inputs["pairs"].num_rows == 0:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
     keys = load_keys(settings.keys, settings.store)
+    check_model(settings)
     model = digest(model_digest(settings.model), ENGINE_VERSION)
     chosen = settings.creative_digest()
     # Where and how fast a run works may change between two tries; what it makes may not.
@@ -132,7 +129,7 @@ def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None
 
 def tonights_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
     """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
-    with _encoders(settings) as run:
+    with catalog_encoders() as run:
         return build_catalog(
             planned.inputs,
             storage,
@@ -163,78 +160,14 @@ def model_config(settings: RefreshSettings) -> ModelConfig:
     return read_config(settings.model)
 
 
-class HistoryEncoder:
-    """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the model when first asked."""
+def check_model(settings: RefreshSettings) -> None:
+    """ModelError if the directory has no sizes, tokenizer or weights, or a weight file is cut short; loads no weights."""
+    from adgen.generation.prompt import Prompter
+    from adgen.model.weight_files import read_tensors, weight_files
 
-    def __init__(self, model: Path):
-        self.model = model
-
-    def __call__(self, pictures: list[Image.Image]) -> np.ndarray:
-        """Codes of the pictures, int64."""
-        import torch
-
-        from adgen.generation.pictures import history_pixels, picture_codes
-
-        tokenizer, config = self._loaded()
-        return picture_codes(torch.stack([history_pixels(p, config.image) for p in pictures]), tokenizer).numpy()
-
-    def _loaded(self) -> tuple[Any, ModelConfig]:
-        from adgen.model.checkpoint import load
-
-        if not hasattr(self, "_parts"):
-            model = load(self.model)
-            self._parts = (model.image_tokenizer, model.config)
-        return self._parts
-
-    def __getstate__(self) -> dict:
-        return {"model": self.model}
-
-
-class TitleTokenizer:
-    """A clicked title -> exactly as many tokens as the model reads of one. Pickles as a path."""
-
-    def __init__(self, model: Path):
-        self.model = model
-
-    def __call__(self, title: str) -> list[int]:
-        """Token ids."""
-        from adgen.generation.prompt import Prompter
-        from adgen.model.checkpoint import read_config
-
-        if not hasattr(self, "_prompter"):
-            self._prompter = Prompter.load(self.model, read_config(self.model), add_missing=True)
-        return self._prompter.history_title_ids(title)
-
-    def __getstate__(self) -> dict:
-        return {"model": self.model}
-
-
-@ray.remote(num_cpus=1)
-class _Encode:
-    def run(self, function: Callable, batch: Any) -> Any:
-        return function(batch)
-
-
-class _encoders:
-    """An ordered `map` over actors, which are started when there is something to encode."""
-
-    def __init__(self, settings: RefreshSettings):
-        self.settings = settings
-        self.actors: list = []
-
-    def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
-        return self._map
-
-    def _map(self, function: Callable, batches: Iterable) -> Iterator:
-        batches = list(batches)
-        if not batches:
-            return iter(())
-        if not self.actors:
-            # As many as find room: a batch given to one that waits for a CPU would wait for ever.
-            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
-        shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
-        return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
-
-    def __exit__(self, *_: Any) -> None:
-        for actor in self.actors:
-            ray.kill(actor)
+    if not Path(settings.model).is_dir():
+        raise ModelError(f"{settings.model}: no such model directory; name one with --model")
+    Prompter.load(settings.model, model_config(settings), add_missing=True)
+    for path in weight_files(Path(settings.model)):
+        if path.suffix == ".safetensors":  # its header says how long it must be
+            next(read_tensors(path), None)

@@ -32,7 +32,7 @@ class Memory:
 class ProcessWatch:
     """Samples while its block runs."""
 
-    def __init__(self, interval_seconds: float = 0.25):
+    def __init__(self, interval_seconds: float = 1.0):
         self.phase = "start"
         self.memory: dict[str, Memory] = defaultdict(Memory)
         self.cpu_by_kind: Counter[str] = Counter()
@@ -44,6 +44,8 @@ class ProcessWatch:
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
+        self._sample()
+        self.cpu_by_kind.clear()  # what was used before is nobody's
         self._thread.start()
         return self
 

@@ -3,7 +3,7 @@
     clear_buckets(folder)
     split_inputs(inputs, "pairs", folder, n); split_inputs(inputs, "histories", folder, n)
     if base: split_published(base, folder, n)                                   # pass 1: rows by user
-    for plan in run(partial(plan_bucket, rules, catalog=catalog), map(read_bucket, ...)):    # pass 2: a bucket, a task
+    for plan in run(partial(plan_bucket, rules, catalog=catalog), read_buckets(folder, n)):  # pass 2: a bucket, a task
         shards.add(plan)
     parts, summary = shards.close()                                             # then journal.commit_plan(parts, ...)
 
@@ -26,7 +26,14 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.records import digest
 from adgen.shop.catalog import Catalog
-from adgen.shop.plan_buckets import clear_buckets, plan_bucket_count, read_bucket, split_inputs, split_published
+from adgen.shop.plan_buckets import (
+    clear_buckets,
+    coarse_bucket_count,
+    plan_bucket_count,
+    read_buckets,
+    split_inputs,
+    split_published,
+)
 from adgen.shop.plan_rows import PLAN_CARRY as PLAN_CARRY
 from adgen.shop.plan_rows import PLAN_PAIRS as PLAN_PAIRS
 from adgen.shop.plan_rows import BucketPlan, IsForgotten, PlanRules, plan_bucket
@@ -157,14 +164,15 @@ def make_plan(
     `base` is the journal of the run that the pointer names (`rules.base_run`); none: nothing is carried.
     """
     num_buckets = plan_bucket_count(inputs["pairs"].num_rows)
+    coarse = coarse_bucket_count(num_buckets)
     clear_buckets(folder)
     for table in ("pairs", "histories"):
-        split_inputs(inputs, table, folder, num_buckets)
+        split_inputs(inputs, table, folder, coarse)
     if base is not None:
-        split_published(base, folder, num_buckets)
+        split_published(base, folder, coarse)
     one = partial(plan_bucket, rules, catalog=catalog, limit=limit, is_forgotten=is_forgotten)
     shards = ShardWriter(journal, pairs_per_shard, carried_per_shard, limit)
-    for plan in run(one, (read_bucket(folder, number) for number in range(num_buckets))):
+    for plan in run(one, read_buckets(folder, num_buckets)):
         shards.add(plan)
         if shards.is_full:
             break
