@@ -59,9 +59,9 @@ def test_calls_and_creatives_are_counted_without_dummy_rows():
 def test_a_short_batch_runs_in_full_slots_and_gives_the_same_bytes(monkeypatch):
     sizes = []
 
-    def counting(model, prompter, batch, sampling):
+    def counting(model, prompter, batch, *rest):
         sizes.append(len(batch))
-        return generate(model, prompter, batch, sampling)
+        return generate(model, prompter, batch, *rest)
 
     monkeypatch.setattr(engine_module, "generate", counting)
     engine = small_engine(num_slots=4)
@@ -112,10 +112,10 @@ print(engine.Engine(small_model(), small_prompter()).deepspeed)
 
 
 def out_of_memory_above(limit, monkeypatch):
-    def generate_if_it_fits(model, prompter, batch, sampling):
+    def generate_if_it_fits(model, prompter, batch, *rest):
         if len(batch) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return generate(model, prompter, batch, sampling)
+        return generate(model, prompter, batch, *rest)
 
     monkeypatch.setattr(engine_module, "generate", generate_if_it_fits)
 

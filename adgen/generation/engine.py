@@ -20,6 +20,7 @@ from adgen.generation.generate import Request, Result, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
 from adgen.generation.sampling import SamplingSettings
+from adgen.generation.timings import PhaseTimings
 from adgen.model.checkpoint import load
 from adgen.model.uniadgen import UniAdGen
 
@@ -83,6 +84,8 @@ class Engine:
         """Batches that the model has run."""
         self.num_generated = 0
         """Creatives made, dummy rows not counted."""
+        self.timings = PhaseTimings()
+        """Of all batches so far, dummy rows' time included."""
         self.deepspeed = _wrap(model, settings, device)
         """Whether the layers really run through DeepSpeed."""
         self._model, self._prompter, self._group = model, prompter, group
@@ -134,7 +137,7 @@ class Engine:
         """One batch in full slots. A short one is filled with copies of its last row: the same kernels run whatever the
         number of rows, and a copy ends when its original does."""
         slots = [*batch, *[batch[-1]] * (self.num_slots - len(batch))]
-        results = generate(self._model, self._prompter, slots, self.sampling)[: len(batch)]
+        results = generate(self._model, self._prompter, slots, self.sampling, self.timings)[: len(batch)]
         self.num_calls += 1
         self.num_generated += len(batch)
         return results

@@ -15,6 +15,7 @@ from torch import Tensor
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompt, Prompter, PromptFacts
 from adgen.generation.sampling import PICTURE, TITLE, SamplingSettings, guided, gumbel_noise, sample
+from adgen.generation.timings import PhaseTimings
 from adgen.model.decoder import KeyValueCache
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
@@ -57,40 +58,50 @@ class Result:
 
 @torch.inference_mode()
 def generate(
-    model: UniAdGen, prompter: Prompter, requests: Sequence[Request], sampling: SamplingSettings | None = None
+    model: UniAdGen,
+    prompter: Prompter,
+    requests: Sequence[Request],
+    sampling: SamplingSettings | None = None,
+    timings: PhaseTimings | None = None,
 ) -> list[Result]:
     """A title and a picture for each request, in order. The batch is as large as the list: split it before."""
     if not requests:
         return []
-    sampling = sampling or SamplingSettings()
+    sampling, timings = sampling or SamplingSettings(), timings or PhaseTimings()
     seeds = torch.tensor([request.seed for request in requests], device=model.device)
-    histories = [embed_history(model, prompter, request, sampling.preference_noise) for request in requests]
-    prompts = [prompter.title_prompt(request.facts) for request in requests]
-    cache = new_cache(model, prompts, sampling)
+    with timings.measure("prefill", model.device):
+        histories = [embed_history(model, prompter, request, sampling.preference_noise) for request in requests]
+        prompts = [prompter.title_prompt(request.facts) for request in requests]
+        cache = new_cache(model, prompts, sampling)
+        hidden = prefill(model, cache, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
 
-    hidden = prefill(model, cache, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
-    written = write_titles(model, prompter, cache, hidden, seeds, sampling)
+    with timings.measure("title", model.device):
+        written = write_titles(model, prompter, cache, hidden, seeds, sampling)
     titles = [read_title(model, prompter, r, ids) for r, ids in zip(requests, written, strict=True)]
     pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(requests, titles, strict=True)]
+    timings.title_steps += max(map(len, written))
 
-    cached = [list(p.ids) + ids for p, ids in zip(prompts, written, strict=True)]
-    kept = cut_back(cache, cached, pictures)
-    cache = with_unconditional_rows(model, cache, pictures, negative := prompter.negative_prompt())
-    rest = [embed(model, p, h)[n:] for p, h, n in zip(pictures, histories, kept, strict=True)]
-    hidden = torch.cat(
-        (
-            prefill(model, cache.rows(0, len(requests)), rest),
-            prefill(model, cache.rows(len(requests), 2 * len(requests)), [embed(model, negative, None)] * len(requests)),
+    with timings.measure("prefill", model.device):
+        cached = [list(p.ids) + ids for p, ids in zip(prompts, written, strict=True)]
+        kept = cut_back(cache, cached, pictures)
+        cache = with_unconditional_rows(model, cache, pictures, negative := prompter.negative_prompt())
+        rest = [embed(model, p, h)[n:] for p, h, n in zip(pictures, histories, kept, strict=True)]
+        hidden = torch.cat(
+            (
+                prefill(model, cache.rows(0, len(requests)), rest),
+                prefill(model, cache.rows(len(requests), 2 * len(requests)), [embed(model, negative, None)] * len(requests)),
+            )
         )
-    )
+        additions = foreground_additions(model, requests, sampling.control_strength)
 
-    additions = foreground_additions(model, requests, sampling.control_strength)
-    steps = paint(model, cache, hidden, additions, seeds, sampling)
-    codes = torch.stack([step.codes for step in steps], dim=1)
-    painted = to_uint8(model.image_tokenizer.decode(codes))
+    with timings.measure("picture", model.device):
+        codes = torch.stack([step.codes for step in paint(model, cache, hidden, additions, seeds, sampling)], dim=1)
+    timings.picture_steps += codes.shape[1]
+    with timings.measure("vq", model.device):
+        painted = to_uint8(model.image_tokenizer.decode(codes)).cpu()
     return [
         Result(title or "", title is not None, row, picture, len(requests))
-        for title, row, picture in zip(titles, codes.cpu(), painted.cpu(), strict=True)
+        for title, row, picture in zip(titles, codes.cpu(), painted, strict=True)
     ]
 
 
