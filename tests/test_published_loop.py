@@ -67,3 +67,8 @@ def test_a_step_can_be_measured_at_any_cache_length():
         codes = list(loop.paint(cache, torch.randn(10, 64), loop.products(requests()), range(7, 10)))
     assert [row.shape for row in codes] == [(5,)] * 3
     assert cache.length == 43  # three whole steps: draw, foreground, read
+
+
+def test_it_runs_in_bf16():
+    results = PublishedLoop(small_model().to(torch.bfloat16), small_prompter(), SAMPLED).generate(requests())
+    assert [result.codes.shape for result in results] == [(16,)] * 5

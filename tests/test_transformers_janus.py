@@ -79,3 +79,10 @@ def test_it_draws_when_the_engine_draws(prompter):
     torch.manual_seed(1)
     some, others = (baseline.paint(prompts(prompter)) for _ in range(2))
     assert not torch.equal(some, others)
+
+
+def test_it_runs_in_bf16(prompter):
+    model = small_model().to(torch.bfloat16)
+    baseline = TransformersJanus(model, prompter, SAMPLED)
+    assert baseline.janus.dtype == torch.bfloat16
+    assert baseline.paint(prompts(prompter)).shape == (3, 16)

@@ -23,6 +23,11 @@ class StepClock:
             self._struck.append(time.perf_counter())
 
     @property
+    def num_steps(self) -> int:
+        """Steps between strikes so far; asks the device for nothing."""
+        return max(0, len(self._struck) - 1)
+
+    @property
     def seconds(self) -> list[float]:
         """Of each step between two strikes."""
         if self.device.type == "cuda":

@@ -67,15 +67,7 @@ class PublishedLoop:
     def generate(self, requests: Sequence[Request], timings: PhaseTimings | None = None) -> list[Result]:
         """A title and a picture for each request, in one batch."""
         model, timings = self.model, timings or PhaseTimings()
-        with timings.measure("prefill", model.device):
-            prompts = [self.prompter.title_prompt(request.facts) for request in requests]
-            cache, hidden = self.prefill(self._embed(requests, prompts), shifted=True)
-        with timings.measure("title", model.device):
-            written = self._write_titles(cache, hidden, len(requests))
-        titles = [self.prompter.read_title(ids) for ids in written]
-        timings.title_steps += max(map(len, written))
-        with timings.measure("prefill", model.device):
-            cache, hidden = self.prefill(self.both_branches(requests, [title or "" for title in titles]))
+        titles, cache, hidden = self.before_picture(requests, timings)
         with timings.measure("picture", model.device):
             steps = range(model.config.image.tokens_per_picture)
             codes = torch.stack(list(self.paint(cache, hidden, self.products(requests), steps)), dim=1)
@@ -84,6 +76,21 @@ class PublishedLoop:
             pictures = to_uint8(model.image_tokenizer.decode(codes)).cpu()
         rows = zip(titles, codes.cpu(), pictures, strict=True)
         return [Result(title or "", title is not None, row, picture, len(requests)) for title, row, picture in rows]
+
+    @torch.inference_mode()
+    def before_picture(self, requests: Sequence[Request], timings: PhaseTimings) -> tuple[list[str | None], GrowingCache, Tensor]:
+        """Each request's title, then the cache of both branches, prefilled anew, and hidden states (2B, D) at its end."""
+        device = self.model.device
+        with timings.measure("prefill", device):
+            prompts = [self.prompter.title_prompt(request.facts) for request in requests]
+            cache, hidden = self.prefill(self._embed(requests, prompts), shifted=True)
+        with timings.measure("title", device):
+            written = self._write_titles(cache, hidden, len(requests))
+        titles = [self.prompter.read_title(ids) for ids in written]
+        timings.title_steps += max(map(len, written))
+        with timings.measure("prefill", device):
+            cache, hidden = self.prefill(self.both_branches(requests, [title or "" for title in titles]))
+        return titles, cache, hidden
 
     # -- stage 1: the title --------------------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ def _janus_over(model: UniAdGen) -> JanusForConditionalGeneration:
     }
     janus.load_state_dict(weights, strict=False, assign=True)
     for unused in (janus.model.vision_model, janus.model.aligner, janus.model.vqmodel):
-        unused.to_empty(device=model.device)
+        unused.to(model.dtype).to_empty(device=model.device)
     language = janus.model.language_model
     with model.device:
         language.rotary_emb = type(language.rotary_emb)(language.config)  # its table is no weight
