@@ -1,5 +1,5 @@
-"""One setting, measured: a warm-up, then pairs of (a whole batch of ours, some steps of each baseline), interleaved so
-that a machine that slows down slows both sides of a pair."""
+"""One setting, measured: a warm-up, then each whole batch of ours between some steps of each baseline before it and after
+it, so that a machine that slows down slows both sides of a pair."""
 
 import copy
 import logging
@@ -55,7 +55,7 @@ class Measurement:
     ours: list[PhaseTimings] = field(default_factory=list)
     machines: list[Machine] = field(default_factory=list)
     step_seconds: dict[str, list[float]] = field(default_factory=dict)
-    """Of each baseline, for a step of the whole batch."""
+    """Of each baseline, for a step of the whole batch: the mean of just before ours and just after it."""
     baselines: dict[str, Baseline] = field(default_factory=dict)
     gflops: dict[str, float] = field(default_factory=dict)
     """1e9 operations a second of a matrix product, by dtype."""
@@ -79,7 +79,6 @@ def measure(setting: Setting, settings: EngineBenchmarkSettings, say: Callable[[
     say("weights")
     model = random_model(config, device, setting.torch_dtype)
     slots = settings.engine.model_copy(update={"num_slots": setting.batch, "dtype": setting.dtype})
-    reset_peak(device)
     engine = Engine(sharing_copy(model), prompter, slots, sampling, device=device)
     say("warm-up")
     started = time.perf_counter()
@@ -103,27 +102,39 @@ def measure(setting: Setting, settings: EngineBenchmarkSettings, say: Callable[[
     baselines = {name: BASELINES[name](Batch(model, prompter, sampling, requests, settings)) for name in settings.against}
     found.baselines, found.step_seconds = baselines, {name: [] for name in baselines}
     found.gflops = {str(dtype).removeprefix("torch."): measure_gflops(device, dtype) for dtype in (torch.float32, torch.bfloat16)}
+    before = _baseline_steps(found, lambda what: say(f"before: {what}"))
     for pair in range(settings.pairs):
-        _measure_pair(found, engine, requests, lambda what, pair=pair: say(f"pair {pair + 1} of {settings.pairs}: {what}"))
+        before = _measure_pair(
+            found, engine, requests, before, lambda what, p=pair: say(f"pair {p + 1} of {settings.pairs}: {what}")
+        )
     return found
 
 
-def _measure_pair(found: Measurement, engine: Engine, requests: list, say: Callable[[str], None]) -> None:
-    """The machine, a whole batch of ours, some steps of each baseline."""
+def _measure_pair(
+    found: Measurement, engine: Engine, requests: list, before: dict[str, float], say: Callable[[str], None]
+) -> dict[str, float]:
+    """The machine, a whole batch of ours, some steps of each baseline; the latter are the next pair's `before`."""
     found.machines.append(measure_machine(found.device, found.setting.torch_dtype))
-    before = copy.copy(engine.timings)
-    if not found.ours:
-        reset_peak(found.device)
+    earlier = copy.copy(engine.timings)
+    reset_peak(found.device)
     engine.generate(requests)
-    found.ours.append(ours := engine.timings - before)
-    if len(found.ours) == 1:
-        found.peak_bytes = peak_bytes(found.device)
+    found.peak_bytes = max(found.peak_bytes, peak_bytes(found.device))
+    found.ours.append(ours := engine.timings - earlier)
     say(f"engine {1000 * ours.picture / ours.picture_steps:.2f} ms a step, {ours.seconds:.1f} s a batch of {engine.num_slots}")
+    after = _baseline_steps(found, say)
+    for name, seconds in after.items():
+        found.step_seconds[name].append((before[name] + seconds) / 2)
+    return after
+
+
+def _baseline_steps(found: Measurement, say: Callable[[str], None]) -> dict[str, float]:
+    """Seconds of a step of each baseline. What does not fit beside the engine runs as a smaller batch, and counts as
+    often as the whole batch takes it."""
+    seconds = {}
     for name, baseline in found.baselines.items():
-        # What does not fit beside the engine runs as a smaller batch, and counts as often as it takes.
-        seconds = baseline.step_seconds() * found.setting.batch / baseline.num_rows
-        found.step_seconds[name].append(seconds)
-        say(f"{name} {1000 * seconds:.2f} ms a step")
+        seconds[name] = baseline.step_seconds() * found.setting.batch / baseline.num_rows
+        say(f"{name} {1000 * seconds[name]:.2f} ms a step")
+    return seconds
 
 
 def pick_device(settings: EngineBenchmarkSettings) -> torch.device:

@@ -25,9 +25,9 @@ class EngineBenchmarkSettings(Settings):
     against: UseAppendAction[tuple[Literal["hf", "published"], ...]] = ()
     """Baselines, measured in the same run: `hf` is transformers' Janus, `published` the loop of the published code."""
     pairs: int = Field(default=5, ge=1)
-    """Interleaved measurements, a whole batch of ours and some steps of each baseline; medians are reported."""
-    baseline_steps: int = Field(default=8, ge=1)
-    """Steps of a baseline a pair (and cache length), at most."""
+    """Interleaved measurements: a whole batch of ours between some steps of each baseline. Medians are reported."""
+    baseline_steps: int = Field(default=32, ge=1)
+    """Steps of a baseline at a time (and cache length), at most."""
     baseline_seconds: float = Field(default=3.0, gt=0)
     """A slow baseline stops after the step that crosses this (a cache length); it always makes one."""
     title_tokens: int = Field(default=16, ge=1)
