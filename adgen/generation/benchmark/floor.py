@@ -101,6 +101,17 @@ def per_thousand(seconds_a_creative: float, price_an_hour: float = 0.0) -> dict[
     return {"device_seconds_per_1000": seconds, "cost_per_1000": seconds / 3600 * price_an_hour}
 
 
+def speed_of_run(work: Workload, machine: Machine, seconds_a_creative: float, price_an_hour: float = 0.0) -> dict[str, float]:
+    """What a run's report says of its speed: share_of_floor, device_seconds_per_1000, cost_per_1000.
+
+    work: the run's mean batch. machine: as measured by `jobs/benchmark.py engine` on the same kind of machine, in the run's
+    dtype (`machine.machine_of` its saved JSON). seconds_a_creative: of one engine, generation alone.
+    """
+    return {"share_of_floor": floor(work, machine).seconds / work.batch / seconds_a_creative} | per_thousand(
+        seconds_a_creative, price_an_hour
+    )
+
+
 def picture_work(work: Workload) -> Work:
     """All N image steps of a batch: N times the head, N - 1 times the decoder (the last token is not read any more)."""
     sizes, image, e, rows = work.config.decoder, work.config.image, work.element_bytes, work.batch

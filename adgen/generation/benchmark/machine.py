@@ -2,11 +2,13 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from adgen.errors import SettingsError
 from adgen.generation.timings import now
 
 _REPEATS = 3  # the best counts: a neighbour on the machine only ever makes it slower
@@ -26,6 +28,14 @@ class Machine:
     """y = a + s b: bytes read plus bytes written."""
     gflops: float
     """A square matrix product in the engine's dtype, 1e9 operations a second."""
+
+
+def machine_of(document: dict[str, Any]) -> Machine:
+    """The speeds in the JSON that `jobs/benchmark.py engine --save FILE` wrote. SettingsError: it is something else."""
+    try:
+        return Machine(**{field.name: float(document["machine"][field.name]) for field in fields(Machine)})
+    except (KeyError, TypeError, ValueError):
+        raise SettingsError("not what `jobs/benchmark.py engine --save FILE` writes: it has no machine speeds") from None
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
