@@ -61,6 +61,7 @@ def test_a_creative_is_made_again_byte_by_byte_and_a_carried_one_from_the_run_th
     run(made)
     carried = published_rows(made)[row["pair_id"]]
     assert carried["carried_from"] == first.run_id
+    capsys.readouterr()  # what libraries said while the refresh loaded them
     assert main(["replay", store_uri, CAMPAIGN, row["pair_id"], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["outcome"], printed["run_id"], printed["sha256"]) == ("equal_bytes", first.run_id, row["sha256"])
