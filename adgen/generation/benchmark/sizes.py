@@ -46,14 +46,13 @@ def size(name: str, num_layers: int | None = None) -> ModelConfig:
 @torch.no_grad()
 def random_model(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> UniAdGen:
     """A model whose weights are one block of noise, over and over, scaled to keep activations finite. Seconds for 7B: it is
-    built without memory and written once."""
+    built without memory and each weight is written once."""
     model = on_meta(config).to(dtype).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(_BLOCK, generator=generator).to(device, dtype)
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:
-            _tile(parameter.view(-1), noise)
-            parameter.mul_(parameter[0].numel() ** -0.5)
+            _tile(parameter.view(-1), noise * parameter[0].numel() ** -0.5)
         else:
             parameter.fill_(0.0 if name.endswith("bias") else 1.0)
     for buffer in model.buffers():
