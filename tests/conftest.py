@@ -2,6 +2,7 @@
 
 import logging
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -66,3 +67,17 @@ def aws_environment(s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_access.access_key_id.get_secret_value())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_access.secret_access_key.get_secret_value())
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray of two slots for all tests of this process."""
+    import ray
+
+    from adgen.on_ray.cluster import quiet_ray
+
+    quiet_ray()
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    quiet_ray()
+    yield
+    ray.shutdown()

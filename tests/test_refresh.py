@@ -6,7 +6,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 from small_models import save_small_model
 
@@ -16,7 +15,6 @@ from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
-from adgen.on_ray.cluster import quiet_ray
 from adgen.on_ray.dry_run import forecast
 from adgen.on_ray.refresh import Summary, refresh
 from adgen.on_ray.settings import RefreshSettings
@@ -36,16 +34,6 @@ class Silent:
 
     def advance(self, pairs: int) -> None:
         self.pairs += pairs
-
-
-@pytest.fixture(scope="session")
-def ray_cluster():
-    """One local Ray for all tests of this process."""
-    quiet_ray()
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    quiet_ray()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")

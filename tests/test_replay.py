@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_refresh import CAMPAIGN, access_of, model, published_rows, ray_cluster, run, settings, shop  # noqa: F401
+from test_refresh import CAMPAIGN, access_of, model, published_rows, run, settings, shop  # noqa: F401
 
 from adgen.cli import main
 from adgen.creatives import layout
@@ -41,7 +41,7 @@ def replayed(made, pair: str, **options):
 
 
 def test_a_creative_is_made_again_byte_by_byte_and_a_carried_one_from_the_run_that_made_it(
-    ray_cluster,  # noqa: F811
+    ray_cluster,
     shop,  # noqa: F811
     model,  # noqa: F811
     store_uri,
