@@ -15,6 +15,8 @@ from adgen.generation import engine as engine_module
 from adgen.generation.deepspeed_layers import wrap_decoder
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import Request, generate
+from adgen.generation.layers import StepLayers
+from adgen.generation.slots import Slots
 from adgen.model.config import LoRAConfig
 
 
@@ -57,17 +59,13 @@ def test_calls_and_creatives_are_counted_without_dummy_rows():
 
 
 def test_a_short_batch_runs_in_full_slots_and_gives_the_same_bytes(monkeypatch):
-    sizes = []
-
-    def counting(model, prompter, batch, *rest):
-        sizes.append(len(batch))
-        return generate(model, prompter, batch, *rest)
-
-    monkeypatch.setattr(engine_module, "generate", counting)
+    rows = []
+    step = StepLayers.step
+    monkeypatch.setattr(StepLayers, "step", lambda layers, x, *rest: rows.append(len(x)) or step(layers, x, *rest))
     engine = small_engine(num_slots=4)
     together = engine.generate(requests())
     alone = [engine.generate([request])[0] for request in requests()]
-    assert set(sizes) == {4}
+    assert set(rows) == {4, 8}, "titles and pictures have one shape each"
     assert_same(alone, together)
 
 
@@ -112,12 +110,12 @@ print(engine.Engine(small_model(), small_prompter()).deepspeed)
 
 
 def out_of_memory_above(limit, monkeypatch):
-    def generate_if_it_fits(model, prompter, batch, *rest):
-        if len(batch) > limit:
+    def slots_that_fit(config, layers, num_slots, *sizes):
+        if num_slots > limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return generate(model, prompter, batch, *rest)
+        return Slots(config, layers, num_slots, *sizes)
 
-    monkeypatch.setattr(engine_module, "generate", generate_if_it_fits)
+    monkeypatch.setattr(engine_module, "Slots", slots_that_fit)
 
 
 def test_out_of_memory_halves_the_slots_and_goes_on_recorded(monkeypatch, caplog):

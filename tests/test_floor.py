@@ -75,6 +75,15 @@ def test_the_bytes_and_operations_of_a_picture_by_hand():
     }
 
 
+def test_narrow_weights_and_caches_move_fewer_bytes():
+    full = picture_work(Workload(small_config(), 4, 2, 10, 5)).bytes
+    narrow = picture_work(Workload(small_config(), 4, 2, 10, 5, weight_bytes=1, cache_bytes=2)).bytes
+    share = {name: narrow[name] / full[name] for name in full}
+    assert {name for name in share if share[name] == 0.25} == {"decoder weights", "image head weights"}
+    assert {name for name in share if share[name] == 1} == {"image-token table rows", "foreground additions"}
+    assert sorted(share.values())[2:6] == [0.5] * 4
+
+
 def test_title_and_prefill_by_hand():
     load = Workload(small_config(), 4, batch=2, prompt_tokens=10, negative_tokens=5, title_tokens=3, history_items=0)
     linears, kv = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96), 2 * 3 * 32 * 4

@@ -3,6 +3,7 @@
 ADGEN_GOLDEN names a folder of goldens, by default tests/golden. The format is described in each JSON.
 """
 
+import copy
 import json
 import os
 import re
@@ -17,9 +18,14 @@ from torch.nn import functional as F
 
 from adgen.evaluation.pbs import PBSConfig, PBSEncoder, pbs, preprocess
 from adgen.generation.generate import PictureStep, paint, prefill
+from adgen.generation.layers import StepLayers
+from adgen.generation.linears import preparation, prepare_heads
+from adgen.generation.painting import Painter
 from adgen.generation.pictures import condition_pixels, square_pixels
 from adgen.generation.prompt import expand_placeholders
+from adgen.generation.reading import Reading, read_prompts
 from adgen.generation.sampling import SamplingSettings, guided, sample
+from adgen.generation.slots import Slots
 from adgen.images import on_white, place_product
 from adgen.model.checkpoint import fill, on_meta
 from adgen.model.config import (
@@ -409,6 +415,61 @@ def test_generate_guided_picture(whole_model):
     assert all(torch.equal(torch.arange(int(n)), golden.out("position_ids")) for n in fed)
     golden.unchecked.discard("position_ids")
     golden.done()
+
+
+def stepped(model: UniAdGen, num_slots: int, capacity: int) -> tuple[UniAdGen, StepLayers, Slots]:
+    """The engine's parts around a copy of the model, whose layers they take."""
+    model = copy.deepcopy(model)
+    prepare = preparation("same", num_rows=2 * num_slots)
+    layers = StepLayers(model.decoder, prepare)
+    prepare_heads(model, prepare)
+    slots = Slots(model.config, layers, num_slots, capacity, torch.float32, torch.float32)
+    slots.start([0] * num_slots)
+    return model, layers, slots
+
+
+def whole(embeds: torch.Tensor) -> Reading:
+    """A prompt of which nothing is left out."""
+    return Reading(embeds, torch.arange(len(embeds)))
+
+
+def test_the_engine_writes_the_golden_text(whole_model):
+    golden = Golden("text")
+    embeds, mask = golden.input("inputs_embeds"), golden.input("attention_mask")
+    eos, num_new = golden.facts["eos"], golden.facts["max_new_tokens"]
+    with torch.inference_mode():
+        model, layers, slots = stepped(whole_model, len(embeds), embeds.shape[1] + num_new)
+        hidden = read_prompts(layers, slots, [whole(e[m.bool()]) for e, m in zip(embeds, mask, strict=True)])
+        tokens, scores = [], []
+        for _ in range(golden.out("tokens").shape[1]):
+            scores.append(model.text_logits(hidden))
+            tokens.append(scores[-1].argmax(-1).where(slots.conditional.active, torch.tensor(golden.facts["pad"])))
+            slots.conditional.active &= tokens[-1] != eos
+            hidden = layers.step(model.decoder.embed_tokens(tokens[-1]), (slots.conditional,))
+    golden.check("tokens", torch.stack(tokens, dim=1))
+    # A row that has ended waits, and what comes out for it means nothing.
+    ended = torch.stack(tokens, dim=1).eq(eos).cumsum(1) - torch.stack(tokens, dim=1).eq(eos).long() > 0
+    golden.check("scores", torch.stack(scores, dim=1), ~ended)
+
+
+def test_the_engine_paints_the_golden_picture(whole_model):
+    """A slot at a time: the golden's rows have negative prompts of their own, and an engine's rows share one."""
+    golden = Golden("generate")
+    rows, num_tokens = golden.out("tokens").shape
+    settings = SamplingSettings(picture_temperature=0, guidance=golden.facts["cfg_weight"])
+    painted = []
+    for row in range(rows):
+        embeds = golden.input("cond_embeds")[row][golden.input("cond_attention_mask")[row].bool()]
+        negative = golden.input("neg_ids")[row][golden.input("neg_attention_mask")[row].bool()]
+        with torch.inference_mode():
+            model, layers, slots = stepped(whole_model, 1, len(embeds) + num_tokens)
+            conditional = read_prompts(layers, slots, [whole(embeds)])
+            unconditional = slots.share_negative_prompt(model.decoder.embed_tokens(negative))
+            pixels = golden.input("condition_pixels")[row : row + 1]
+            slots.additions.copy_(model.foreground(pixels) * settings.control_strength)
+            hidden = torch.cat((conditional, unconditional[None]))
+            painted.append(Painter(model, layers, slots, settings).paint(hidden, with_additions=True))
+    golden.check("tokens", torch.cat(painted))
 
 
 # -- parts -----------------------------------------------------------------------------------------------------------

@@ -1,10 +1,11 @@
 """The engine: any number of requests in, as many results out. It knows tensors and prompts, not Ray and not storage.
 
+Which rows run together is decided here; what they do on the device is in `reading`, `titles` and `painting`.
+
 With tensor_parallel > 1 every rank runs this same code on the same requests: the leader hands them out in `generate`, the
 others sit in `serve_rank`.
 """
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,28 +17,48 @@ from pydantic import Field
 from adgen.config import Settings
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.generate import Request, Result, generate
+from adgen.generation.generate import Request, Result, embed, embed_history, kept_history, read_title
+from adgen.generation.layers import StepLayers
+from adgen.generation.linears import WeightType, preparation, prepare_heads
+from adgen.generation.memory_plan import CPU_SLOTS, MAX_VQ_PICTURES, plan_num_slots
+from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
+from adgen.generation.reading import continue_prompts, read_prompts, reading, require_room, show_products
+from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
+from adgen.generation.slots import Slots
 from adgen.generation.timings import PhaseTimings
+from adgen.generation.titles import TitleWriter
 from adgen.model.checkpoint import load
+from adgen.model.config import ModelConfig
+from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
 
-ENGINE_VERSION = "1"
+ENGINE_VERSION = "2"
 """Changes whenever the same request may give another creative; part of every fingerprint."""
 
 log = logging.getLogger(__name__)
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class EngineSettings(Settings):
     """How the model runs. What it draws is not decided here (SamplingSettings), but dtype and num_slots may change the
     last bits of a logit, so both are recorded."""
 
-    num_slots: int = Field(4, ge=1)
-    """Creatives that are made at once. Fixed for a run; halved when memory does not suffice."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the weights and the caches."""
+    num_slots: int | None = Field(None, ge=1)
+    """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
+    memory does not suffice after all."""
+    dtype: DTypeName = "auto"
+    """Of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
+    cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
+    """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
+    weights: WeightType = "same"
+    """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
+    drop_masked_history: bool = False
+    """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
+    fusion writes into their rows too."""
     tensor_parallel: int = Field(1, ge=1)
     """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
@@ -47,10 +68,33 @@ class EngineSettings(Settings):
     start_timeout_seconds: float = Field(600, gt=0)
     """How long a rank that has loaded its model waits for the others."""
 
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype itself."""
+    def torch_dtype(self, device: str | torch.device) -> torch.dtype:
+        """The dtype itself, on such a device."""
+        if self.dtype == "auto":
+            return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         return getattr(torch, self.dtype)
+
+    def torch_cache_dtype(self, device: str | torch.device) -> torch.dtype:
+        """The cache's dtype itself."""
+        return self.torch_dtype(device) if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
+
+    def slots_on(self, device: torch.device, config: ModelConfig, capacity: int) -> int:
+        """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
+        if self.num_slots is not None:
+            return self.num_slots
+        if device.type != "cuda":
+            return CPU_SLOTS
+        return self.slots_in(torch.cuda.get_device_properties(device).total_memory, config, capacity)
+
+    def slots_in(self, memory_bytes: int, config: ModelConfig, capacity: int) -> int:
+        """Slots for a CUDA device of so much memory."""
+        dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
+        return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
+
+    def lossy(self) -> dict[str, str | bool]:
+        """The options that trade exactness for speed, where they are on: they belong to what a creative is made of."""
+        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history")}
+        return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}
 
 
 class Engine:
@@ -77,20 +121,27 @@ class Engine:
             )
         self.settings = settings
         self.sampling = sampling or SamplingSettings()
-        self.num_slots = settings.num_slots
-        """Slots in use now: settings.num_slots, halved by each `num_halvings`."""
         self.num_halvings = 0
         self.num_calls = 0
         """Batches that the model has run."""
         self.num_generated = 0
         """Creatives made, dummy rows not counted."""
         self.timings = PhaseTimings()
-        """Of all batches so far, dummy rows' time included."""
+        """Where the time went so far."""
         self.deepspeed = _wrap(model, settings, device)
         """Whether the layers really run through DeepSpeed."""
         self._model, self._prompter, self._group = model, prompter, group
+        self._capacity = row_capacity(model.config, prompter, self.sampling)
+        self.num_slots = self._plan_slots()
+        """Slots in use now: as set or planned, halved by each `num_halvings`."""
+        prepare = preparation(settings.weights, num_rows=2 * self.num_slots)
+        self._layers = StepLayers(model.decoder, prepare)
+        prepare_heads(model, prepare)
+        model.image_tokenizer.to(memory_format=torch.channels_last)
         if group is not None:
             group.follow_leader(model.decoder.lm_head, model.image_head)
+        self._negative = prompter.negative_prompt()
+        self._slots: Slots | None = None
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """A result for each request, in order, in batches of num_slots. Each result says how many rows ran with it.
@@ -104,7 +155,7 @@ class Engine:
             raise RunError(f"tensor-parallel {self._group.name}: only the leader takes requests, others run serve_rank")
         if not requests:
             return []
-        self._group.send(*_pack(requests, self._agreement()))
+        self._group.send(*pack_requests(requests, self._agreement()))
         return self._generate_together(requests)
 
     def close(self) -> None:
@@ -133,17 +184,91 @@ class Engine:
             self._halve(out_of_memory)
         return results
 
+    @torch.inference_mode()
     def _run(self, batch: Sequence[Request]) -> list[Result]:
-        """One batch in full slots. A short one is filled with copies of its last row: the same kernels run whatever the
-        number of rows, and a copy ends when its original does."""
-        slots = [*batch, *[batch[-1]] * (self.num_slots - len(batch))]
-        results = generate(self._model, self._prompter, slots, self.sampling, self.timings)[: len(batch)]
+        """One batch in full slots: read the prompts, write the titles, read them back, paint, decode.
+
+        A short batch is filled with copies of its last row: the same kernels run whatever the number of rows, and a copy
+        ends when its original does.
+        """
+        model, prompter, device = self._model, self._prompter, self._model.device
+        rows = [*batch, *[batch[-1]] * (self.num_slots - len(batch))]
+        slots = self._ready_slots()
+        slots.start([request.seed for request in rows])
+        with self.timings.measure("prefill", device):
+            prompts = [prompter.title_prompt(request.facts) for request in rows]
+            self._make_room(require_room(model.config, prompts, self.sampling))
+            histories = [self._history(request) for request in rows]
+            readings = [reading(model, prompt, *history) for prompt, history in zip(prompts, histories, strict=True)]
+            hidden = read_prompts(self._layers, slots, readings)
+            shown = show_products(model, slots, rows, self.sampling.control_strength)
+        with self.timings.measure("title", device):
+            written = self._writer.write(hidden)
+            titles = [read_title(model, prompter, request, ids) for request, ids in zip(rows, written, strict=True)]
+        with self.timings.measure("prefill", device):
+            pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows, titles, strict=True)]
+            self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
+            cached = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, written, strict=True)]
+            readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, histories, strict=True)]
+            hidden = continue_prompts(self._layers, slots, cached, pictures, readings)
+        with self.timings.measure("picture", device):
+            codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
+        with self.timings.measure("vq", device):
+            painted = self._pixels(codes[: len(batch)])
         self.num_calls += 1
         self.num_generated += len(batch)
-        return results
+        self.timings.title_steps += max(map(len, written))
+        self.timings.picture_steps += codes.shape[1]
+        return [
+            Result(title or "", title is not None, row, picture, self.num_slots)
+            for title, row, picture in zip(titles, codes.cpu(), painted, strict=False)
+        ]
+
+    def _history(self, request: Request) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Its embedded history (R, D), and which rows of it are read (None: all)."""
+        arguments = (self._model, self._prompter, request, self.sampling.preference_noise)
+        return embed_history(*arguments), kept_history(*arguments) if self.settings.drop_masked_history else None
+
+    def _pixels(self, codes: torch.Tensor) -> torch.Tensor:
+        """Codes (n, N) -> pictures (n, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""
+        some = min(self.num_slots, MAX_VQ_PICTURES)
+        pictures = []
+        for chunk in codes.split(some):
+            full = torch.cat((chunk, chunk[-1:].expand(some - len(chunk), -1)))
+            pictures.append(to_uint8(self._model.image_tokenizer.decode(full))[: len(chunk)].cpu())
+        return torch.cat(pictures)
+
+    def _ready_slots(self) -> Slots:
+        """The slots' memory, made when it is first needed and after each halving."""
+        if self._slots is None:
+            model, settings = self._model, self.settings
+            cache_dtype = settings.torch_cache_dtype(model.device)
+            slots = Slots(model.config, self._layers, self.num_slots, self._capacity, model.dtype, cache_dtype)
+            self._negative_end = slots.share_negative_prompt(embed(model, self._negative, None))
+            self._slots = slots
+            self._capture_steps()
+        return self._slots
+
+    def _capture_steps(self) -> None:
+        """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
+        parts = (self._layers, self._slots, self.sampling, self._group is None)
+        self._writer = TitleWriter(self._model, self._prompter, *parts)
+        self._painter = Painter(self._model, *parts)
+
+    def _make_room(self, capacity: int) -> None:
+        """A prompt longer than was planned for moves the caches; the captured step must be captured anew."""
+        if self._slots.make_room(capacity):
+            self._capacity = capacity
+            self._capture_steps()
+
+    def _plan_slots(self) -> int:
+        """As set, else what this device's memory holds; the smallest rank's number where there are several."""
+        num_slots = self.settings.slots_on(self._model.device, self._model.config, self._capacity)
+        return num_slots if self._group is None else self._group.smallest(num_slots)
 
     def _halve(self, reason: str) -> None:
         self.num_slots //= 2
+        self._slots = self._writer = self._painter = self._negative_end = None
         self.num_halvings += 1
         log.warning("out of memory, going on with %d slots: %s", self.num_slots, reason)
         if self._model.device.type == "cuda":
@@ -162,6 +287,12 @@ class Engine:
     def _agreement(self) -> str:
         """What must be the same on every rank."""
         return f"{ENGINE_VERSION} {self.settings.digest()} {self.sampling.digest()} {self._model.config.digest()}"
+
+
+def row_capacity(config: ModelConfig, prompter: Prompter, sampling: SamplingSettings) -> int:
+    """Tokens that a conditional row may come to hold: the longest prompt, its title and its picture."""
+    needed = prompter.max_prompt_tokens(config.history_items) + sampling.max_title_tokens + config.image.tokens_per_picture
+    return min(needed, config.decoder.max_positions)
 
 
 def start_rank(
@@ -202,45 +333,22 @@ def serve_rank(engine: Engine) -> int:
             if document["agreement"] != engine._agreement():
                 raise SettingsError(f"tensor-parallel {group.name} was started with other settings or another model than rank 0")
         try:
-            engine._generate_together(_unpack(document, tensors))
+            engine._generate_together(unpack_requests(document, tensors))
         except ModelError as error:
             log.info("the leader's caller has been told: %s", error)
 
 
 def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
     """Bring the model into its dtype and place, through DeepSpeed if it is wanted and there."""
+    device = torch.device(device or model.device)
+    dtype = settings.torch_dtype(device)
     if settings.deepspeed:
         try:
-            wrap_decoder(model, settings.torch_dtype, settings.tensor_parallel, device)
+            wrap_decoder(model, dtype, settings.tensor_parallel, device)
             return True
         except ImportError as error:
             log.warning("DeepSpeed is not installed, the decoder runs without it (%s)", error)
     if settings.tensor_parallel > 1:
         raise SettingsError(f"engine.tensor_parallel {settings.tensor_parallel} needs DeepSpeed, which is off or not installed")
-    model.to(device=device or model.device, dtype=settings.torch_dtype).requires_grad_(False)
+    model.to(device=device, dtype=dtype).requires_grad_(False)
     return False
-
-
-# -- requests between ranks ----------------------------------------------------------------------------------------------
-
-
-def _pack(requests: Sequence[Request], agreement: str) -> tuple[dict, list[torch.Tensor]]:
-    """Requests as plain values, with the place of each tensor in the list beside them."""
-    rows, tensors = [], []
-    for request in requests:
-        row = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
-        for name, value in row.items():
-            if isinstance(value, torch.Tensor):
-                row[name] = {"tensor": len(tensors)}
-                tensors.append(value)
-        rows.append(row)
-    return {"agreement": agreement, "requests": rows}, tensors
-
-
-def _unpack(document: dict, tensors: list[torch.Tensor]) -> list[Request]:
-    def value(stored):
-        if isinstance(stored, dict):
-            return tensors[stored["tensor"]]
-        return tuple(stored) if isinstance(stored, list) else stored
-
-    return [Request(**{name: value(stored) for name, stored in row.items()}) for row in document["requests"]]

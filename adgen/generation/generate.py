@@ -15,7 +15,6 @@ from torch import Tensor
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompt, Prompter, PromptFacts
 from adgen.generation.sampling import PICTURE, TITLE, SamplingSettings, guided, gumbel_noise, sample
-from adgen.generation.timings import PhaseTimings
 from adgen.model.decoder import KeyValueCache
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
@@ -34,6 +33,11 @@ class Request:
     """(n, tokens_per_history_picture) codes of the drawn clicks' pictures; (0, 0) for none."""
     condition: Tensor | None = None
     """(3, S, S) product on white in [-1, 1]; None leaves the foreground path out."""
+
+    @property
+    def has_history(self) -> bool:
+        """Whether anything of it is personal."""
+        return len(self.history_codes) + len(self.history_titles) > 0
 
     @property
     def facts(self) -> PromptFacts:
@@ -58,50 +62,40 @@ class Result:
 
 @torch.inference_mode()
 def generate(
-    model: UniAdGen,
-    prompter: Prompter,
-    requests: Sequence[Request],
-    sampling: SamplingSettings | None = None,
-    timings: PhaseTimings | None = None,
+    model: UniAdGen, prompter: Prompter, requests: Sequence[Request], sampling: SamplingSettings | None = None
 ) -> list[Result]:
     """A title and a picture for each request, in order. The batch is as large as the list: split it before."""
     if not requests:
         return []
-    sampling, timings = sampling or SamplingSettings(), timings or PhaseTimings()
+    sampling = sampling or SamplingSettings()
     seeds = torch.tensor([request.seed for request in requests], device=model.device)
-    with timings.measure("prefill", model.device):
-        histories = [embed_history(model, prompter, request, sampling.preference_noise) for request in requests]
-        prompts = [prompter.title_prompt(request.facts) for request in requests]
-        cache = new_cache(model, prompts, sampling)
-        hidden = prefill(model, cache, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
+    histories = [embed_history(model, prompter, request, sampling.preference_noise) for request in requests]
+    prompts = [prompter.title_prompt(request.facts) for request in requests]
+    cache = new_cache(model, prompts, sampling)
 
-    with timings.measure("title", model.device):
-        written = write_titles(model, prompter, cache, hidden, seeds, sampling)
+    hidden = prefill(model, cache, [embed(model, p, h) for p, h in zip(prompts, histories, strict=True)])
+    written = write_titles(model, prompter, cache, hidden, seeds, sampling)
     titles = [read_title(model, prompter, r, ids) for r, ids in zip(requests, written, strict=True)]
     pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(requests, titles, strict=True)]
-    timings.title_steps += max(map(len, written))
 
-    with timings.measure("prefill", model.device):
-        cached = [list(p.ids) + ids for p, ids in zip(prompts, written, strict=True)]
-        kept = cut_back(cache, cached, pictures)
-        cache = with_unconditional_rows(model, cache, pictures, negative := prompter.negative_prompt())
-        rest = [embed(model, p, h)[n:] for p, h, n in zip(pictures, histories, kept, strict=True)]
-        hidden = torch.cat(
-            (
-                prefill(model, cache.rows(0, len(requests)), rest),
-                prefill(model, cache.rows(len(requests), 2 * len(requests)), [embed(model, negative, None)] * len(requests)),
-            )
+    cached = [list(p.ids) + ids for p, ids in zip(prompts, written, strict=True)]
+    kept = cut_back(cache, cached, pictures)
+    cache = with_unconditional_rows(model, cache, pictures, negative := prompter.negative_prompt())
+    rest = [embed(model, p, h)[n:] for p, h, n in zip(pictures, histories, kept, strict=True)]
+    hidden = torch.cat(
+        (
+            prefill(model, cache.rows(0, len(requests)), rest),
+            prefill(model, cache.rows(len(requests), 2 * len(requests)), [embed(model, negative, None)] * len(requests)),
         )
-        additions = foreground_additions(model, requests, sampling.control_strength)
+    )
 
-    with timings.measure("picture", model.device):
-        codes = torch.stack([step.codes for step in paint(model, cache, hidden, additions, seeds, sampling)], dim=1)
-    timings.picture_steps += codes.shape[1]
-    with timings.measure("vq", model.device):
-        painted = to_uint8(model.image_tokenizer.decode(codes)).cpu()
+    additions = foreground_additions(model, requests, sampling.control_strength)
+    steps = paint(model, cache, hidden, additions, seeds, sampling)
+    codes = torch.stack([step.codes for step in steps], dim=1)
+    painted = to_uint8(model.image_tokenizer.decode(codes))
     return [
         Result(title or "", title is not None, row, picture, len(requests))
-        for title, row, picture in zip(titles, codes.cpu(), painted, strict=True)
+        for title, row, picture in zip(titles, codes.cpu(), painted.cpu(), strict=True)
     ]
 
 
@@ -110,19 +104,34 @@ def generate(
 
 def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
     """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles'."""
-    width = model.config.decoder.hidden_size
+    if not request.has_history:
+        return torch.zeros(0, model.config.decoder.hidden_size, device=model.device, dtype=model.dtype)
+    tokens = history_tokens(model, prompter, request)
+    return torch.cat(model.embed_history(*tokens, noise, _preference_generator(request, noise)), dim=1)[0]
+
+
+def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
+    """Which rows of `embed_history` the preference masks keep, (R,) bool."""
+    if not request.has_history:
+        return torch.ones(0, dtype=torch.bool, device=model.device)
+    tokens = history_tokens(model, prompter, request)
+    return model.kept_history(*tokens, noise, _preference_generator(request, noise))[0]
+
+
+def history_tokens(model: UniAdGen, prompter: Prompter, request: Request) -> tuple[Tensor, Tensor]:
+    """Codes (1, N, Ti) and title tokens (1, Nt, Tt) of a request's history. ModelError for codes of another size."""
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)
-    if num_pictures + num_titles == 0:
-        return torch.zeros(0, width, device=model.device, dtype=model.dtype)
     expected = model.config.image.tokens_per_history_picture
     if num_pictures and request.history_codes.shape[1] != expected:
         raise ModelError(f"a history picture has {request.history_codes.shape[1]} codes, this model needs {expected}")
     codes = request.history_codes.to(model.device).reshape(1, num_pictures, expected)
     ids = [prompter.history_title_ids(title) for title in request.history_titles]
     size = model.config.preference.tokens_per_title
-    titles = torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
-    generator = torch.Generator().manual_seed(request.seed) if noise else None
-    return torch.cat(model.embed_history(codes, titles, noise, generator), dim=1)[0]
+    return codes, torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
+
+
+def _preference_generator(request: Request, noise: bool) -> torch.Generator | None:
+    return torch.Generator().manual_seed(request.seed) if noise else None
 
 
 def embed(model: UniAdGen, prompt: Prompt, history: Tensor | None) -> Tensor:
@@ -148,7 +157,7 @@ def cut_back(cache: KeyValueCache, cached: Sequence[Sequence[int]], prompts: Seq
     The published flow re-tokenises the title as text; where its tokens differ from the ones that were generated, the
     cache must forget them.
     """
-    kept = [min(_common_prefix(old, new.ids), len(new.ids) - 1) for old, new in zip(cached, prompts, strict=True)]
+    kept = [min(common_prefix(old, new.ids), len(new.ids) - 1) for old, new in zip(cached, prompts, strict=True)]
     # The last written token may not have been fed yet: its position is not in the cache.
     kept = [min(n, int(length)) for n, length in zip(kept, cache.lengths, strict=True)]
     cache.truncate(torch.tensor(kept, device=cache.lengths.device))
@@ -228,7 +237,8 @@ def paint(
     for step in range(num_tokens):
         conditional, unconditional = model.image_logits(hidden).chunk(2)
         noise = gumbel_noise(seeds, step, PICTURE, conditional.shape[-1]) if sampling.picture_temperature else None
-        codes = sample(guided(conditional, unconditional, sampling.guidance), sampling.picture_temperature, noise)
+        logits = guided(conditional, unconditional, sampling.guidance)
+        codes = sample(logits, sampling.picture_temperature, noise, sampling.picture_top_k, sampling.picture_top_p)
         yield PictureStep(codes, conditional, unconditional)
         if step == num_tokens - 1:
             return
@@ -275,5 +285,6 @@ def with_unconditional_rows(model: UniAdGen, cache: KeyValueCache, pictures: Seq
     return both
 
 
-def _common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+    """How many elements a and b begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

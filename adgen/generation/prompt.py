@@ -138,6 +138,15 @@ class Prompter:
         title, closed, _ = text.partition(self.template.title_close)
         return title if closed else None
 
+    def max_prompt_tokens(self, history_items: int) -> int:
+        """Tokens of a picture prompt with an empty title and texts of the longest that the template allows.
+
+        An estimate of the highest: a tokenizer may spell two texts differently together than apart.
+        """
+        bare = PromptFacts("", (), ("",) * history_items, history_items)
+        texts = self.template.max_product_title_tokens + self.template.max_selling_points_tokens
+        return len(self.picture_prompt(bare, "")) + texts
+
     # -- from template to ids --------------------------------------------------------------------------------------
 
     def _chat(self, facts: PromptFacts, answer: list) -> list:

@@ -75,6 +75,12 @@ class RankGroup:
         document = json.loads(parts.pop(_DOCUMENT).numpy().tobytes())
         return document, [parts[str(index)] for index in range(len(parts))]
 
+    def smallest(self, number: int) -> int:
+        """The smallest of the ranks' numbers; every rank must call this."""
+        with self.failing_together("comparing numbers"):
+            dist.all_reduce(least := torch.tensor([number]), dist.ReduceOp.MIN, group=self._idle)
+        return int(least)
+
     def follow_leader(self, *modules: nn.Module) -> None:
         """Make every rank see the leader's outputs of these modules.
 

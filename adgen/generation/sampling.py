@@ -1,11 +1,14 @@
 """Choosing tokens. The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order
 never change a row's draw."""
 
+from collections.abc import Callable
+
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from adgen.config import Settings
+from adgen.generation.kernels import cpu
 
 TITLE, PICTURE = 0, 1  # streams of one seed's noise
 
@@ -25,6 +28,10 @@ class SamplingSettings(Settings):
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)
     """0 takes the most likely code."""
+    picture_top_k: int = Field(0, ge=0)
+    """Draw from the k most likely codes; 0 from all, as published."""
+    picture_top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the most likely codes that together have this probability; 1 from all, as published."""
     guidance: float = Field(5.0, ge=0)
     """Weight w of classifier-free guidance: unconditional + w * (conditional - unconditional)."""
     preference_noise: bool = False
@@ -49,19 +56,33 @@ def philox(counter: Tensor, key: Tensor) -> Tensor:
 
 def gumbel_noise(seeds: Tensor, step: Tensor | int, stream: int, size: int) -> Tensor:
     """Standard Gumbel noise (B, size) fp32 for seeds (B,) int64 at a step ((B,) or int) of a stream."""
-    blocks = torch.arange(-(-size // 4), device=seeds.device)
-    counter = torch.zeros(len(seeds), len(blocks), 4, dtype=torch.int64, device=seeds.device)
+    blocks = torch.arange(-(-size // 4), device=seeds.device).expand(len(seeds), -1)
+    return _gumbel(_noise_words(seeds, step, stream, blocks).flatten(1)[:, :size])
+
+
+def gumbel_noise_at(seeds: Tensor, step: Tensor | int, stream: int, tokens: Tensor) -> Tensor:
+    """The entries `tokens` (B, k) of `gumbel_noise`, without computing the others."""
+    words = _noise_words(seeds, step, stream, tokens // 4)
+    return _gumbel(words.gather(2, (tokens % 4)[..., None])[..., 0])
+
+
+def _noise_words(seeds: Tensor, step: Tensor | int, stream: int, blocks: Tensor) -> Tensor:
+    """Four 32-bit words (B, n, 4) of each of a row's blocks (B, n)."""
+    counter = torch.zeros(*blocks.shape, 4, dtype=torch.int64, device=seeds.device)
     counter[..., 0] = blocks
     counter[..., 1] = step[:, None] if isinstance(step, Tensor) else step
     counter[..., 2] = stream
-    key = torch.stack((seeds & _LOW32, (seeds >> 32) & _LOW32), dim=-1)[:, None].expand(-1, len(blocks), -1)
-    words = philox(counter, key).flatten(1)[:, :size]
+    key = torch.stack((seeds & _LOW32, (seeds >> 32) & _LOW32), dim=-1)[:, None].expand(-1, blocks.shape[1], -1)
+    return philox(counter, key)
+
+
+def _gumbel(words: Tensor) -> Tensor:
     # 23 bits and a half: the largest value is 1 - 2**-24, the last fp32 below 1, whose noise is finite.
     uniform = ((words >> 9).float() + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
 
-def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int = 0) -> Tensor:
+def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int = 0, top_p: float = 1.0) -> Tensor:
     """A token a row, (B,) int64: argmax of logits (B, V) / temperature + Gumbel noise, which is a draw from their softmax.
 
     temperature 0 ignores the noise. Ties go to the lowest token.
@@ -72,7 +93,48 @@ def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int 
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
+    if top_p < 1:
+        logits = _nucleus(logits, temperature, top_p)
     return (logits / temperature + noise).argmax(-1)
+
+
+def draw_tokens(logits: Tensor, seeds: Tensor, step: int, stream: int, temperature: float, top_k: int) -> Tensor:
+    """`sample` of logits (B, V) with the rows' own noise, which is computed for the top_k tokens alone."""
+    if temperature == 0:
+        return sample(logits, 0, None)
+    if not 0 < top_k < logits.shape[-1]:
+        return sample(logits, temperature, gumbel_noise(seeds, step, stream, logits.shape[-1]))
+    likely, tokens = logits.float().topk(top_k, dim=-1)
+    chosen = sample(likely, temperature, gumbel_noise_at(seeds, step, stream, tokens))
+    return tokens.gather(1, chosen[:, None])[:, 0]
+
+
+def _draw_kernel(device: torch.device) -> Callable | None:
+    """The kernel that draws from all codes at once, where there is one."""
+    if device.type == "cuda":
+        from adgen.generation.kernels.gpu_draw import draw_gpu
+
+        return draw_gpu
+    return cpu.draw if device.type == "cpu" and cpu.library() else None
+
+
+def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
+    """Keep the fewest most likely tokens that together have probability top_p (Holtzman et al. 2020)."""
+    falling, order = logits.sort(dim=-1, descending=True)
+    probability = (falling / temperature).softmax(-1)
+    before = probability.cumsum(-1) - probability
+    return logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p), -torch.inf)
+
+
+def draw_codes(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: SamplingSettings, out: Tensor) -> None:
+    """Image tokens out (B,) from logits (2B, V), the conditional rows first, at each row's own step (B,)."""
+    kernel = _draw_kernel(logits.device) if sampling.picture_top_p == 1 and sampling.picture_top_k == 0 else None
+    if kernel:
+        kernel(logits, seeds, steps, PICTURE, sampling.guidance, sampling.picture_temperature, out)
+        return
+    noise = gumbel_noise(seeds, steps, PICTURE, logits.shape[-1]) if sampling.picture_temperature else None
+    guided_logits = guided(*logits.chunk(2), sampling.guidance)
+    out.copy_(sample(guided_logits, sampling.picture_temperature, noise, sampling.picture_top_k, sampling.picture_top_p))
 
 
 def guided(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:

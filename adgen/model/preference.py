@@ -117,6 +117,11 @@ class MaskGenerator(nn.Module):
         """(B, N, T, D) -> (B, N, T, D)."""
         return self.similarity_mask_layer(self.base_transformer(items), items, gumbel)
 
+    def kept(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
+        """Which tokens of items (B, N, T, D) the mask keeps, (B, N*T) bool."""
+        layer = self.similarity_mask_layer
+        return layer.mask(layer.similarity(self.base_transformer(items), items), gumbel).flatten(1) > 0.5
+
 
 class DualModalityFusion(nn.Module):
     """Pictures and titles of a history, read together (spec 2.3)."""
@@ -179,6 +184,13 @@ class Preference(nn.Module):
             return images.flatten(1, 2), fused_titles
         fused = self.dual_modality_fusion_encoder(images, titles)
         return fused[:, :num_images], fused[:, num_images:]
+
+    def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
+        """Which rows of `forward` come from tokens that the masks keep, (B, N*Ti + Nt*Tt) bool."""
+        noise = self.training if noise is None else noise
+        parts = ((self.visual_mask_generator, images), (self.text_mask_generator, titles))
+        kept = [mask.kept(items, _gumbel(items, generator) if noise else None) for mask, items in parts if items.shape[1]]
+        return torch.cat(kept, dim=1)
 
 
 def _positions(table: Tensor, num_tokens: int) -> Tensor:

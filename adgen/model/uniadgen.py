@@ -54,6 +54,12 @@ class UniAdGen(nn.Module):
         """
         return self.preference(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise, generator)
 
+    def kept_history(
+        self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Which of the rows of `embed_history` the masks keep, (B, N*Ti + Nt*Tt) bool; the same noise for the same generator."""
+        return self.preference.kept(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise, generator)
+
     def embed_prompt(self, ids: Tensor, slots: Tensor, history: Tensor) -> Tensor:
         """Prompt tokens (B, T) with some positions taken from the history -> embeddings (B, T, D).
 

@@ -6,7 +6,8 @@ conditional row's own cache, the unconditional rows' image tokens and their ONE 
 keys and values written, the foreground additions of the step. Activations and logits stay in caches and count nothing;
 so does the negative prompt's prefill, which is done once for all batches.
 
-e: bytes an element; B: batch; P: prompt tokens before the first image token; M: negative prompt tokens; N: image tokens.
+e: bytes an element (weights and caches may be narrower); B: batch; P: prompt tokens before the first image token;
+M: negative prompt tokens; N: image tokens.
 """
 
 from dataclasses import asdict, dataclass
@@ -35,7 +36,7 @@ class Workload:
 
     config: ModelConfig
     element_bytes: int
-    """Of weights and caches: 4, 2."""
+    """Of weights, caches and additions: 4, 2."""
     batch: int
     prompt_tokens: int
     """Before the first image token, title included; of a conditional row, the mean."""
@@ -44,6 +45,20 @@ class Workload:
     """Steps of the title loop."""
     history_items: int | None = None
     """Clicked products of a prompt; None: as many as the model was made for."""
+    weight_bytes: int | None = None
+    """Of weights where they are narrower than element_bytes."""
+    cache_bytes: int | None = None
+    """Of keys and values where they are narrower."""
+
+    @property
+    def weight(self) -> int:
+        """Bytes of a weight."""
+        return self.weight_bytes or self.element_bytes
+
+    @property
+    def kv(self) -> int:
+        """Bytes of the keys and values of one position in all layers."""
+        return kv_bytes_per_token(self.config.decoder, self.cache_bytes or self.element_bytes)
 
 
 @dataclass(frozen=True)
@@ -115,12 +130,12 @@ def speed_of_run(work: Workload, machine: Machine, seconds_a_creative: float, pr
 def picture_work(work: Workload) -> Work:
     """All N image steps of a batch: N times the head, N - 1 times the decoder (the last token is not read any more)."""
     sizes, image, e, rows = work.config.decoder, work.config.image, work.element_bytes, work.batch
-    steps, kv = image.tokens_per_picture - 1, kv_bytes_per_token(sizes, e)
+    steps, w, kv = image.tokens_per_picture - 1, work.weight, work.kv
     own = sum(range(1, steps + 1))  # image tokens that a row sees, over all steps
     conditional = rows * (work.prompt_tokens * steps + own)
     moved = {
-        "decoder weights": e * decoder_parameters(sizes) * steps,
-        "image head weights": e * head_parameters(work.config) * image.tokens_per_picture,
+        "decoder weights": w * decoder_parameters(sizes) * steps,
+        "image head weights": w * head_parameters(work.config) * image.tokens_per_picture,
         "image-token table rows": e * rows * sizes.hidden_size * steps,
         "keys and values of conditional rows": kv * conditional,
         "keys and values of unconditional rows": kv * rows * own,
@@ -139,12 +154,12 @@ def picture_work(work: Workload) -> Work:
 
 def title_work(work: Workload) -> Work:
     """The title loop's steps: conditional rows alone, text head."""
-    sizes, e, rows, steps = work.config.decoder, work.element_bytes, work.batch, work.title_tokens
-    kv, head = kv_bytes_per_token(sizes, e), sizes.vocab_size * sizes.hidden_size
+    sizes, rows, steps = work.config.decoder, work.batch, work.title_tokens
+    w, kv, head = work.weight, work.kv, sizes.vocab_size * sizes.hidden_size
     seen = rows * (work.prompt_tokens * steps + sum(range(steps)))
     moved = {
-        "decoder weights": e * decoder_parameters(sizes) * steps,
-        "text head weights": e * head * steps,
+        "decoder weights": w * decoder_parameters(sizes) * steps,
+        "text head weights": w * head * steps,
         "keys and values": kv * (seen + rows * steps),
     }
     flops = {
@@ -157,7 +172,7 @@ def title_work(work: Workload) -> Work:
 
 def prefill_work(work: Workload) -> Work:
     """History, foreground, and each prompt through the decoder once; weights are read once."""
-    sizes, e, rows, tokens = work.config.decoder, work.element_bytes, work.batch, work.prompt_tokens
+    sizes, rows, tokens = work.config.decoder, work.batch, work.prompt_tokens
     items = work.config.history_items if work.history_items is None else work.history_items
     history, foreground, _ = _parts_flops(work.config.model_dump_json(), items)
     flops = {
@@ -167,8 +182,8 @@ def prefill_work(work: Workload) -> Work:
         "foreground": foreground * rows,
     }
     moved = {
-        "decoder weights": e * decoder_parameters(sizes),
-        "keys and values written": kv_bytes_per_token(sizes, e) * rows * tokens,
+        "decoder weights": work.weight * decoder_parameters(sizes),
+        "keys and values written": work.kv * rows * tokens,
     }
     return Work(moved, flops)
 

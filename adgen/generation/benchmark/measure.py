@@ -79,7 +79,8 @@ def measure(setting: Setting, settings: EngineBenchmarkSettings, say: Callable[[
     say("weights")
     model = random_model(config, device, setting.torch_dtype)
     slots = settings.engine.model_copy(update={"num_slots": setting.batch, "dtype": setting.dtype})
-    engine = Engine(sharing_copy(model), prompter, slots, sampling, device=device)
+    # Baselines need the weights as they are; without any, the engine may have the only copy.
+    engine = Engine(sharing_copy(model) if settings.against else model, prompter, slots, sampling, device=device)
     say("warm-up")
     started = time.perf_counter()
     engine.generate(requests)
@@ -93,6 +94,8 @@ def measure(setting: Setting, settings: EngineBenchmarkSettings, say: Callable[[
             negative_tokens=len(prompter.negative_prompt()),
             title_tokens=settings.title_tokens,
             history_items=len(requests[0].history_titles),
+            weight_bytes=None if slots.weights == "same" else 1,
+            cache_bytes=slots.torch_cache_dtype(device).itemsize,
         ),
         engine=slots,
         device=device,

@@ -1,0 +1,85 @@
+"""What the decoder has read: a cache of fixed size, its rows in two halves, and one row of it.
+
+Shapes: B slots, G key/value heads, K capacity, E head size.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adgen.model.decoder import KeyValueCache
+
+
+@dataclass
+class Half:
+    """Rows that are alike: the conditional ones, which hold their own prompts, or the unconditional ones, which share one
+    stored prompt and hold their image tokens alone. A row starts at index 0 and has its own length."""
+
+    cache: KeyValueCache
+    offsets: Tensor
+    """(B,) int64: RoPE position of a row's index 0."""
+    active: Tensor
+    """(B,) bool: rows at work. The others wait: they cost no attention, and nothing is added to them."""
+    prefix: KeyValueCache | None = None
+    """One row that stands before all of them; full: its capacity is its length."""
+
+    @property
+    def num_shared(self) -> int:
+        """Tokens of the prefix."""
+        return self.prefix.capacity if self.prefix else 0
+
+    def positions(self) -> Tensor:
+        """(B,) RoPE position of each row's next token."""
+        return self.cache.lengths + self.offsets
+
+    def advance(self) -> None:
+        """Every active row holds one token more."""
+        self.cache.lengths += self.active
+
+    def row(self, index: int) -> "RowCache":
+        """One row, to fill with a prompt."""
+        return RowCache(self.cache, index, int(self.cache.lengths[index]))
+
+    def clear(self) -> None:
+        """Forget every row's tokens."""
+        self.cache.lengths.zero_()
+
+
+@dataclass
+class RowCache:
+    """One row of a cache."""
+
+    cache: KeyValueCache
+    index: int
+    length: int
+
+    def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put keys and values (G, T, E) behind what the row holds; `grow` makes them count."""
+        end = self.length + keys.shape[1]
+        self.cache.keys[layer][self.index, :, self.length : end] = keys.to(self.cache.keys[layer].dtype)
+        self.cache.values[layer][self.index, :, self.length : end] = values.to(self.cache.values[layer].dtype)
+
+    def read(self, layer: int, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The first `length` keys and values of a layer, (G, length, E) each."""
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        return keys[self.index, :, :length].to(dtype), values[self.index, :, :length].to(dtype)
+
+    def grow(self, num_tokens: int) -> None:
+        """So many appended tokens are real."""
+        self.length += num_tokens
+        self.cache.lengths[self.index] = self.length
+
+    def cut(self, length: int) -> None:
+        """Keep the first `length` tokens."""
+        self.length = length
+        self.cache.lengths[self.index] = length
+
+
+def empty_cache(
+    num_layers: int, rows: int, groups: int, capacity: int, head_size: int, device: torch.device, dtype: torch.dtype
+) -> KeyValueCache:
+    """A cache without tokens; every value in it is finite, also where nothing was written."""
+    make = lambda: torch.zeros(rows, groups, capacity, head_size, device=device, dtype=dtype)  # noqa: E731
+    lengths = torch.zeros(rows, dtype=torch.int64, device=device)
+    return KeyValueCache([make() for _ in range(num_layers)], [make() for _ in range(num_layers)], lengths)

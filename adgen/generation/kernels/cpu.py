@@ -1,0 +1,116 @@
+"""`decode.c` from Python: compiled once a machine with the C compiler at hand, called through ctypes.
+
+A second of `cc` rather than a minute of a template library, no torch headers, and one OpenMP runtime: torch's own, which is
+loaded already. Where there is no compiler `library()` is None, and torch does the work.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+# Reassociation lets sums vectorise. -ffast-math is avoided: linked into a library it changes how its whole process rounds.
+_FLAGS = ("-std=c11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math",
+          "-fassociative-math", "-fno-signed-zeros", "-ffinite-math-only")  # fmt: skip
+CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
+MAX_HEAD_SIZE = 256
+
+_POINTERS = ("qkv", "cosine", "sine", "out", "keys", "values", "prefix_keys", "prefix_values", "lengths", "active")
+_SIZES = ("rows", "heads", "groups", "width", "capacity", "num_shared")
+
+
+class Attention(ctypes.Structure):
+    """The arguments of one attention, as `decode.c` declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _POINTERS),
+        *((name, ctypes.c_int64) for name in _SIZES),
+        ("scale", ctypes.c_float),
+    )
+
+
+@functools.cache
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels, or None where they cannot be had; says once why."""
+    try:
+        loaded = ctypes.CDLL(str(_compiled()))
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("no C kernels on this machine, decoding on the CPU will be slower: %s", _first_line(error))
+        return None
+    loaded.adgen_attend.argtypes = [ctypes.POINTER(Attention), ctypes.c_int]
+    pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
+    loaded.adgen_draw.argtypes = [pointer, pointer, pointer, pointer, size, real, real, size, size, pointer]
+    loaded.adgen_draw.restype = None
+    return loaded
+
+
+def attend(arguments: Attention, cache_type: torch.dtype) -> None:
+    """One layer's attention over the rows of `arguments`, in place."""
+    if library().adgen_attend(ctypes.byref(arguments), CACHE_TYPES[cache_type]):
+        raise ValueError(f"head size {arguments.width} is over {MAX_HEAD_SIZE}")
+
+
+def draw(logits: Tensor, seeds: Tensor, steps: Tensor, stream: int, weight: float, temperature: float, codes: Tensor) -> None:
+    """Codes (B,) from logits (2B, V), the conditional rows first: `sample(guided(...))` with the row's own noise."""
+    rows, size = len(codes), logits.shape[1]
+    logits = logits.float().contiguous()
+    unconditional = logits.data_ptr() + rows * size * logits.element_size()
+    library().adgen_draw(
+        logits.data_ptr(), unconditional, seeds.data_ptr(), steps.data_ptr(), stream, weight, temperature, rows, size,
+        codes.data_ptr(),
+    )  # fmt: skip
+
+
+def _compiled() -> Path:
+    """The shared object of this source, compiler and processor; compiled when it is not there yet."""
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:
+        raise FileNotFoundError("no C compiler (cc)")
+    source = resources.files(__package__) / "decode.c"
+    text = source.read_bytes()
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
+    name = hashlib.sha256(b"\0".join((text, " ".join(_FLAGS).encode(), version, _processor()))).hexdigest()[:24]
+    target = _cache_folder() / f"decode-{name}.so"
+    if not target.exists():
+        with tempfile.TemporaryDirectory(dir=target.parent) as folder, resources.as_file(source) as path:
+            fresh = Path(folder) / target.name
+            done = subprocess.run([compiler, *_FLAGS, str(path), "-o", str(fresh)], capture_output=True, text=True, timeout=300)
+            if done.returncode:
+                raise OSError(f"{compiler}: {done.stderr.strip()}")
+            fresh.replace(target)
+    return target
+
+
+def _cache_folder() -> Path:
+    """Ours alone: what lies there is loaded as code."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = root / "adgen" / "kernels"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if folder.stat().st_uid != os.getuid():
+        raise OSError(f"{folder} belongs to somebody else")
+    return folder
+
+
+def _processor() -> bytes:
+    """What -march=native looks at: a home folder may be shared by unlike machines."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor().encode()
+    return "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})).encode()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

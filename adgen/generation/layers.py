@@ -1,0 +1,122 @@
+"""The decoder's layers as generation runs them: projections joined, weights laid out for few rows, one token a row a step.
+
+Taken from a `Decoder` after DeepSpeed has seen it, so a layer may be one rank's share: heads are counted from widths, and
+what a rank must sum up (o, down) stays the module that DeepSpeed made of it.
+
+Shapes: R rows, T tokens, D hidden size, E head size, H heads, G key/value heads, W = (H + 2G) E.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from adgen.generation.attention import attend
+from adgen.generation.caches import Half, RowCache
+from adgen.generation.linears import Prepare, joined
+from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
+from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
+
+
+class StepLayer(nn.Module):
+    """One layer: norms as they are, q/k/v and gate/up joined."""
+
+    def __init__(self, layer: DecoderLayer, prepare: Prepare):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_size = attention.head_size
+        self.num_groups = attention.k_proj.weight.shape[0] // self.head_size
+        self.num_heads = attention.q_proj.weight.shape[0] // self.head_size
+        self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = prepare(joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self.out = prepare(attention.o_proj)
+        self.gate_up = prepare(joined(mlp.gate_proj, mlp.up_proj))
+        self.down = prepare(mlp.down_proj)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x (R, D) plus its SwiGLU."""
+        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
+        return x + self.down(F.silu(gate) * up)
+
+
+@dataclass(frozen=True)
+class Rope:
+    """cos and sin of every position, (P, E) fp32 each."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class StepLayers(nn.Module):
+    """All layers and the final norm. Takes the layers out of the decoder: a second copy of the weights would not fit."""
+
+    def __init__(self, decoder: Decoder, prepare: Prepare):
+        """prepare: lays out each linear for the steps to come."""
+        super().__init__()
+        device = decoder.embed_tokens.weight.device
+        self.interval = decoder.addition_interval
+        self.norm = decoder.norm
+        self.layers = nn.ModuleList()
+        for index in range(len(decoder.layers)):
+            self.layers.append(StepLayer(decoder.layers[index], prepare))
+            decoder.layers[index] = nn.Identity()  # free its weights before the next layer is joined
+        positions = torch.arange(decoder.config.max_positions, device=device)[None]
+        cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)
+        self.rope = Rope(cos[0, 0], sin[0, 0])
+
+    @property
+    def num_groups(self) -> int:
+        """Key/value heads that this rank holds."""
+        return self.layers[0].num_groups
+
+    @property
+    def head_size(self) -> int:
+        """Width of a head."""
+        return self.layers[0].head_size
+
+    def step(self, x: Tensor, halves: Sequence[Half], additions: Tensor | None = None) -> Tensor:
+        """Append one token to each row: x (R, D), the rows of all halves one after another -> normed hidden states (R, D).
+
+        additions (L, R, D) go to the input of every interval-th layer. Nothing here waits for the device.
+        """
+        positions = torch.cat([half.positions() for half in halves])
+        cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        for index, layer in enumerate(self.layers):
+            if additions is not None and index % self.interval == 0:
+                x = x + additions[index // self.interval]
+            qkv = layer.qkv(layer.input_norm(x))
+            x = x + layer.out(attend(qkv, cos, sin, halves, index))
+            x = layer.feed_forward(x)
+        for half in halves:
+            half.advance()
+        return self.norm(x)
+
+    def prefill(self, embeds: Tensor, row: RowCache, positions: Tensor) -> Tensor:
+        """Append a prompt (T, D), T >= 1, to one row; the normed hidden state (D,) at its end.
+
+        positions (T,) are the tokens' RoPE positions. A row goes alone: no padding, and no neighbour changes its rounding.
+        """
+        last = embeds[-1]
+        for chunk, at in zip(embeds.split(MAX_PREFILL_TOKENS), positions.split(MAX_PREFILL_TOKENS), strict=True):
+            last = self._prefill_chunk(chunk, row, at)
+        return self.norm(last)
+
+    def _prefill_chunk(self, x: Tensor, row: RowCache, positions: Tensor) -> Tensor:
+        length, cached = len(x), row.length
+        cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        visible = torch.ones(length, cached + length, dtype=torch.bool, device=x.device).tril(cached)
+        for index, layer in enumerate(self.layers):
+            qkv = layer.qkv(layer.input_norm(x)).unflatten(-1, (-1, layer.head_size)).transpose(0, 1)
+            q, k, v = qkv.split((layer.num_heads, layer.num_groups, layer.num_groups))
+            row.append(index, rotate(k, cos, sin), v)
+            keys, values = row.read(index, cached + length, x.dtype)
+            q = rotate(q, cos, sin)
+            out = F.scaled_dot_product_attention(
+                q[None], keys[None], values[None], attn_mask=visible, enable_gqa=layer.num_heads != layer.num_groups
+            )
+            x = x + layer.out(out[0].transpose(0, 1).flatten(1))
+            x = layer.feed_forward(x)
+        row.grow(length)
+        return x[-1]

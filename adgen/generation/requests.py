@@ -1,0 +1,35 @@
+"""Requests on their way between ranks: plain values in a JSON document, and tensors beside it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from adgen.generation.generate import Request
+
+
+def pack_requests(requests: Sequence[Request], agreement: str) -> tuple[dict, list[torch.Tensor]]:
+    """Requests as plain values, with the place of each tensor in the list beside them; a tensor that several requests share
+    travels once, and is shared again on the other side."""
+    rows, tensors, places = [], [], {}
+    for request in requests:
+        row = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        for name, value in row.items():
+            if isinstance(value, torch.Tensor):
+                if id(value) not in places:
+                    places[id(value)] = len(tensors)
+                    tensors.append(value)
+                row[name] = {"tensor": places[id(value)]}
+        rows.append(row)
+    return {"agreement": agreement, "requests": rows}, tensors
+
+
+def unpack_requests(document: dict, tensors: list[torch.Tensor]) -> list[Request]:
+    """What `pack_requests` packed."""
+
+    def value(stored):
+        if isinstance(stored, dict):
+            return tensors[stored["tensor"]]
+        return tuple(stored) if isinstance(stored, list) else stored
+
+    return [Request(**{name: value(stored) for name, stored in row.items()}) for row in document["requests"]]

@@ -1,0 +1,70 @@
+"""The title: one token a slot and step, until each row has closed its own.
+
+Shapes: B slots, D hidden size, V vocabulary.
+"""
+
+import torch
+from torch import Tensor
+
+from adgen.generation.captured import CapturedStep
+from adgen.generation.layers import StepLayers
+from adgen.generation.prompt import Prompter
+from adgen.generation.sampling import TITLE, SamplingSettings, draw_tokens
+from adgen.generation.slots import Slots
+from adgen.model.uniadgen import UniAdGen
+
+
+class TitleWriter:
+    """Writes the slots' titles."""
+
+    def __init__(
+        self,
+        model: UniAdGen,
+        prompter: Prompter,
+        layers: StepLayers,
+        slots: Slots,
+        sampling: SamplingSettings,
+        capture: bool = True,
+    ):
+        """capture: on a CUDA device, replay the step as one graph."""
+        self._model, self._prompter, self._layers = model, prompter, layers
+        self._slots, self._sampling = slots, sampling
+        self._read = CapturedStep(self._read_token, slots.hidden.device, slots.state, capture)
+
+    def write(self, hidden: Tensor) -> list[list[int]]:
+        """Tokens of each row's title, from hidden states (B, D) at the prompts' ends.
+
+        A row stops at its closing tag or at the end of sentence, and waits: its cache does not grow and costs nothing,
+        while the shape of the step, and so the rounding of the rows that still write, stays as it is.
+        """
+        slots = self._slots
+        slots.hidden.copy_(hidden)
+        written: list[list[int]] = [[] for _ in range(slots.num_slots)]
+        running = set(range(slots.num_slots))
+        for step in range(self._sampling.max_title_tokens):
+            chosen = self._draw(step)
+            for row in running:
+                written[row].append(chosen[row])
+            ended = {row for row in running if title_ended(self._prompter, written[row])}
+            running -= ended
+            if not running or step == self._sampling.max_title_tokens - 1:
+                break
+            if ended:
+                slots.conditional.active[torch.tensor(sorted(ended), device=hidden.device)] = False
+            self._read()
+        return written
+
+    def _draw(self, step: int) -> list[int]:
+        slots, sampling = self._slots, self._sampling
+        logits = self._model.text_logits(slots.hidden)
+        slots.code.copy_(draw_tokens(logits, slots.seeds, step, TITLE, sampling.title_temperature, sampling.title_top_k))
+        return slots.code.tolist()
+
+    def _read_token(self) -> None:
+        embeds = self._model.decoder.embed_tokens(self._slots.code)
+        self._slots.hidden.copy_(self._layers.step(embeds, (self._slots.conditional,)))
+
+
+def title_ended(prompter: Prompter, written: list[int]) -> bool:
+    """Whether the closing tag or the end of sentence is written."""
+    return written[-1] == prompter.eos_id or prompter.read_title(written) is not None

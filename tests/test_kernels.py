@@ -1,0 +1,176 @@
+"""The C kernels against their torch twins: attention over caches of every kind, and the draw of image tokens."""
+
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from adgen.generation import attention
+from adgen.generation.attention import attend_cpu, attend_torch
+from adgen.generation.caches import Half, empty_cache
+from adgen.generation.kernels import cpu
+from adgen.generation.sampling import PICTURE, SamplingSettings, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
+from adgen.model.decoder import KeyValueCache, rope_angles
+
+needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler on this machine")
+CACHE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
+LENGTHS = (0, 1, 63, 64, 65, 200)
+
+
+def filled(cache: KeyValueCache, generator: torch.Generator) -> KeyValueCache:
+    for tensor in cache.keys + cache.values:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    return cache
+
+
+def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size: int = 32, shared: int = 0, seed: int = 0):
+    """A half of six rows with `LENGTHS` tokens, one of which waits, and what a step brings them."""
+    generator = torch.Generator().manual_seed(seed)
+    cpu_device = torch.device("cpu")
+    cache = filled(empty_cache(2, len(LENGTHS), groups, 201, head_size, cpu_device, cache_type), generator)
+    cache.lengths.copy_(torch.tensor(LENGTHS))
+    prefix = None
+    if shared:
+        prefix = filled(empty_cache(2, 1, groups, shared, head_size, cpu_device, cache_type), generator)
+    active = torch.ones(len(LENGTHS), dtype=torch.bool)
+    active[2] = False
+    half = Half(cache, torch.full((len(LENGTHS),), shared), active, prefix)
+    qkv = torch.randn(len(LENGTHS), (heads + 2 * groups) * head_size, generator=generator)
+    cos, sin = rope_angles(half.positions()[:, None], head_size, 10000.0)
+    return half, qkv, cos[:, 0, 0].contiguous(), sin[:, 0, 0].contiguous()
+
+
+@needs_compiler
+@pytest.mark.parametrize("shared", [0, 70])
+@pytest.mark.parametrize(("heads", "groups", "head_size"), [(4, 2, 32), (3, 3, 64), (8, 1, 6), (2, 2, 256)])
+@pytest.mark.parametrize("cache_type", CACHE_TYPES, ids=str)
+def test_the_kernel_computes_what_torch_computes(cache_type, heads, groups, head_size, shared):
+    half, *step = example(cache_type, heads, groups, head_size, shared)
+    twin, *_ = example(cache_type, heads, groups, head_size, shared)
+    out, expected = attend_cpu(*step, half, 1), attend_torch(*step, twin, 1)
+    working = half.active
+    torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
+    for mine, theirs in ((half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values)):
+        # Rotation may round the other way, by a step of the cache's type.
+        step_size = torch.finfo(cache_type).eps
+        torch.testing.assert_close(mine[1].float(), theirs[1].float(), atol=1e-6, rtol=step_size)
+        assert torch.equal(mine[0].float(), theirs[0].float()), "another layer's cache was touched"
+    assert torch.equal(
+        half.cache.keys[1][2].float(), example(cache_type, heads, groups, head_size, shared)[0].cache.keys[1][2].float()
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache_type", CACHE_TYPES, ids=str)
+def test_a_rows_bits_depend_on_that_row_alone(cache_type):
+    """Other neighbours, another capacity, another number of threads: the same bits."""
+    half, qkv, cos, sin = example(cache_type, shared=5)
+    alone = empty_cache(2, 1, 2, 300, 32, torch.device("cpu"), cache_type)
+    for mine, theirs in zip(alone.keys + alone.values, half.cache.keys + half.cache.values, strict=True):
+        mine[:, :, :201] = theirs[-1:]
+    alone.lengths.fill_(LENGTHS[-1])
+    out = attend_cpu(qkv, cos, sin, half, 1)
+    single = Half(alone, torch.full((1,), 5), torch.ones(1, dtype=torch.bool), half.prefix)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    again = attend_cpu(qkv[-1:], cos[-1:], sin[-1:], single, 1)
+    torch.set_num_threads(before)
+    assert torch.equal(out[-1:], again)
+
+
+@needs_compiler
+@pytest.mark.parametrize("cache_type", CACHE_TYPES[1:], ids=str)
+def test_values_are_rounded_into_the_cache_as_torch_rounds_them(cache_type):
+    """Ties, subnormals, zeros and what is too large (which saturates) included."""
+    exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+    exact = exact[exact.isfinite()].unique()
+    halves = torch.tensor([(a + b) / 2 for a, b in pairwise(exact.tolist())])
+    smallest = torch.finfo(torch.float16).smallest_normal
+    subnormal = torch.linspace(-smallest, smallest, 999)
+    values = torch.cat((exact, halves, subnormal, torch.randn(1000) * 100, torch.tensor([447.9, -448.0, 448.0])))
+    values = values[values.abs() <= 448]
+    values = torch.cat((values, torch.zeros(-len(values) % 64)))
+    rows = len(values) // 64
+    cache = empty_cache(1, rows, 1, 1, 64, torch.device("cpu"), cache_type)
+    half = Half(cache, torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool))
+    qkv = torch.cat((torch.zeros(rows, 128), values.reshape(rows, 64)), dim=1)
+    attend_cpu(qkv, torch.ones(rows, 64), torch.zeros(rows, 64), half, 0)
+    assert torch.equal(cache.values[0].float().flatten(), values.to(cache_type).float())
+
+
+@needs_compiler
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("size", [64, 1000, 4096])
+def test_the_kernel_draws_what_torch_draws(size, temperature, monkeypatch):
+    sampling = SamplingSettings(picture_temperature=temperature, guidance=3.0)
+    seeds = torch.tensor([0, 2**63 - 1, 123456789123456789])
+    generator = torch.Generator().manual_seed(1)
+    for step in range(40):
+        logits, steps = torch.randn(6, size, generator=generator), torch.tensor([step, step + 1, 575 - step])
+        drawn, expected = torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64)
+        draw_codes(logits, seeds, steps, sampling, drawn)
+        with monkeypatch.context() as without:
+            without.setattr(cpu, "library", lambda: None)
+            draw_codes(logits, seeds, steps, sampling, expected)
+        assert torch.equal(drawn, expected)
+
+
+def test_noise_at_some_tokens_is_the_noise_of_those_tokens():
+    seeds, tokens = torch.tensor([3, 2**62]), torch.tensor([[0, 5, 99, 7], [98, 1, 2, 3]])
+    whole = gumbel_noise(seeds, 4, PICTURE, 100)
+    assert torch.equal(gumbel_noise_at(seeds, 4, PICTURE, tokens), whole.gather(1, tokens))
+    logits = torch.randn(2, 100)
+    assert torch.equal(draw_tokens(logits, seeds, 4, PICTURE, 0.9, 10), sample(logits, 0.9, whole, 10))
+
+
+def test_a_nucleus_holds_the_fewest_codes_of_that_probability():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    drawn = lambda p: {int(sample(logits, 1.0, gumbel_noise(torch.tensor([s]), 0, 0, 4), top_p=p)) for s in range(300)}  # noqa: E731
+    assert [drawn(p) for p in (0.4, 0.5, 0.6, 0.8, 0.81, 1.0)] == [{0}, {0}, {0, 1}, {0, 1}, {0, 1, 2}, {0, 1, 2, 3}]
+
+
+def test_without_a_compiler_torch_does_the_work_and_it_is_said_once(tmp_path):
+    code = """
+import logging, torch
+logging.basicConfig()
+from adgen.generation.kernels import cpu
+assert cpu.library() is None and cpu.library() is None
+from small_models import small_model, small_prompter
+from test_generate import SAMPLED, requests
+from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.generate import generate
+made = Engine(small_model(), small_prompter(), EngineSettings(num_slots=3, deepspeed=False), SAMPLED).generate(requests())
+wanted = generate(small_model(), small_prompter(), requests(), SAMPLED)
+assert all(torch.equal(a.codes, b.codes) and a.title == b.title for a, b in zip(made, wanted, strict=True))
+"""
+    environment = os.environ | {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("no C kernels on this machine") == 1
+    assert "no C compiler" in done.stderr
+
+
+@needs_compiler
+def test_compiled_kernels_are_kept_for_the_next_process_and_are_ours_alone(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = cpu._compiled()
+    stamp = first.stat().st_mtime_ns
+    assert cpu._compiled() == first
+    assert first.stat().st_mtime_ns == stamp
+    assert first.parent.stat().st_mode & 0o077 == 0
+    assert [p.name for p in first.parent.iterdir()] == [first.name], "a half-made file was left behind"
+
+
+@needs_compiler
+def test_heads_too_wide_for_the_kernel_go_through_torch():
+    half, *step = example(torch.float32, heads=1, groups=1, head_size=288)
+    twin, *_ = example(torch.float32, heads=1, groups=1, head_size=288)
+    assert torch.equal(attention.attend(*step, (half,), 0), attend_torch(*step, twin, 0))
+    with pytest.raises(ValueError, match="head size 288"):
+        attend_cpu(*step, half, 0)
