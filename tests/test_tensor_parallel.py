@@ -206,11 +206,10 @@ def test_a_rank_that_hangs_fails_the_others_at_the_timeout_which_waiting_for_wor
 def test_an_error_of_one_rank_alone_fails_the_other_at_once(model_dir, tmp_path):
     """Rank 1 refuses, because it was started with other settings; rank 0 must not wait for its sums."""
     other = SETTINGS.model_copy(update={"num_slots": 3})
-    began = time.time()
     leader, follower = Ranks(lead_for_ever, model_dir, tmp_path, (SETTINGS, other)).wait()
     assert "SettingsError: tensor-parallel rank 1 of 2" in follower["error"]
     assert "RunError: tensor-parallel rank 0 of 2" in leader["error"]
-    assert leader["at"] - began < SETTINGS.timeout_seconds
+    assert leader["at"] - follower["at"] < SETTINGS.timeout_seconds / 4
 
 
 def test_ranks_that_never_meet_say_so(model_dir):

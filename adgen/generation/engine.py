@@ -28,6 +28,7 @@ from adgen.generation.reading import continue_prompts, read_prompts, reading, re
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.slots import Slots
+from adgen.generation.speculating import SpeculativePainter
 from adgen.generation.timings import PhaseTimings
 from adgen.generation.titles import TitleWriter
 from adgen.model.checkpoint import load
@@ -59,6 +60,8 @@ class EngineSettings(Settings):
     drop_masked_history: bool = False
     """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
     fusion writes into their rows too."""
+    speculation: int = Field(1, ge=1, le=16)
+    """Image tokens that a step drafts and verifies; 1 draws them one by one. The distribution stays, the draws are others."""
     tensor_parallel: int = Field(1, ge=1)
     """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
@@ -91,9 +94,9 @@ class EngineSettings(Settings):
         dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
         return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
 
-    def lossy(self) -> dict[str, str | bool]:
-        """The options that trade exactness for speed, where they are on: they belong to what a creative is made of."""
-        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history")}
+    def trades(self) -> dict[str, str | bool | int]:
+        """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
+        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
         return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}
 
 
@@ -218,7 +221,7 @@ class Engine:
         self.num_calls += 1
         self.num_generated += len(batch)
         self.timings.title_steps += max(map(len, written))
-        self.timings.picture_steps += codes.shape[1]
+        self.timings.picture_steps += self._painter.num_steps
         return [
             Result(title or "", title is not None, row, picture, self.num_slots)
             for title, row, picture in zip(titles, codes.cpu(), painted, strict=False)
@@ -243,7 +246,9 @@ class Engine:
         if self._slots is None:
             model, settings = self._model, self.settings
             cache_dtype = settings.torch_cache_dtype(model.device)
-            slots = Slots(model.config, self._layers, self.num_slots, self._capacity, model.dtype, cache_dtype)
+            slots = Slots(
+                model.config, self._layers, self.num_slots, self._capacity, model.dtype, cache_dtype, settings.speculation
+            )
             self._negative_end = slots.share_negative_prompt(embed(model, self._negative, None))
             self._slots = slots
             self._capture_steps()
@@ -253,7 +258,8 @@ class Engine:
         """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
         parts = (self._layers, self._slots, self.sampling, self._group is None)
         self._writer = TitleWriter(self._model, self._prompter, *parts)
-        self._painter = Painter(self._model, *parts)
+        window = self.settings.speculation
+        self._painter = Painter(self._model, *parts) if window == 1 else SpeculativePainter(self._model, *parts[:3], window)
 
     def _make_room(self, capacity: int) -> None:
         """A prompt longer than was planned for moves the caches; the captured step must be captured anew."""

@@ -27,6 +27,11 @@ class Painter:
         device = self._table.device
         self._steps = {shown: CapturedStep(partial(self._step, shown), device, slots.state, capture) for shown in (False, True)}
 
+    @property
+    def num_steps(self) -> int:
+        """Steps of a picture: its first code comes from the prompt's end."""
+        return self._slots.num_tokens - 1
+
     def paint(self, hidden: Tensor, with_additions: bool) -> Tensor:
         """Codes (B, N) from hidden states (2B, D) at begin-of-image.
 

@@ -76,10 +76,19 @@ def _noise_words(seeds: Tensor, step: Tensor | int, stream: int, blocks: Tensor)
     return philox(counter, key)
 
 
+def uniform_noise(seeds: Tensor, step: Tensor | int, stream: int, size: int) -> Tensor:
+    """Numbers in (0, 1), (B, size) fp32, keyed as `gumbel_noise` is."""
+    blocks = torch.arange(-(-size // 4), device=seeds.device).expand(len(seeds), -1)
+    return _uniform(_noise_words(seeds, step, stream, blocks).flatten(1)[:, :size])
+
+
+def _uniform(words: Tensor) -> Tensor:
+    # 23 bits and a half: the largest value is 1 - 2**-24, the last fp32 below 1, whose Gumbel noise is finite.
+    return ((words >> 9).float() + 0.5) * 2.0**-23
+
+
 def _gumbel(words: Tensor) -> Tensor:
-    # 23 bits and a half: the largest value is 1 - 2**-24, the last fp32 below 1, whose noise is finite.
-    uniform = ((words >> 9).float() + 0.5) * 2.0**-23
-    return -torch.log(-torch.log(uniform))
+    return -torch.log(-torch.log(_uniform(words)))
 
 
 def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int = 0, top_p: float = 1.0) -> Tensor:
@@ -90,12 +99,21 @@ def sample(logits: Tensor, temperature: float, noise: Tensor | None, top_k: int 
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(-1)
+    return (truncated(logits, temperature, top_k, top_p) / temperature + noise).argmax(-1)
+
+
+def truncated(logits: Tensor, temperature: float, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits (B, V) with -inf outside the top_k (0: all) most likely tokens, and outside the fewest of these that together
+    have probability top_p (Holtzman et al. 2020)."""
     if 0 < top_k < logits.shape[-1]:
         threshold = logits.topk(top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < threshold, -torch.inf)
     if top_p < 1:
-        logits = _nucleus(logits, temperature, top_p)
-    return (logits / temperature + noise).argmax(-1)
+        falling, order = logits.sort(dim=-1, descending=True)
+        probability = (falling / temperature).softmax(-1)
+        before = probability.cumsum(-1) - probability
+        logits = logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p), -torch.inf)
+    return logits
 
 
 def draw_tokens(logits: Tensor, seeds: Tensor, step: int, stream: int, temperature: float, top_k: int) -> Tensor:
@@ -116,14 +134,6 @@ def _draw_kernel(device: torch.device) -> Callable | None:
 
         return draw_gpu
     return cpu.draw if device.type == "cpu" and cpu.library() else None
-
-
-def _nucleus(logits: Tensor, temperature: float, top_p: float) -> Tensor:
-    """Keep the fewest most likely tokens that together have probability top_p (Holtzman et al. 2020)."""
-    falling, order = logits.sort(dim=-1, descending=True)
-    probability = (falling / temperature).softmax(-1)
-    before = probability.cumsum(-1) - probability
-    return logits.masked_fill(torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= top_p), -torch.inf)
 
 
 def draw_codes(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: SamplingSettings, out: Tensor) -> None:

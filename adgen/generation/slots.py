@@ -16,17 +16,27 @@ class Slots:
     captured step finds them again; only `make_room` moves the conditional cache."""
 
     def __init__(
-        self, config: ModelConfig, layers: StepLayers, num_slots: int, capacity: int, dtype: torch.dtype, cache: torch.dtype
+        self,
+        config: ModelConfig,
+        layers: StepLayers,
+        num_slots: int,
+        capacity: int,
+        dtype: torch.dtype,
+        cache: torch.dtype,
+        window: int = 1,
     ):
-        """capacity: tokens of the longest prompt, its title and picture. dtype: of activations; cache: of keys and values."""
+        """capacity: tokens of the longest prompt, its title and picture. dtype: of activations; cache: of keys and values.
+        window: image tokens that a step reads."""
         device = layers.rope.cos.device
         self.num_slots, self.num_tokens = num_slots, config.image.tokens_per_picture
-        self._layers, self._cache_dtype = layers, cache
+        self._layers, self._cache_dtype, self._ahead = layers, cache, window - 1
         negative = empty_cache(len(layers.layers), 1, layers.num_groups, 0, layers.head_size, device, cache)
         counts = lambda: torch.zeros(num_slots, dtype=torch.int64, device=device)  # noqa: E731
         self._active = torch.ones(num_slots, dtype=torch.bool, device=device)
-        self.conditional = Half(self._cache(num_slots, capacity), counts(), self._active)
-        self.unconditional = Half(self._cache(num_slots, self.num_tokens), counts(), torch.ones_like(self._active), negative)
+        self.conditional = Half(self._cache(num_slots, capacity + self._ahead), counts(), self._active)
+        self.unconditional = Half(
+            self._cache(num_slots, self.num_tokens + self._ahead), counts(), torch.ones_like(self._active), negative
+        )
         shape = (config.num_additions, num_slots, self.num_tokens, config.decoder.hidden_size)
         self.additions = torch.zeros(shape, device=device, dtype=dtype)
         """Of up to B products; `product` says which a slot shows."""
@@ -40,7 +50,7 @@ class Slots:
     @property
     def capacity(self) -> int:
         """Tokens that a conditional row can hold."""
-        return self.conditional.cache.capacity
+        return self.conditional.cache.capacity - self._ahead
 
     def start(self, seeds: list[int]) -> None:
         """Begin a batch: empty rows, all of them at work."""
@@ -50,7 +60,8 @@ class Slots:
 
     def start_pictures(self) -> None:
         """Conditional rows hold their prompts; unconditional ones nothing but the shared prefix."""
-        self.conditional.active.fill_(True)
+        for half in (self.conditional, self.unconditional):
+            half.active.fill_(True)
         self.unconditional.clear()
         self.steps.zero_()
 
@@ -63,7 +74,7 @@ class Slots:
         """Conditional rows can hold at least `capacity` tokens; True when the cache had to move for it."""
         if capacity <= self.capacity:
             return False
-        grown = self._cache(self.num_slots, capacity)
+        grown = self._cache(self.num_slots, capacity + self._ahead)
         grown.copy_from(self.conditional.cache)
         self.conditional.cache = grown
         return True
