@@ -7,6 +7,7 @@ AdgenError
     ├── InputError        a table: names the table and the column
     ├── ModelError        a model directory, checkpoint or tokenizer: names file and key
     ├── ConsumerError     a published creative that a consumer cannot use: names the object
+    ├── EngineLost        ranks of an engine keep dying
     └── StoreError        the object store: names the URI
         └── OwnedElsewhere   another driver is working on this run: names it
 """
@@ -33,6 +34,10 @@ class PairError(AdgenError):
 
 class RunError(AdgenError):
     """The run cannot go on. The message says what was found and what to do about it."""
+
+
+class EngineLost(RunError):
+    """The processes of an engine keep dying under it."""
 
 
 class SettingsError(RunError):

@@ -130,6 +130,11 @@ def cut_out(picture: Image.Image) -> Image.Image:
     return remove_border(picture)
 
 
+def check_product(picture: Image.Image) -> None:
+    """PairError `no_cutout` unless `picture` holds a product that can be cut out and placed."""
+    product_placement(cut_out(picture), 1.0)
+
+
 def remove_border(picture: Image.Image) -> Image.Image:
     """RGBA without the near-uniform colour that reaches in from the edges; the product's edge is feathered.
 

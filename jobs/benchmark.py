@@ -1,11 +1,12 @@
-"""How fast the engine is on this machine, against its floor and against other loops. Runs anywhere, on random weights:
+"""How fast this is, by part: `engine` is the model on this machine, `data` everything around it.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
+    python jobs/benchmark.py data --pairs 10000 200000
 
-A step is one image token of every row of a batch. It cannot take less time than its bytes (weights, keys and values)
-take over the machine's bandwidth, or its operations over its matrix rate; both are measured in the same run, the formula
-is printed. The last line of stdout is one JSON object; progress goes to stderr.
+`engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
+bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
+measured in the same run, and the formula is printed. Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
 import json
@@ -14,51 +15,91 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
 from rich.console import Console
+from rich.table import Table
 from tyro.conf import arg
 
 from adgen.errors import AdgenError
-from adgen.generation.benchmark.measure import measure, settings_of
-from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 
 app = tyro.extras.SubcommandApp()
+Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
 
 
-@app.command(name="engine")
-def engine(
-    settings: Annotated[EngineBenchmarkSettings, arg(name="")],
-    save: Annotated[Path | None, arg(metavar="FILE", help="write the JSON object there, too")] = None,
-) -> int:
-    """Pictures a second, ms a step and share of the floor, of random weights."""
-    progress = Console(stderr=True)
+@app.command
+def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Save = None) -> dict:
+    """Pictures a second, ms a step, share of the floor, and how many times as fast as other loops."""
+    import torch
+
+    from adgen.generation.benchmark.measure import measure, settings_of
+    from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
+
+    progress = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     rows = []
     for setting in settings_of(settings):
         name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
-        found = measure(
-            setting, settings, lambda what, name=name: progress.print(f"{name}: {what}", highlight=False, soft_wrap=True)
-        )
+        found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
         rows.append(row_of(found))
-        progress.print(*terms_of(rows[-1]), sep="\n", highlight=False, markup=False, soft_wrap=True)
+        progress.print(*terms_of(rows[-1]), sep="\n")
     Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
-    document = json.dumps(as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]])))
-    if save:
-        save.write_text(document + "\n", encoding="utf-8")
-    print(document)
-    return 0
+    record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
+    if save is not None:
+        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
+
+
+@app.command
+def data(
+    pairs: Annotated[tuple[int, ...], arg(help="sizes, each a refresh of its own without pictures")] = (10_000, 200_000),
+    finished_pairs: Annotated[int, arg(help="pairs of one more refresh, with pictures pasted, judged and encoded; 0: none")] = 2000,
+    side: Annotated[int, arg(help="pixels of those pictures")] = 512,
+    products: Annotated[int, arg(help="products of the synthetic shop")] = 2000,
+    pairs_per_shard: Annotated[int, arg(help="pairs of a shard")] = 256,
+    save: Save = None,
+) -> dict:
+    """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
+    from adgen.on_ray.data_benchmark import as_record, marginal_rates, run_benchmark
+
+    measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard)
+    runs, marginal = as_record(measured), marginal_rates(measured)
+    print_runs(Console(stderr=True), runs, marginal)
+    record = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard, "runs": runs, "marginal": marginal}
+    if save is not None:
+        save.write_text(json.dumps(record, indent=1) + "\n")
+    return record
+
+
+def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str, float]]) -> None:
+    """A column a run."""
+    table = Table("", *(f"{run['pairs']:,} pairs, {run['finishing']}" for run in runs), title="refresh with a null generator")
+    for kind in ("seconds", "user_seconds", "system_seconds"):
+        for phase in runs[0][kind]:
+            table.add_row(f"{phase}: {kind.replace('_', ' ')}", *(f"{run[kind][phase]:,}" for run in runs))
+    for phase in runs[0]["pairs_per_core_second"]:
+        table.add_row(f"{phase}: pairs/s/core", *(f"{run['pairs_per_core_second'][phase]:,}" for run in runs))
+    for kind in sorted({kind for run in runs for kind in run["cpu_seconds_by_kind"]}):
+        table.add_row(f"{kind}: CPU seconds", *(f"{run['cpu_seconds_by_kind'].get(kind, 0):,}" for run in runs))
+    for kind in sorted({kind for run in runs for kind in run["peak_rss_mb"]}):
+        peaks = ((run["peak_rss_mb"].get(kind), run["peak_own_mb"].get(kind)) for run in runs)
+        table.add_row(f"{kind}: peak MB (not shared)", *("-" if rss is None else f"{rss:,} ({own:,})" for rss, own in peaks))
+    console.print(table)
+    for phase, rates in marginal.items():
+        both, user = rates["cpu_seconds"], rates["user_seconds"]
+        console.print(f"{phase}: {both:,} pairs/s/core ({user:,} without the kernel's time), starting up left out")
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, measure, print; the exit code."""
+    """Run a command; the exit code."""
     try:
-        return app.cli(args=arguments, prog="benchmark.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+        record = app.cli(args=arguments, prog="benchmark.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     except AdgenError as error:
-        print(f"benchmark: {error}", file=sys.stderr)
+        Console(stderr=True, soft_wrap=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
         return 1
+    print(json.dumps(record))
+    return 0
 
 
 if __name__ == "__main__":

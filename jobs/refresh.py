@@ -3,14 +3,16 @@
     python jobs/refresh.py jobs/refresh.toml --inputs demo/shop --store demo/store --campaign spring --model demo/model
 
 Run the same command again and it goes on where it stopped. Settings come from the TOML file; any of them can be
-overridden, as in `--finish.width 768`. Exit code 0 only when the run was published.
+overridden, as in `--finish.width 768`. `--campaign spring summer` refreshes one after the other, and one that fails does
+not stop the next. Exit code 0 only when every run was published.
 """
 
 import dataclasses
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -24,7 +26,7 @@ from adgen.on_ray.dry_run import forecast
 from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import RefreshSettings
 
-REQUIRED = ("inputs", "store", "campaign", "model")
+REQUIRED = ("inputs", "store", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Command:
     settings_file: Annotated[Positional[Path], arg(metavar="SETTINGS.toml")]
     """Settings; every one of them can be overridden below."""
     settings: Annotated[RefreshSettings, arg(name="")]
+    campaign: tuple[str, ...] = ()
+    """Name of the campaign, or names of several."""
     json: bool = False
     """Print one JSON object as the last line of stdout."""
     dry_run: bool = False
@@ -45,35 +49,56 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         command = parse(arguments)
-        with connected(command.settings.cluster):
-            if command.dry_run:
-                report(console, "dry run", dataclasses.asdict(forecast(command.settings)), command.json)
-                return 0
-            with RichProgress(console) as progress:
-                summary = refresh(command.settings, progress)
+        # Libraries print to stdout what they like; there our one JSON object stands alone.
+        with redirect_stdout(sys.stderr), connected(command.settings.cluster):
+            outcomes = {campaign: attempt(command, campaign, console) for campaign in command.campaign}
     except AdgenError as error:
-        console.print(f"refresh: {error}", style="red", markup=False, highlight=False)
+        tell(console, "refresh", error)
         return 1
-    report(console, f"run {summary.run_id}", summary.as_dict(), command.json)
-    return 0 if summary.published else 1
+    well = all(outcome.get("published", True) for outcome in outcomes.values())  # a forecast publishes nothing
+    if command.json:
+        together = {"campaigns": outcomes} | ({} if command.dry_run else {"published": well})
+        print(json.dumps(together if len(outcomes) > 1 else outcomes[command.campaign[0]]))
+    return 0 if well else 1
+
+
+def attempt(command: Command, campaign: str, console: Console) -> dict[str, Any]:
+    """Refresh one campaign and tell people of it; what a program is told."""
+    settings = command.settings.of(campaign)
+    try:
+        if command.dry_run:
+            made = dataclasses.asdict(forecast(settings))
+        else:
+            with RichProgress(console) as progress:
+                made = refresh(settings, progress).as_dict()
+    except AdgenError as error:
+        tell(console, campaign, error)
+        return {"published": False, "error": str(error)}
+    except Exception as error:  # a fault of ours: it must not cost the other campaigns their night
+        console.print_exception()
+        return {"published": False, "error": f"{type(error).__name__}: {error}"}
+    print_summary(console, f"{campaign}: " + ("dry run" if command.dry_run else f"run {made['run_id']}"), made)
+    return made
+
+
+def tell(console: Console, what: str, error: AdgenError) -> None:
+    """An error for people."""
+    console.print(f"{what}: {error}", style="red", markup=False, highlight=False)
 
 
 def parse(arguments: list[str]) -> Command:
-    """Settings file first, then what the command line overrides. SettingsError names what is missing."""
+    """Settings file first, then what the command line overrides. SettingsError names what is missing or twice."""
     file = next((Path(a) for a in arguments[:1] if not a.startswith("-")), None)
     settings = load_settings(RefreshSettings, file) if file else RefreshSettings()
-    command = tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, settings))
+    campaigns = (settings.campaign,) if settings.campaign else ()
+    command = tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, settings, campaigns))
     missing = [f"--{name}" for name in REQUIRED if not getattr(command.settings, name)]
+    missing += [] if command.campaign else ["--campaign"]
     if missing:
         raise SettingsError(f"{file}: neither the file nor the command line gives {', '.join(missing)}")
+    if len(set(command.campaign)) < len(command.campaign):
+        raise SettingsError(f"--campaign {' '.join(command.campaign)}: names a campaign twice")
     return command
-
-
-def report(console: Console, title: str, values: dict, as_json: bool) -> None:
-    """A table for people; for programs one JSON object on stdout."""
-    print_summary(console, title, values)
-    if as_json:
-        print(json.dumps(values))
 
 
 if __name__ == "__main__":

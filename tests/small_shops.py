@@ -63,10 +63,11 @@ class SmallShop:
     rows_of_products: list[dict] = field(default_factory=list)
 
     def paint(self, name: str, colour: int) -> str:
-        """A picture file; painted again it has another size and another time."""
+        """A picture file, a speckled square on white; painted again it has another size and another time."""
         path = self.folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(colour).integers(0, 255, (16, 16, 4), dtype=np.uint8)
+        pixels = np.full((16, 16, 4), 255, np.uint8)
+        pixels[3:13, 3:13] = np.random.default_rng(colour).integers(0, 200, (10, 10, 4), dtype=np.uint8)
         picture = Image.fromarray(pixels).convert("RGBA" if "cutout" in name else "RGB")
         picture.save(path, format="PNG")
         os.utime(path, ns=(colour * 10**9, colour * 10**9))

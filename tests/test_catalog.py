@@ -162,6 +162,30 @@ def test_without_a_cutout_the_product_is_cut_from_its_picture(shop, folder):
     assert facts_of(shop.catalog(folder), "p3")["cutout_reason"] == "missing_file"
 
 
+@pytest.mark.parametrize("source", ["cutout", "image"])
+def test_a_product_that_cannot_be_cut_out_is_found_once_and_forgiven_when_its_picture_changes(shop, folder, reads, source):
+    name = {"cutout": "p4", "image": "p3"}[source]  # p3 has no cut-out
+    path = shop.folder / shop.products[name][source]
+    good = path.read_bytes()
+    noise = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path) if source == "image" else Image.new("RGBA", (16, 16)).save(path)
+    first = shop.catalog(folder)
+    facts = facts_of(first, name)
+    assert (facts["cutout_reason"], facts["image_reason"]) == ("no_cutout", None)
+    assert first.codes([name]).shape == (1, 16)  # a history may show it
+    reads.clear()
+    shop.products[name]["title"] = "another name"
+    assert facts_of(shop.catalog(folder), name)["cutout_reason"] == "no_cutout"
+    assert reads == []
+    path.unlink()
+    assert facts_of(shop.catalog(folder), name)["cutout_reason"] == "missing_file"
+    Image.fromarray(noise).save(path) if source == "image" else Image.new("RGBA", (16, 16)).save(path)
+    assert facts_of(shop.catalog(folder), name)["cutout_reason"] == "no_cutout"
+    path.write_bytes(good)
+    facts = facts_of(shop.catalog(folder), name)
+    assert (facts["cutout_reason"], facts["product_hash"] is None) == (None, False)
+
+
 def test_a_picture_outside_the_roots_is_named_nowhere(shop, folder):
     shop.products["p4"] |= {"image": "../../etc/passwd", "cutout": "/etc/passwd"}
     facts = facts_of(shop.catalog(folder), "p4")

@@ -49,7 +49,7 @@ CONTAINER_FIELDS = {"env", "image", "name", "ports", "resources", "volumeMounts"
 FLAGS = {
     "jobs/refresh.py": {
         "--inputs", "--store", "--campaign", "--model", "--limit", "--pairs-per-shard", "--dry-run", "--publish-partial",
-        "--json", "--address", "--keys.campaign-key", "--keys.user-secret",
+        "--json", "--address", "--device", "--cluster.actors", "--keys.campaign-key", "--keys.user-secret",
     },
     "jobs/pretrain.py": set(),
 }  # fmt: skip

@@ -1,133 +1,160 @@
-"""Kill tests that really kill: a driver dies by SIGKILL, the same command goes on, and nobody could tell.
+"""Kill tests that really kill: a driver dies by SIGKILL, the same command goes on, and nobody could tell."""
 
-The job runs in processes of its own, with their own Ray; this process only watches the store.
-"""
-
-import json
 import os
+import random
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
+from contextlib import suppress
 
+import psutil
 import pytest
-from small_models import save_small_model
+from dying_job import MOMENTS
+from small_jobs import (
+    CAMPAIGN,
+    NUM_PAIRS,
+    PER_SHARD,
+    ROOT,
+    UNEQUAL,
+    command,
+    end,
+    make_inputs,
+    objects,
+    ray_nodes,
+    refresh,
+    rows,
+    shards_done,
+    start,
+    wait_until,
+)
 
-from adgen.creatives.journal import Journal
-from adgen.creatives.reading import open_published
-from adgen.creatives.runs import list_runs
+from adgen.creatives.publish import read_pointer
 from adgen.creatives.storage import open_storage
 from adgen.creatives.verify import verify
-from adgen.shop.synth import synthesize
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(900)]
-NUM_PAIRS, PER_SHARD = 16, 2
-ROOT = Path(__file__).parents[1]
-UNEQUAL = {"generated_at", "seconds", "carried_from"}
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """Shop and model, shared by both campaigns."""
-    folder = tmp_path_factory.mktemp("kill")
-    synthesize(folder / "shop", num_users=6, num_products=30, num_pairs=NUM_PAIRS, num_references=0, picture_side=64)
-    save_small_model(folder / "model")
-    return folder
-
-
-def command(inputs: Path, store: Path) -> list[str]:
-    return [
-        sys.executable, str(ROOT / "jobs" / "refresh.py"), str(ROOT / "jobs" / "refresh.toml"),
-        "--inputs", str(inputs / "shop"), "--store", str(store), "--campaign", "c", "--model", str(inputs / "model"),
-        "--pairs-per-shard", str(PER_SHARD), "--sampling.max-title-tokens", "8", "--finish.width", "64",
-        "--finish.height", "64", "--finish.gates.title-empty", "warn", "--cluster.actors", "1", "--json",
-    ]  # fmt: skip
-
-
-def refresh(inputs: Path, store: Path) -> dict:
-    done = subprocess.run(command(inputs, store), capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def start_and_kill(inputs: Path, store: Path, when) -> int:
-    """Start the job in a session of its own, SIGKILL the driver as soon as `when(store)`; shards done by then."""
-    process = subprocess.Popen(command(inputs, store), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    deadline = time.time() + 300
-    while not when(store):
-        assert process.poll() is None, "the job ended before it could be killed"
-        assert time.time() < deadline
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return shards_done(store)
-
-
-def shards_done(store: Path) -> int:
-    storage = open_storage(store)
-    return sum(len(Journal(storage, "c", run.run_id).done()) for run in list_runs(storage, "c")) if store.exists() else 0
-
-
-def rows(store: Path) -> dict[str, dict]:
-    return {r["pair_id"]: {k: v for k, v in r.items() if k not in UNEQUAL} for r in open_published(open_storage(store), "c").rows()}
-
-
-def objects(store: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(store)): p.read_bytes() for p in (store / "objects").rglob("*") if p.is_file()}
+    """Shop and model, shared by all tests."""
+    return make_inputs(tmp_path_factory.mktemp("kill"))
 
 
 @pytest.fixture(scope="module")
 def undisturbed(inputs):
+    """The store of a run that nothing happened to."""
     store = inputs / "undisturbed"
-    summary = refresh(inputs, store)
-    assert summary["engine_calls"] == NUM_PAIRS
-    return rows(store), objects(store)
+    assert refresh(inputs, store)["engine_calls"] == NUM_PAIRS
+    return store
 
 
-MOMENTS = {
+@pytest.fixture(scope="module")
+def address():
+    """A cluster of one node that outlives its jobs, as in production."""
+    with ray_nodes(1) as (found, _):
+        yield found
+
+
+def assert_published_as(undisturbed, store, unequal=UNEQUAL):
+    assert rows(store, unequal) == rows(undisturbed, unequal)
+    assert objects(store) == objects(undisturbed)
+    checked = verify(open_storage(store), CAMPAIGN)
+    assert (checked.ok, checked.missing, checked.mismatched) == (NUM_PAIRS, 0, 0)
+
+
+WATCHED = {
     "during the plan": lambda store: any(store.glob("campaigns/c/runs/*/run.json")),
-    "mid-shards": lambda store: store.exists() and shards_done(store) >= 2,
+    "mid-shards": lambda store: shards_done(store) >= 2,
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", WATCHED)
 def test_a_killed_driver_loses_nothing_and_doubles_nothing(inputs, undisturbed, tmp_path, moment):
     store = tmp_path / "store"
-    done = start_and_kill(inputs, store, MOMENTS[moment])
+    process = start(command(inputs, store))
+    wait_until(process, lambda: WATCHED[moment](store))
+    process.kill()
+    process.communicate()
+    done = shards_done(store)
     again = refresh(inputs, store)
-    assert again["published"]
-    assert again["pairs"] == NUM_PAIRS
+    assert (again["published"], again["pairs"]) == (True, NUM_PAIRS)
     # At most what was in flight is made again; zombies of the killed driver may even have committed some of it.
     assert again["engine_calls"] <= NUM_PAIRS - done * PER_SHARD
-    assert rows(store) == undisturbed[0]
-    assert objects(store) == undisturbed[1]
-    checked = verify(open_storage(store), "c")
-    assert (checked.ok, checked.missing, checked.mismatched) == (NUM_PAIRS, 0, 0)
+    assert_published_as(undisturbed, store)
+
+
+def test_a_driver_killed_at_a_random_moment_loses_nothing_and_doubles_nothing(inputs, undisturbed, tmp_path):
+    seed = random.SystemRandom().randrange(2**32)
+    store, wait = tmp_path / "store", random.Random(seed).uniform(0, 30)
+    print(f"seed {seed}: killed after {wait:.2f} s")
+    process = start(command(inputs, store))
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(wait)
+    process.kill()
+    process.communicate()
+    done = shards_done(store)
+    again = refresh(inputs, store)
+    assert again["published"]
+    assert again["engine_calls"] <= NUM_PAIRS - done * PER_SHARD
+    # A run that was published before it died is the base of this one.
+    assert_published_as(undisturbed, store, UNEQUAL | ({"carried_from"} if again["carried"] else set()))
+
+
+def test_a_driver_killed_around_the_publish_loses_nothing_and_doubles_nothing(inputs, undisturbed, address, tmp_path):
+    """One run that dies again and again: readers see nothing of it until the swap, and all of it from then on."""
+    store, dying = tmp_path / "store", ROOT / "tests" / "dying_job.py"
+    for moment in MOMENTS:
+        words = command(inputs, store, "--address", address, script=dying)
+        end(start([*words[:2], moment, *words[2:]]), -signal.SIGKILL)
+        assert shards_done(store) == NUM_PAIRS // PER_SHARD
+        pointer, _ = read_pointer(open_storage(store), CAMPAIGN)
+        assert (pointer is not None) == (moment == "after the swap")
+    again = refresh(inputs, store, "--address", address)
+    assert (again["published"], again["engine_calls"]) == (True, 0)
+    assert read_pointer(open_storage(store), CAMPAIGN)[0].generation == 1
+    assert_published_as(undisturbed, store)
 
 
 def test_an_actor_killed_mid_run_costs_nothing(inputs, undisturbed, tmp_path):
     """The engine's process dies; Ray starts another one and the shard is done again."""
     store = tmp_path / "store"
-    process = subprocess.Popen(
-        command(inputs, store), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True
-    )
-    while not (store.exists() and shards_done(store) >= 1):
-        assert process.poll() is None
-        time.sleep(0.05)
+    process = start(command(inputs, store))
+    wait_until(process, lambda: shards_done(store) >= 1)
     engines = engine_processes(process.pid)
     assert engines, "no engine process was found to kill"
     for pid in engines:
         os.kill(pid, signal.SIGKILL)
-    out, _ = process.communicate(timeout=400)
-    assert process.returncode == 0
-    assert json.loads(out.splitlines()[-1])["published"]
-    assert rows(store) == undisturbed[0]
+    assert end(process)[0]["published"]
+    assert_published_as(undisturbed, store)
 
 
 def engine_processes(session: int) -> list[int]:
     """Ray workers below our own job (and no one else's) that run the engine, by their title."""
-    import psutil
-
     workers = psutil.Process(session).children(recursive=True)
     return [w.pid for w in workers if any("Generate" in part for part in w.cmdline())]
+
+
+def test_a_lost_node_costs_nothing(inputs, undisturbed, tmp_path):
+    """Of two nodes with an engine each, one goes mid-run."""
+    store = tmp_path / "store"
+    with ray_nodes(2) as (address, kill_last):
+        process = start(command(inputs, store, "--cluster.actors", "2"), RAY_ADDRESS=address)
+        wait_until(process, lambda: shards_done(store) >= 2)
+        assert "Generate" in kill_last()
+        assert shards_done(store) < NUM_PAIRS // PER_SHARD
+        assert end(process)[0]["published"]
+    assert_published_as(undisturbed, store)
+
+
+def test_of_two_jobs_of_one_campaign_one_publishes_and_the_other_names_it(inputs, undisturbed, address, tmp_path):
+    store = tmp_path / "store"
+    jobs = [start(command(inputs, store, "--address", address)) for _ in range(2)]
+    while all(job.poll() is None for job in jobs):
+        time.sleep(0.1)
+    loser, winner = jobs if jobs[0].poll() is not None else jobs[::-1]
+    outcome, told = end(loser, 1)
+    assert f":{winner.pid}:" in outcome["error"]
+    assert "is driven by" in " ".join(told.split())
+    assert end(winner)[0]["engine_calls"] == NUM_PAIRS
+    assert_published_as(undisturbed, store)

@@ -11,6 +11,8 @@ from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, smal
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal
 from adgen.creatives.storage import Storage, open_storage
+from adgen.errors import InputError
+from adgen.shop import plan
 from adgen.shop.catalog import build_catalog
 from adgen.shop.plan import make_plan
 from adgen.shop.plan_buckets import clear_buckets, read_bucket, split_inputs, split_published
@@ -36,7 +38,7 @@ def test_the_number_of_buckets_changes_nothing(shop, folder, tmp_path):
         for table in ("pairs", "histories"):
             split_inputs(inputs, table, tmp_path / "b", count)
         plans = [plan_bucket(rules(), read_bucket(tmp_path / "b", number), catalog) for number in range(count)]
-        found.append([row for plan in plans for row in plan.generate.to_pylist()])
+        found.append([row for each in plans for row in each.generate.to_pylist()])
     assert found[0] == found[1] == night.generate
 
 
@@ -48,7 +50,7 @@ def test_a_split_in_parts_equals_a_split_at_once(shop, folder, tmp_path):
     for number, index in enumerate(sorted(night.journal.done())):
         split_published(night.journal, tmp_path / "b", 4, [index], part=number)
     plans = [plan_bucket(rules(base_run="r"), read_bucket(tmp_path / "b", n), catalog) for n in range(4)]
-    assert sum(plan.carry.num_rows for plan in plans) == len(shop.pairs)
+    assert sum(each.carry.num_rows for each in plans) == len(shop.pairs)
 
 
 def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder, tmp_path):
@@ -60,6 +62,41 @@ def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder,
         journal = Journal(another, CAMPAIGN, layout.new_run_id())
         parts, summary = make_plan(rules(), shop.save(), catalog, journal, scratch / "plan", pairs_per_shard=4, run=pool.map)
     assert (parts, summary) == (whole.parts, whole.summary)
+
+
+@pytest.mark.parametrize("limit", [None, 7])
+def test_a_plan_of_ray_tasks_is_the_serial_plan(ray_cluster, shop, folder, tmp_path, monkeypatch, limit):
+    from adgen.on_ray.bucket_tasks import map_buckets
+
+    monkeypatch.setattr(plan, "plan_bucket_count", lambda _: 8)
+    first = shop.night(folder)
+    shop.products["p4"]["title"] = "brand new name"
+    serial = shop.night(folder, first, limit=limit)
+    spread = shop.night(folder, first, limit=limit, run=map_buckets)
+    assert (spread.parts, spread.summary) == (serial.parts, serial.summary)
+    assert serial.generate
+    assert serial.carry
+
+
+def test_bucket_tasks_keep_the_order_and_read_no_further_than_the_cpus_reach(ray_cluster):
+    from adgen.on_ray.bucket_tasks import map_buckets
+
+    read = []
+    plans = map_buckets(lambda number: number * number, (read.append(number) or number for number in range(9)))
+    for done, square in enumerate(plans, start=1):
+        assert square == (done - 1) ** 2
+        assert len(read) <= done + 2  # two CPUs
+    assert done == 9
+
+
+def test_an_error_in_a_bucket_task_is_the_planners_own_error(ray_cluster, shop, folder):
+    from adgen.on_ray.bucket_tasks import map_buckets
+
+    def lose(_):
+        raise InputError("product 'p1' has no row")
+
+    with pytest.raises(InputError, match=r"^product 'p1' has no row$"):
+        list(map_buckets(lose, [1, 2, 3]))
 
 
 def test_a_planner_that_dies_leaves_no_plan_and_the_next_one_is_whole(shop, folder, tmp_path):

@@ -212,6 +212,7 @@ def test_a_dry_run_forecasts_and_publishes_nothing(ray_cluster, shop, model, tmp
     assert (expected.pairs, expected.to_generate, expected.carried, expected.shards) == (12, 12, 0, 3)
     assert (expected.engine_hours, expected.cost) == (pytest.approx(0.12), pytest.approx(0.24))
     assert expected.hours == pytest.approx(0.12 / expected.engines)
+    assert expected.speed_from == "forecast.seconds_a_creative"
     assert not (tmp_path / "store" / "campaigns").exists()
 
 

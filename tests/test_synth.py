@@ -228,6 +228,28 @@ def test_splits_share_no_user_product_or_look(tmp_path):
     assert not pictures[0] & pictures[1]
 
 
+def test_kinds_and_styles_are_as_many_as_promised_and_no_two_kinds_look_alike():
+    assert len(KINDS) >= 12
+    assert len(STYLES) >= 8
+    assert min(len(COLOURS), len(PATTERNS)) >= 6
+    shapes = [
+        np.asarray(draw_cutout(kind, "red", PATTERNS[0], 64, np.random.default_rng(3)).getchannel("A")) > 127 for kind in KINDS
+    ]
+    for number, shape in enumerate(shapes):
+        for other in shapes[:number]:
+            assert (shape ^ other).sum() > 0.1 * min(shape.sum(), other.sum())
+
+
+@pytest.mark.parametrize("what", ["colour", "pattern"])
+def test_every_colour_and_pattern_is_seen_on_the_product(what):
+    looks = {"colour": [(each, PATTERNS[0]) for each in COLOURS], "pattern": [("red", each) for each in PATTERNS]}[what]
+    drawn = [np.asarray(draw_cutout("mug", *look, 64, np.random.default_rng(3)), np.int16) for look in looks]
+    for number, first in enumerate(drawn):
+        for second in drawn[:number]:
+            both = (first[..., 3] == 255) & (second[..., 3] == 255)
+            assert np.abs(first[both] - second[both]).mean() > 2
+
+
 def grid_features(picture: Image.Image) -> np.ndarray:
     """(16, 7): mean colour, contrast and edges of each cell of a 4x4 grid."""
     pixels = np.asarray(picture, np.float64) / 255

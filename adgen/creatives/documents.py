@@ -85,6 +85,7 @@ class RunDocument(Document):
     digests: dict[str, str] = Field(default_factory=dict)
     versions: dict[str, str] = Field(default_factory=dict)
     key_ids: dict[str, str] = Field(default_factory=dict)
+    duplicates: int = 0  # rows of the table pairs that named a pair again; it has one manifest row
     counts: Counts | None = None
     manifest: tuple[ManifestFile, ...] = ()
     note: str = ""

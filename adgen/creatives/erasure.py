@@ -25,6 +25,8 @@ from adgen.creatives.storage import Storage, Taken
 from adgen.errors import StoreError
 from adgen.records import canonical_bytes, digest
 
+_RECEIPT = ".receipt.json"
+
 
 class Tombstone(Document):
     """That a user was forgotten, and since when; the name of the file is the keyed hash of the user."""
@@ -63,8 +65,7 @@ def is_forgotten(storage: Storage, key: bytes, user_id: str) -> bool:
 
 def forgotten_hashes(storage: Storage) -> set[str]:
     """The `user_hash` of every forgotten user, by listing."""
-    names = (entry.key.rpartition("/")[2] for entry in storage.entries(layout.FORGOTTEN))
-    return {name.removesuffix(".json") for name in names if not name.endswith(".receipt.json")}
+    return {name.removesuffix(".json") for name in _names(storage) if not name.endswith(_RECEIPT)}
 
 
 def forget(storage: Storage, key: bytes, user_ids: Collection[str], patience_seconds: float = PATIENCE_SECONDS) -> Receipt:
@@ -77,6 +78,24 @@ def forget(storage: Storage, key: bytes, user_ids: Collection[str], patience_sec
     hashes = sorted(user_hash(key, user_id) for user_id in users)
     for name in hashes:
         _create_once(storage, layout.tombstone(name), Tombstone(forgotten_at=utc_now()))
+    return _forget(storage, hashes, users, patience_seconds)
+
+
+def finish_erasures(storage: Storage, key: bytes, patience_seconds: float = PATIENCE_SECONDS) -> Receipt | None:
+    """Finish what a `forget` left half done: tombstones without a receipt. None, and one listing, if there are none.
+
+    A tombstone does not say whose it is: the users are those found in the runs whose hash it is.
+    """
+    names = _names(storage)
+    received = {name.removesuffix(_RECEIPT) for name in names if name.endswith(_RECEIPT)}
+    pending = {name.removesuffix(".json") for name in names if not name.endswith(_RECEIPT)} - received
+    if not pending:
+        return None
+    users = {user for user in _users(storage) if user_hash(key, user) in pending}
+    return _forget(storage, sorted(pending), users, patience_seconds)
+
+
+def _forget(storage: Storage, hashes: list[str], users: set[str], patience_seconds: float) -> Receipt:
     campaigns = storage.children(layout.CAMPAIGNS)
     for campaign in campaigns:
         _publish_without(storage, campaign, users, digest("erasure", *hashes), patience_seconds)
@@ -175,6 +194,23 @@ def _remove_objects(storage: Storage, holdings: list[_Holdings], others: Iterabl
     for uri in objects.values():
         storage.delete(uri)
     return len(objects)
+
+
+def _names(storage: Storage) -> list[str]:
+    return [entry.key.rpartition("/")[2] for entry in storage.entries(layout.FORGOTTEN)]
+
+
+def _users(storage: Storage) -> Iterator[str]:
+    """Every user in every run's plan and lineage, table by table."""
+    for campaign in storage.children(layout.CAMPAIGNS):
+        for run in list_runs(storage, campaign):
+            if storage.head(layout.plan_document(campaign, run.run_id)) is None:
+                continue
+            journal = Journal(storage, campaign, run.run_id)
+            plan, done = journal.read_plan(), journal.done()
+            for part in plan.parts:
+                for table in _tables_with_users(journal, plan, part.index, done):
+                    yield from filter(None, pc.unique(table["user_id"]).to_pylist())
 
 
 def _create_once(storage: Storage, key: str, document: Document) -> None:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 import ray
 
+from adgen.errors import RunError
 from adgen.on_ray.settings import ClusterSettings
 
 
@@ -31,12 +32,33 @@ def connected(settings: ClusterSettings) -> Iterator[None]:
         ray.shutdown()
 
 
-def num_engines(settings: ClusterSettings, device: str) -> int:
-    """How many engines the cluster carries: as set, else one a GPU, or one for every two CPUs."""
+def cluster_device(wanted: str) -> str:
+    """`auto` is the GPU where the cluster has one; the driver's own node may be without."""
+    return ("cuda" if ray.cluster_resources().get("GPU") else "cpu") if wanted == "auto" else wanted
+
+
+def num_engines(settings: ClusterSettings, device: str, tensor_parallel: int = 1) -> int:
+    """How many engines the cluster carries: as set, else one for every `tensor_parallel` GPUs, or CPUs (two at least).
+
+    RunError where it has not even the slots of one engine of several ranks.
+    """
     if settings.actors:
         return settings.actors
-    resources = ray.cluster_resources()
-    return max(1, int(resources.get("GPU", 0)) if device == "cuda" else int(resources.get("CPU", 1)) // 2)
+    kind = "GPU" if device == "cuda" else "CPU"
+    slots = int(ray.cluster_resources().get(kind, 0))
+    if slots < tensor_parallel > 1:
+        raise RunError(
+            f"engine.tensor_parallel is {tensor_parallel}, but the cluster has {slots} {kind}s: lower it, or where the cluster "
+            "grows on demand, set cluster.actors"
+        )
+    return max(1, slots // (tensor_parallel if device == "cuda" else max(2, tensor_parallel)))
+
+
+def slot_resources(device: str, tensor_parallel: int = 1) -> dict[str, float]:
+    """What a rank of an engine takes. Half of the CPUs of a cluster without GPUs stay for look-ups, finishing and uploads."""
+    if device == "cuda":
+        return {"CPU": 1, "GPU": 1}
+    return {"CPU": 1 if tensor_parallel == 1 else 0.5}
 
 
 def quiet_ray() -> None:

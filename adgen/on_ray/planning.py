@@ -23,8 +23,9 @@ from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import ModelConfig
+from adgen.on_ray.bucket_tasks import map_buckets
 from adgen.on_ray.cluster import num_engines
-from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.settings import ClusterSettings, RefreshSettings
 from adgen.records import digest
 from adgen.shop.catalog import Catalog, build_catalog, open_catalog
 from adgen.shop.keys import Keys, load_keys
@@ -78,8 +79,9 @@ def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Pl
     pointer, etag = read_pointer(storage, settings.campaign)
     base_run = pointer.run_id if pointer else None
     journal = Journal(storage, settings.campaign, run.run_id)
-    catalog, parts, _ = write_plan(settings, storage, planned, journal, base_run)
-    run.update(base_run=base_run, digests=run.document.digests | {"catalog": catalog.index.name})
+    catalog, parts, summary = write_plan(settings, storage, planned, journal, base_run)
+    digests = run.document.digests | {"catalog": catalog.index.name}
+    run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates)
     journal.commit_plan(
         parts,
         settings_digest=planned.settings_digest,
@@ -106,6 +108,7 @@ def write_plan(
             pairs_per_shard=settings.plan.pairs_per_shard,
             limit=settings.plan.limit,
             is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(storage)), planned.keys.campaign_key),
+            run=map_buckets,
         )
     return catalog, parts, summary
 
@@ -227,7 +230,8 @@ class _encoders:
         if not batches:
             return iter(())
         if not self.actors:
-            self.actors = [_Encode.remote() for _ in range(num_engines(self.settings.cluster, "cpu"))]
+            # As many as find room: a batch given to one that waits for a CPU would wait for ever.
+            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
         return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 from adgen.records import digest
 
 if TYPE_CHECKING:
-    from adgen.generation.engine import EngineSettings
     from adgen.generation.generate import Result
+    from adgen.on_ray.settings import RefreshSettings
 
 PROVENANCE = ("num_slots", "num_threads", "device", "versions", "tokens")
 """Columns of a lineage row that the engine's worker fills."""
@@ -16,14 +16,16 @@ PROVENANCE = ("num_slots", "num_threads", "device", "versions", "tokens")
 _LIBRARIES = ("torch", "transformers", "deepspeed")
 
 
-def provenance(result: "Result", engine: "EngineSettings", device: str) -> dict[str, Any]:
-    """The columns of a row that this process has just generated on `device`, cpu or cuda."""
+def provenance(result: "Result", settings: "RefreshSettings") -> dict[str, Any]:
+    """The columns of a row that an engine of this process has just generated."""
     import torch
+
+    from adgen.on_ray.engines import pick_device
 
     return {
         "num_slots": result.num_slots,
         "num_threads": torch.get_num_threads(),
-        "device": device_text(device, engine.tensor_parallel),
+        "device": device_text(pick_device(settings.device), settings.engine.tensor_parallel),
         "versions": versions_text(),
         "tokens": tokens_digest(result),
     }

@@ -4,26 +4,34 @@ Resume is this same function: a run with the same key and a committed plan is ta
 journal part are done (DESIGN section 5).
 """
 
+import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import ray
-from ray.data import ActorPoolStrategy, DataContext
+from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
+from adgen.creatives.cleanup import clean_up
 from adgen.creatives.documents import PlanPart
+from adgen.creatives.erasure import finish_erasures
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
 from adgen.creatives.publish import finish
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Storage, open_storage
-from adgen.errors import AdgenError, OwnedElsewhere, RunError
-from adgen.on_ray.cluster import num_engines
+from adgen.errors import AdgenError, EngineLost, OwnedElsewhere, RunError, StoreError
+from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
+from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
-from adgen.on_ray.stages import Context, FinishAndCommit, Generate, LookUp, commit_carried, pick_device
+from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried
 from adgen.shop.catalog import Catalog
+
+log = logging.getLogger(__name__)
 
 
 class Progress(Protocol):
@@ -49,6 +57,7 @@ class Summary:
     rejected: int = 0
     failed: int = 0
     stale: int = 0
+    duplicates: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
@@ -59,85 +68,108 @@ class Summary:
         return asdict(self)
 
 
-def refresh(settings: RefreshSettings, progress: Progress) -> Summary:
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES) -> Summary:
     """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
     started = time.time()
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
     planned = prepare(settings)
+    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
     run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
     summary = Summary(run.run_id)
     with run.beating(), _ended_on_failure(run):
         if not run.resumed:
+            if keep := settings.clean_up.keep_runs:
+                progress.phase("clean up")
+                notes.append(_finish_earlier("clean-up", lambda: clean_up(storage, settings.campaign, keep)))
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
-            summary.engine_calls = _work_off(settings, storage, run, planned, progress)
+            summary.engine_calls = _work_off(settings, storage, run, planned, progress, stages)
         progress.phase("publish")
         pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
     counts = run.document.counts
     summary.published, summary.state = pointer is not None, run.document.state
     for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
         setattr(summary, name, getattr(counts, name))
-    summary.pairs = counts.rows
+    summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
     summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
+    summary.note = "; ".join(filter(None, notes))
     return summary
 
 
-def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress) -> int:
+def _finish_earlier(what: str, act: Callable[[], object]) -> str:
+    """Do what an earlier refresh left; what went wrong, if anything did. It never stops this one: the next tries again."""
+    try:
+        act()
+        return ""
+    except Exception as error:
+        log.warning("%s failed", what, exc_info=error)
+        return f"{what} failed, and is tried again by the next refresh: {error}"
+
+
+def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages) -> int:
     """Do every shard that has no journal part; the number of pairs that engines generated."""
     journal = Journal(storage, settings.campaign, run.run_id)
     unfinished = journal.unfinished()
     progress.phase("generate", sum(part.rows for part in unfinished))
+    settings = settings.model_copy(update={"device": cluster_device(settings.device)})
     context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
     watch = FailureWatch(settings.failures)
     catalog = catalog_of(settings, storage, run, planned)
     for wave in _waves(unfinished, settings.cluster.shards_per_wave):
-        for done in _run_wave(context, wave, catalog):
+        for done in _run_wave(context, wave, catalog, stages):
             run.check()
             progress.advance(done["rows"])
             watch.count(done)
     return watch.engine_calls
 
 
-def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog) -> Iterator[dict[str, Any]]:
+def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stages: Stages) -> Iterator[dict[str, Any]]:
     """One dataset execution: yields each shard's counts as it is committed."""
-    carried = [commit_carried_remotely.remote(context, part.index) for part in wave if part.kind == "carry"]
-    fresh = [{"index": part.index} for part in wave if part.kind == "generate"]
+    carried = [commit_carried_remotely.remote(context, part) for part in wave if part.kind == "carry"]
+    fresh = [part.model_dump() for part in wave if part.kind == "generate"]
     if fresh:
-        yield from shards_dataset(context, fresh, catalog).iter_rows()
+        try:
+            yield from map(raise_told, shards_dataset(context, fresh, catalog, stages).iter_rows())
+        finally:
+            remove_groups(context.run_id)
     for reference in carried:
         yield ray.get(reference)
 
 
-def shards_dataset(context: Context, rows: list[dict[str, int]], catalog: Catalog) -> ray.data.Dataset:
+def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalog, stages: Stages) -> ray.data.Dataset:
     """Shards -> look-up -> engines -> finish, upload and commit. A row is a shard, a block is a row."""
     data = DataContext.get_current()
     data.enable_progress_bars = False
     # What a worker raises is a RunError (rows never raise): retrying it would only repeat it.
     data.actor_task_retry_on_errors = False
-    device = pick_device(context.settings.device)
-    engines = num_engines(context.settings.cluster, device)
-    small = ActorPoolStrategy(min_size=1, max_size=max(1, engines))
+    device, ranks = context.settings.device, context.settings.engine.tensor_parallel
+    engines = min(len(rows), num_engines(context.settings.cluster, device, ranks))
+    small = ActorPoolStrategy(min_size=1, max_size=engines)
+    slot = slot_resources(device, ranks)
+    # What groups reserve for themselves, Ray Data must not take for more look-ups.
+    reserved = min(engines * ranks * slot["CPU"], ray.cluster_resources().get("CPU", 0) / 2) if ranks > 1 else 0
+    data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
-        .map(LookUp, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
+        .map(stages.look_up, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
         .map(
-            Generate,
+            stages.generate if ranks == 1 else GenerateTogether,
             fn_constructor_args=(context,),
             compute=ActorPoolStrategy(size=engines),
-            num_cpus=1,
-            num_gpus=1 if device == "cuda" else 0,
+            num_cpus=slot["CPU"] if ranks == 1 else STAGE_CPUS,
+            num_gpus=slot.get("GPU", 0) if ranks == 1 else 0,
         )
-        .map(FinishAndCommit, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
+        .map(stages.finish, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
     )
 
 
 @ray.remote(num_cpus=0.5)
-def commit_carried_remotely(context: Context, index: int) -> dict[str, Any]:
+def commit_carried_remotely(context: Context, part: PlanPart) -> dict[str, Any]:
     """`commit_carried` on some node."""
-    return commit_carried(context, index)
+    return commit_carried(context, part)
 
 
 class FailureWatch:
@@ -165,7 +197,8 @@ class FailureWatch:
 
 
 class _ended_on_failure:
-    """A RunError ends the run as FAILED; anything else leaves it to be resumed by the same command."""
+    """A RunError ends the run as FAILED, unless it is the surroundings' failure (store, lost engines): that and anything
+    else leaves the run to be resumed by the same command."""
 
     def __init__(self, run: Run):
         self.run = run
@@ -174,14 +207,18 @@ class _ended_on_failure:
         return None
 
     def __exit__(self, kind: type | None, error: BaseException | None, _: Any) -> None:
-        cause = getattr(error, "cause", None)
+        cause = getattr(error, "cause", None)  # what a worker raised, of which Ray made its own error
         if isinstance(cause, AdgenError):
             error = cause
-        if isinstance(error, RunError) and not isinstance(error, OwnedElsewhere):
+        if isinstance(error, OwnedElsewhere) or error is None:
+            return
+        if isinstance(error, RunError) and not isinstance(error, (StoreError, EngineLost)):
             self.run.end("FAILED", str(error)[:500])
+        elif self.run.document.unfinished:
+            with suppress(StoreError):  # the heartbeat that stops tells the next driver as well, only later
+                self.run.release(f"stopped by {type(error).__name__}")
+        if error is cause:
             raise error
-        if error is not None and not isinstance(error, OwnedElsewhere):
-            self.run.release(f"stopped by {type(error).__name__}")
 
 
 def _waves(parts: Sequence[PlanPart], size: int) -> Iterator[Sequence[PlanPart]]:

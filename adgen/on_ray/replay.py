@@ -24,7 +24,7 @@ from adgen.errors import AdgenError, ConsumerError, RunError
 from adgen.finishing.finish import Finished, finish
 from adgen.on_ray.provenance import PROVENANCE, provenance, version_in
 from adgen.on_ray.settings import RefreshSettings
-from adgen.on_ray.stages import Context, Generate, LookUp, pick_device, product_facts
+from adgen.on_ray.stages import Context, Generate, LookUp, product_facts
 from adgen.records import FAILED, OK, digest
 from adgen.shop.catalog import open_catalog
 
@@ -176,15 +176,16 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
     with TemporaryDirectory(prefix="adgen-replay-") as cache, _gone("the catalog of its run was removed"):
         catalog = open_catalog(storage, source.row["model_digest"], source.run.digests.get("catalog", ""), cache)
         pictures = LookUp(context, catalog).look_up([pair])
+    maker = Generate(context)
+    conditions = maker._conditions([pair], pictures)
     if pair["reason"] is not None:
         raise InputGone(f"its product's picture: {pair['reason']}: {pair['detail']}")
     with _threads_restored():
-        maker = Generate(context)
         engine = maker.engine
         # Sums over another number of threads end in other bits.
         torch.set_num_threads(source.lineage["num_threads"] or torch.get_num_threads())
-        [result] = engine.generate(maker._requests([pair], pictures))
-        here = provenance(result, engine.settings, pick_device(settings.device))
+        [result] = engine.generate(maker._requests([pair], conditions))
+        here = provenance(result, settings)
     made = finish(result.picture.numpy(), result.title, product_facts(pair, pictures[pair["product_id"]]), settings.finish)
     return made, here
 

@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
-from tyro.conf import arg
+from tyro.conf import Suppress, arg
 
 from adgen.config import FinishSettings, Settings
+from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
 from adgen.generation.engine import EngineSettings
 from adgen.generation.sampling import SamplingSettings
@@ -32,14 +33,23 @@ class PlanSettings(Settings):
 class ClusterSettings(Settings):
     """How the work spreads over Ray."""
 
-    address: str | None = None
+    address: Annotated[str | None, arg(aliases=["--address"])] = None
     """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
     actors: int | None = Field(default=None, gt=0)
-    """Engines; default one a GPU, or one for every two CPUs."""
+    """Engines at most; default one for every engine.tensor_parallel GPUs, or CPUs (two at least). Say it where a cluster
+    grows on demand."""
     shards_per_wave: int = Field(default=2000, gt=0)
     """Shards of one dataset execution: bounds the driver's memory."""
     upload_threads: int = Field(default=16, gt=0)
     """Concurrent uploads of a shard."""
+
+
+class CleanUpSettings(Settings):
+    """What a refresh removes before it plans: runs that are no longer kept, and objects that nothing names any more."""
+
+    keep_runs: int | None = Field(default=KEEP_RUNS, ge=2)
+    """Newest finished runs of the campaign that stay; the published run and unfinished ones with the runs they build on
+    always do. null removes nothing: for where clean-up runs as a job of its own."""
 
 
 class FailureSettings(Settings):
@@ -52,10 +62,12 @@ class FailureSettings(Settings):
 
 
 class ForecastSettings(Settings):
-    """What `--dry-run` reckons with."""
+    """What `--dry-run` reckons with: the first of these two that is given, else the speed of the published run."""
 
     seconds_a_creative: float | None = Field(default=None, gt=0)
-    """Of one engine; default the published run's own."""
+    """Of one engine."""
+    benchmark: Path | None = None
+    """Speed of one engine as `python jobs/benchmark.py engine --save FILE` measured it; of the same model."""
     price_an_hour: float = Field(default=0.0, ge=0)
     """Of one engine's machine, in your currency."""
 
@@ -64,11 +76,11 @@ class RefreshSettings(Settings):
     """Refresh one campaign: tables in, published creatives out."""
 
     inputs: str = ""
-    """Folder or URI of the tables products, histories and pairs."""
+    """Folder or URI of the tables products, histories and pairs; {campaign} in it stands for the campaign's name."""
     store: str = ""
     """Root of all outputs: a folder or s3://bucket/prefix."""
-    campaign: str = ""
-    """Name of the campaign."""
+    campaign: Suppress[str] = ""
+    """Name of the campaign. The command line has a flag of its own, which takes several."""
     model: Path | None = None
     """Model directory."""
     publish_partial: bool = False
@@ -80,10 +92,15 @@ class RefreshSettings(Settings):
     engine: EngineSettings = EngineSettings()
     finish: FinishSettings = FinishSettings()
     failures: FailureSettings = FailureSettings()
+    clean_up: CleanUpSettings = CleanUpSettings()
     cluster: ClusterSettings = ClusterSettings()
     forecast: ForecastSettings = ForecastSettings()
     keys: KeySettings = KeySettings()
     s3: S3Access = S3Access()
+
+    def of(self, campaign: str) -> "RefreshSettings":
+        """These settings for one of several campaigns."""
+        return self.model_copy(update={"campaign": campaign, "inputs": self.inputs.replace("{campaign}", campaign)})
 
     def creative_digest(self) -> str:
         """A hash of the settings that change a creative; where and how fast it is made do not."""

@@ -1,7 +1,7 @@
 """What happens to a shard: look-up, generate, finish and commit. One function a stage; Ray Data strings them together.
 
-A dataset row is a whole shard, {"index", "shard"}: its number, then its tables as bytes. So no block splitting can cut
-it (STACK.md section 3), and a stage's memory is one shard's.
+A dataset row is a whole shard: its entry of plan.json, then in "shard" its tables as bytes. So no block splitting can cut
+it (STACK.md section 3), a stage's memory is one shard's, and no stage reads plan.json, which grows with the campaign.
 """
 
 import hashlib
@@ -10,28 +10,33 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import PairError
-from adgen.finishing.finish import ProductFacts, finish, product_cutout
+from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
 from adgen.images import square_frame
+from adgen.on_ray.payload import Row, lossless, pack, unpack
 from adgen.on_ray.provenance import PROVENANCE, provenance
+from adgen.on_ray.row_errors import telling
 from adgen.on_ray.settings import RefreshSettings
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.catalog import Catalog
 from adgen.shop.locations import read_bytes
 from adgen.shop.plan_rows import carried_rows
 
-Row = dict[str, Any]
+if TYPE_CHECKING:
+    from adgen.generation.engine import Engine
+    from adgen.model.config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -54,18 +59,18 @@ class Context:
 
 
 class LookUp:
-    """A shard's number -> its pairs with everything that generation and finishing need."""
+    """A shard's plan entry -> its pairs with everything that generation and finishing need."""
 
     def __init__(self, context: Context, catalog: Catalog):
         self.context = context
         self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
         self.catalog = catalog
 
+    @telling
     def __call__(self, row: Row) -> Row:
-        """{"index"} -> {"index", "shard"}; a pair that cannot be made gets a reason and no picture."""
-        pairs = self.journal.read_plan_part(self.parts[row["index"]]).to_pylist()
-        return {"index": row["index"], "shard": pack(pairs, self.look_up(pairs))}
+        """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
+        pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
+        return row | {"shard": pack(pairs, self.look_up(pairs))}
 
     def look_up(self, pairs: list[Row]) -> dict[str, bytes]:
         """Complete planned pairs, or give them a reason; the products' pictures."""
@@ -86,7 +91,6 @@ class LookUp:
                 pictures[product] = read_bytes(pair["cutout"] or pair["image"])
             if pair["cutout_hash"] not in (None, hashlib.sha256(pictures[product]).hexdigest()):
                 raise PairError("input_changed", f"the picture of {product} is not the one that was planned")
-            product_cutout(product_facts(pair, pictures[product]))
         except PairError as error:
             pair["reason"], pair["detail"] = error.reason, error.detail
 
@@ -106,48 +110,65 @@ class LookUp:
 class Generate:
     """One engine, built once; its pictures are encoded here, without loss."""
 
-    def __init__(self, context: Context):
-        import torch
-
-        from adgen.generation.engine import Engine
-        from adgen.generation.prompt import Prompter
-        from adgen.model.checkpoint import load
-
-        settings = context.settings
+    def __init__(self, context: Context, engine: "Engine | None" = None):
+        """engine: one that is ready, for a rank of several; default one of our own."""
         self.context = context
-        self.device = pick_device(settings.device)
-        if self.device == "cpu":
-            torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-        model = load(settings.model, self.device, torch.bfloat16 if self.device == "cuda" else torch.float32)
-        prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
-        self.engine = Engine(model, prompter, settings.engine, settings.sampling, device=self.device)
-        self.config = model.config
+        if engine is not None:
+            self.engine = engine
 
+    @cached_property
+    def engine(self) -> "Engine":
+        """Built for the first shard, so that `telling` can tell what goes wrong."""
+        from adgen.on_ray.engines import build_engine
+
+        return build_engine(self.context.settings)
+
+    @cached_property
+    def config(self) -> "ModelConfig":
+        """The model's sizes."""
+        from adgen.model.checkpoint import read_config
+
+        return read_config(self.context.settings.model)
+
+    @telling
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
         pairs, pictures = unpack(row["shard"])
+        conditions = self._conditions(pairs, pictures)
         wanted = [pair for pair in pairs if pair["reason"] is None]
+        engine = self.engine
         started = time.time()
-        results = self.engine.generate(self._requests(wanted, pictures))
+        results = engine.generate(self._requests(wanted, conditions))
         seconds = (time.time() - started) / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
             pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
-            pair |= provenance(result, self.engine.settings, pick_device(self.context.settings.device))
-        return {"index": row["index"], "shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+            pair |= provenance(result, self.context.settings)
+        return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
 
-    def _requests(self, pairs: list[Row], pictures: dict[str, bytes]) -> list:
+    def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
+        """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
+        from adgen.generation.pictures import condition_pixels
+
+        conditions: dict[str, Any] = {}
+        for pair in pairs:
+            product = pair["product_id"]
+            if pair["reason"] is not None or product in conditions:
+                continue
+            try:
+                fact = product_facts(pair, pictures[product])
+                conditions[product] = condition_pixels(
+                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.config.foreground
+                )
+            except PairError as error:
+                pair["reason"], pair["detail"] = error.reason, error.detail
+        return conditions
+
+    def _requests(self, pairs: list[Row], conditions: dict[str, Any]) -> list:
         import torch
 
         from adgen.generation.generate import Request
-        from adgen.generation.pictures import condition_pixels
 
-        config = self.config
-        facts = {pair["product_id"]: product_facts(pair, pictures[pair["product_id"]]) for pair in pairs}
-        conditions = {
-            product: condition_pixels(square_frame(product_cutout(fact)), fact.scale or 1.0, config.foreground)
-            for product, fact in facts.items()
-        }
-        size = config.image.tokens_per_history_picture
+        size = self.config.image.tokens_per_history_picture
         return [
             Request(
                 product_title=pair["product_title"],
@@ -161,13 +182,6 @@ class Generate:
         ]
 
 
-def pick_device(wanted: str) -> str:
-    """`auto` is the GPU where there is one."""
-    import torch
-
-    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
-
-
 # -- finish and commit -------------------------------------------------------------------------------------------------
 
 
@@ -177,15 +191,15 @@ class FinishAndCommit:
     def __init__(self, context: Context):
         self.context = context
         self.journal = context.journal()
-        self.parts = {part.index: part for part in self.journal.read_plan().parts}
 
+    @telling
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "failed", "committed"}."""
         pairs, pictures = unpack(row["shard"])
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
             rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
         table = pa.Table.from_pylist(rows, schema=MANIFEST)
-        committed = self.journal.commit_part(self.parts[row["index"]], table, self._lineage(pairs))
+        committed = self.journal.commit_part(plan_part(row), table, self._lineage(pairs))
         failed = sum(r["status"] == FAILED for r in rows)
         return {
             "index": row["index"],
@@ -209,8 +223,7 @@ class FinishAndCommit:
         if pair["reason"] is not None:
             return base | {"status": FAILED, "reason": pair["reason"]}
         try:
-            product = product_facts(pair, pictures[pair["product_id"]])
-            done = finish(np.array(Image.open(io.BytesIO(pair["picture"]))), pair["title"], product, self.context.settings.finish)
+            done = self._creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason}
         if done.verdict.status != OK:
@@ -226,24 +239,42 @@ class FinishAndCommit:
         ]
         return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
 
+    def _creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+        product = product_facts(pair, pictures[pair["product_id"]])
+        background = np.array(Image.open(io.BytesIO(pair["picture"])))
+        return finish(background, pair["title"], product, self.context.settings.finish)
+
     def _lineage(self, pairs: list[Row]) -> pa.Table:
         digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
         rows = [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
         return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 
+class Stages(NamedTuple):
+    """The classes that a shard passes through. The data benchmark puts others in their place; no setting can."""
+
+    look_up: type = LookUp
+    generate: type = Generate
+    finish: type = FinishAndCommit
+
+
+STAGES = Stages()
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
 
 
-def commit_carried(context: Context, index: int) -> Row:
+def commit_carried(context: Context, part: PlanPart) -> Row:
     """A bulk shard of carried rows: its plan part is its result."""
     journal = context.journal()
-    part = journal.read_plan().parts[index]
     committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
-    return {"index": index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
+    return {"index": part.index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
+
+
+def plan_part(row: Row) -> PlanPart:
+    """The plan's entry that a dataset row carries."""
+    return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
 
 
 def product_facts(pair: Row, picture: bytes) -> ProductFacts:
@@ -258,32 +289,6 @@ def product_facts(pair: Row, picture: bytes) -> ProductFacts:
     return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
 
 
-def lossless(picture: np.ndarray) -> bytes:
-    """PNG of (H, W, 3) uint8, quick rather than small."""
-    out = io.BytesIO()
-    Image.fromarray(picture).save(out, "PNG", compress_level=1)
-    return out.getvalue()
-
-
 def vars_of(reference: Any) -> Row:
     """The manifest's columns of a stored object."""
     return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}
-
-
-def pack(pairs: list[Row], pictures: dict[str, bytes]) -> bytes:
-    """A shard's rows and its products' pictures, as one Arrow stream after another."""
-    sink = io.BytesIO()
-    data = pa.array(pictures.values(), pa.large_binary())
-    tables = (pa.Table.from_pylist(pairs), pa.table({"product": pa.array(pictures, pa.string()), "data": data}))
-    for table in tables:
-        with pa.ipc.new_stream(sink, table.schema) as writer:
-            writer.write_table(table)
-    return sink.getvalue()
-
-
-def unpack(shard: bytes) -> tuple[list[Row], dict[str, bytes]]:
-    """What `pack` packed."""
-    source = pa.BufferReader(shard)
-    pairs = pa.ipc.open_stream(source).read_all()
-    pictures = pa.ipc.open_stream(source).read_all()
-    return pairs.to_pylist(), dict(zip(pictures["product"].to_pylist(), pictures["data"].to_pylist(), strict=True))

@@ -4,6 +4,8 @@
 `cutout_hash` is the picture's. `click_hash` covers what a history shows: title and picture. `product_hash` covers what a
 target is: title, selling points, scale, cut-out and picture.
 
+Whether a product can be set on a background at all (`no_cutout`) is found here, once a picture, and not once a pair.
+
 A file that cannot be read leaves its reason on the row, and is tried again the next time; hashes and codes stay those of
 the last good reading, so that one bad night of a shop's file server changes nobody's history.
 """
@@ -19,7 +21,7 @@ import pyarrow as pa
 from PIL import Image
 
 from adgen.errors import PairError, RunError
-from adgen.images import read_picture
+from adgen.images import check_product, read_picture
 from adgen.records import digest
 from adgen.shop.locations import read_bytes, stat
 from adgen.shop.similarity import EMBEDDING_SIZE, embed_titles
@@ -32,6 +34,7 @@ Embed = Callable[[list[str]], np.ndarray]
 PRODUCTS_PER_BATCH = 64
 _PICTURES_AT_ONCE = 16  # decoded pictures in memory; one may have 50 million pixels
 _THREADS = 16
+NO_CUTOUT = "no_cutout"  # what a picture shows, not how its reading went: stays as long as the bytes do
 
 _ONE_FILE = [("", pa.string()), ("_stamp", pa.string()), ("_hash", pa.string()), ("_reason", pa.string()), ("_detail", pa.string())]
 _KEY = [pa.field("key", pa.uint64(), nullable=False), pa.field("product_id", pa.string(), nullable=False)]
@@ -45,7 +48,7 @@ _FACTS = [
     pa.field("product_hash", pa.string()),
 ]
 _MODEL = [pa.field("title_ids", pa.list_(pa.int32())), pa.field("codes", pa.binary())]  # codes: uint16, little-endian
-_ASKED = [pa.field(name, pa.bool_()) for name in ("clicked", "read_image", "read_cutout")]
+_ASKED = [pa.field(name, pa.bool_()) for name in ("clicked", "read_image", "read_cutout", "judged")]
 
 
 def row_schema(embedding_size: int = EMBEDDING_SIZE) -> pa.Schema:
@@ -104,7 +107,7 @@ def _locate(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
 
 def _is_same(row: dict[str, Any], old: dict[str, Any]) -> bool:
     names = ("title", "selling_points", "scale", "image", "cutout", "image_stamp", "cutout_stamp")
-    failed = any(each[f"{name}_reason"] for each in (row, old) for name in ("image", "cutout"))
+    failed = any(each[f"{name}_reason"] not in (None, NO_CUTOUT) for each in (row, old) for name in ("image", "cutout"))
     return not failed and all(row[name] == old[name] for name in names) and (old["codes"] is not None or not row["clicked"])
 
 
@@ -113,8 +116,11 @@ def _work(row: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
     if old and old["cutout"] is None:
         last["cutout_hash"] = None  # it was the picture's
     work = row | last
+    work["judged"] = bool(old) and old["cutout"] == row["cutout"] and old["cutout_reason"] in (None, NO_CUTOUT)
+    if work["judged"] and row["cutout_reason"] is None:
+        work |= {name: old[name] for name in ("cutout_reason", "cutout_detail")}
     for name in ("image", "cutout"):
-        known = old and last[f"{name}_hash"] and not old[f"{name}_reason"]
+        known = old and last[f"{name}_hash"] and old[f"{name}_reason"] in (None, NO_CUTOUT)
         same = known and (old[name], old[f"{name}_stamp"]) == (row[name], row[f"{name}_stamp"])
         work[f"read_{name}"] = row[f"{name}_stamp"] is not None and not same
     if row["clicked"] and last["codes"] is None and row["image_stamp"]:
@@ -156,22 +162,27 @@ def _read_and_encode(rows: list[dict[str, Any]], encoder: Encoder) -> None:
 
 
 def _read_files(row: dict[str, Any]) -> Image.Image | None:
-    """Hash the files that have to be read; the product's picture if its codes have to be made."""
+    """Hash and judge the files that have to be read; the product's picture if its codes have to be made."""
     if row["read_cutout"]:
-        _read_file(row, "cutout", decode=True)
+        _judge(row, _read_file(row, "cutout", known=row["judged"]))
     if not row["read_image"]:
         return None
-    picture = _read_file(row, "image", decode=row["clicked"] or row["cutout"] is None)
-    return picture if row["clicked"] else None
+    is_product, encoded, before = _is_cut_from_image(row), row["codes"] is not None, row["image_hash"]
+    if not row["clicked"] and not is_product:
+        _read_file(row, "image", decode=False)
+        return None
+    picture = _read_file(row, "image", known=encoded and (row["judged"] or not is_product))
+    if is_product:
+        _judge(row, picture)
+    return None if not row["clicked"] or (encoded and row["image_hash"] == before) else picture
 
 
-def _read_file(row: dict[str, Any], name: str, decode: bool) -> Image.Image | None:
-    """Set the file's hash. A picture is decoded unless it is known: the same bytes as before, codes made."""
+def _read_file(row: dict[str, Any], name: str, decode: bool = True, known: bool = False) -> Image.Image | None:
+    """Set the file's hash. It is decoded unless all of its bytes' facts are `known` and the bytes are the same."""
     try:
         data = read_bytes(row[name])
         sha256 = hashlib.sha256(data).hexdigest()
-        known = sha256 == row[f"{name}_hash"] and (name == "cutout" or row["codes"] is not None)
-        picture = read_picture(data, name) if decode and not known else None
+        picture = read_picture(data, name) if decode and not (known and sha256 == row[f"{name}_hash"]) else None
     except PairError as error:
         row |= {f"{name}_reason": error.reason, f"{name}_detail": error.detail}
         return None
@@ -181,9 +192,27 @@ def _read_file(row: dict[str, Any], name: str, decode: bool) -> Image.Image | No
     return picture
 
 
+def _judge(row: dict[str, Any], picture: Image.Image | None) -> None:
+    """Whether the product of a picture that was decoded tonight can be cut out and seen."""
+    if picture is None:
+        return
+    reason = detail = None
+    try:
+        check_product(picture)
+    except PairError as error:
+        reason, detail = error.reason, error.detail
+    row |= {"cutout_reason": reason, "cutout_detail": detail}
+
+
+def _is_cut_from_image(row: dict[str, Any]) -> bool:
+    return row["cutout"] is None and row["cutout_reason"] in (None, NO_CUTOUT)  # else it names a place that it may not
+
+
 def _derive_hashes(row: dict[str, Any]) -> None:
-    if row["cutout"] is None and row["cutout_reason"] is None:
-        row |= {f"cutout_{ending}": row[f"image_{ending}"] for ending in ("hash", "reason", "detail")}
+    if _is_cut_from_image(row):
+        row["cutout_hash"] = row["image_hash"]
+        if row["image_reason"] is not None:
+            row |= {"cutout_reason": row["image_reason"], "cutout_detail": row["image_detail"]}
     points, scale = row["selling_points"], row["scale"]
     facts = (row["title"], None if points is None else len(points), *(points or ()), None if scale is None else repr(scale))
     known = row["cutout_hash"] is not None

@@ -3,12 +3,12 @@
     clear_buckets(folder)
     split_inputs(inputs, "pairs", folder, n); split_inputs(inputs, "histories", folder, n)
     if base: split_published(base, folder, n)                                   # pass 1: rows by user
-    for number in range(n):
-        plan = plan_bucket(rules, read_bucket(folder, number), catalog)         # pass 2: a task of its own
+    for plan in run(partial(plan_bucket, rules, catalog=catalog), map(read_bucket, ...)):    # pass 2: a bucket, a task
         shards.add(plan)
     parts, summary = shards.close()                                             # then journal.commit_plan(parts, ...)
 
-`make_plan` is that loop. It knows no Ray; `run` is `map`, or something parallel that keeps the order.
+`make_plan` is that loop. It knows no Ray; `run` is `map`, or something parallel that keeps the order. Buckets are read here
+and handed over, so that workers need no folder in common with the planner.
 """
 
 from collections import Counter
@@ -139,18 +139,6 @@ class ShardWriter:
             self._reasons[found["values"]] += found["counts"]
 
 
-def plan_numbered_bucket(
-    number: int,
-    rules: PlanRules,
-    folder: str | Path,
-    catalog: Catalog,
-    limit: int | None = None,
-    is_forgotten: IsForgotten | None = None,
-) -> BucketPlan:
-    """`plan_bucket` of a bucket file: for workers that see `folder`."""
-    return plan_bucket(rules, read_bucket(folder, number), catalog, limit, is_forgotten)
-
-
 def make_plan(
     rules: PlanRules,
     inputs: Inputs,
@@ -174,9 +162,9 @@ def make_plan(
         split_inputs(inputs, table, folder, num_buckets)
     if base is not None:
         split_published(base, folder, num_buckets)
-    one = partial(plan_numbered_bucket, rules=rules, folder=folder, catalog=catalog, limit=limit, is_forgotten=is_forgotten)
+    one = partial(plan_bucket, rules, catalog=catalog, limit=limit, is_forgotten=is_forgotten)
     shards = ShardWriter(journal, pairs_per_shard, carried_per_shard, limit)
-    for plan in run(one, range(num_buckets)):
+    for plan in run(one, (read_bucket(folder, number) for number in range(num_buckets))):
         shards.add(plan)
         if shards.is_full:
             break

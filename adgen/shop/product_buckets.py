@@ -14,6 +14,7 @@ import pyarrow as pa
 from adgen.shop.tables import Inputs
 
 PRODUCTS_PER_BUCKET = 65_536
+_THREADS = 4  # each holds buffers of its own: a head node with a hundred cores would not fit into the memory limit
 _COLUMNS = ("product_id", "title", "selling_points", "image", "cutout", "scale")
 
 
@@ -68,8 +69,8 @@ def read_products(folder: str | Path, bucket: int, memory_limit: str = "1GB") ->
 
 
 def _connect(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:
-    settings = {"memory_limit": memory_limit, "temp_directory": str(folder / "spill"), "preserve_insertion_order": False}
-    return duckdb.connect(":memory:", config=settings)
+    settings = {"memory_limit": memory_limit, "threads": _THREADS, "preserve_insertion_order": False}
+    return duckdb.connect(":memory:", config=settings | {"temp_directory": str(folder / "spill")})
 
 
 def _quoted(path: Path) -> str:

@@ -1,0 +1,25 @@
+"""The engine that a worker process builds from the job's settings."""
+
+from pathlib import Path
+
+import torch
+
+from adgen.generation.engine import Engine
+from adgen.generation.prompt import Prompter
+from adgen.model.checkpoint import load
+from adgen.on_ray.settings import RefreshSettings
+
+
+def build_engine(settings: RefreshSettings) -> Engine:
+    """The settings' engine, of one rank, on this process's device."""
+    device = pick_device(settings.device)
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    model = load(settings.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
+    return Engine(model, prompter, settings.engine, settings.sampling, device=device)
+
+
+def pick_device(wanted: str) -> str:
+    """`auto` is the GPU where there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted

@@ -1,0 +1,77 @@
+"""What a dry run reckons with, and what it says about where its numbers come from."""
+
+import json
+from pathlib import Path
+
+import pytest
+from small_models import save_small_model
+from small_shops import small_shop
+
+from adgen.errors import SettingsError
+from adgen.on_ray.dry_run import forecast, read_benchmark
+from adgen.on_ray.refresh import refresh
+from adgen.on_ray.settings import ForecastSettings, RefreshSettings
+
+RECORD = {"pictures_per_second": 4.0, "model": "small", "device": "cpu", "dtype": "float32", "batch": 5, "more": [1]}
+
+
+class Silent:
+    def phase(self, name: str, total: int | None = None) -> None: ...
+
+    def advance(self, pairs: int) -> None: ...
+
+
+def write(path: Path, **changes) -> Path:
+    path.write_text(json.dumps({name: value for name, value in (RECORD | changes).items() if value is not None}))
+    return path
+
+
+def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_published_run(ray_cluster, tmp_path):
+    small_shop(tmp_path / "inputs", num_products=4, num_users=2).save()
+    save_small_model(tmp_path / "model")
+    made = RefreshSettings.model_validate(
+        {
+            "inputs": str(tmp_path / "inputs"),
+            "store": str(tmp_path / "store"),
+            "campaign": "spring",
+            "model": str(tmp_path / "model"),
+            "sampling": {"max_title_tokens": 8},
+            "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
+        }
+    )
+    nothing = forecast(made)
+    assert (nothing.hours, nothing.cost) == (None, None)
+    assert nothing.speed_from.startswith("unknown: no run is published")
+
+    path = write(tmp_path / "engine.json")
+    measured = forecast(made.model_copy(update={"forecast": ForecastSettings(benchmark=path, price_an_hour=36)}))
+    assert measured.speed_from == f"benchmark {path} (small, cpu, float32, batches of 5)"
+    assert (measured.to_generate, measured.seconds_a_creative) == (4, 0.25)
+    assert (measured.engine_hours, measured.cost) == (pytest.approx(1 / 3600), pytest.approx(0.01))
+
+    both = forecast(made.model_copy(update={"forecast": ForecastSettings(benchmark=path, seconds_a_creative=2)}))
+    assert (both.seconds_a_creative, both.speed_from) == (2, "forecast.seconds_a_creative")
+
+    summary = refresh(made, Silent())
+    published = forecast(made)
+    assert published.speed_from == f"run {summary.run_id}, which is published"
+    assert published.seconds_a_creative > 0
+    assert (published.to_generate, published.carried) == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"pictures_per_second": None}, r"engine\.json: pictures_per_second: Field required; write it with .* --save"),
+        ({"pictures_per_second": 0}, r"pictures_per_second: Input should be greater than 0"),
+        ({"model": "janus-pro-7b"}, "measured janus-pro-7b, and this refresh runs small; measure that"),
+    ],
+)
+def test_a_record_that_says_nothing_of_this_refresh_is_refused(tmp_path, change, problem):
+    with pytest.raises(SettingsError, match=problem):
+        read_benchmark(write(tmp_path / "engine.json", **change), "small")
+
+
+def test_a_record_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"forecast\.benchmark: .*nowhere.json: No such file"):
+        read_benchmark(tmp_path / "nowhere.json", "small")

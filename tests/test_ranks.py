@@ -1,0 +1,178 @@
+"""Engines of several ranks on Ray: the same creatives, no deadlock on a small cluster, a lost rank replaced, nothing left."""
+
+import os
+import signal
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+
+import psutil
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+from test_refresh import Silent, model, published_rows, run, settings, shop  # noqa: F401
+
+from adgen.errors import EngineLost, ModelError, RunError
+from adgen.on_ray import ranks
+from adgen.on_ray.cluster import num_engines, slot_resources
+from adgen.on_ray.ranks import GenerateTogether, remove_groups
+from adgen.on_ray.refresh import refresh
+from adgen.on_ray.row_errors import raise_told
+from adgen.on_ray.settings import ClusterSettings, RefreshSettings
+
+UNEQUAL = ("generated_at", "seconds")
+SIZES = {"plan": {"pairs_per_shard": 2}}
+TOGETHER = SIZES | {"engine": {"tensor_parallel": 2, "timeout_seconds": 20}}
+
+
+def creatives(made: RefreshSettings) -> dict[str, dict]:
+    """The published rows; objects are named by their hash in them."""
+    return {pair: {k: v for k, v in row.items() if k not in UNEQUAL} for pair, row in published_rows(made).items()}
+
+
+@pytest.fixture(scope="module")
+def unsharded(ray_cluster, shop, model, tmp_path_factory):  # noqa: F811
+    made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), model, **SIZES)
+    assert run(made).published
+    return creatives(made)
+
+
+def test_two_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
+    """One of them gets its slots, the other waits and holds none. The creatives are those of one rank."""
+    made = settings(shop, str(tmp_path), model, cluster={"actors": 2}, **TOGETHER)
+    began = time.monotonic()
+    assert run(made).published
+    assert time.monotonic() - began < 120
+    assert creatives(made) == unsharded
+    assert_nothing_is_left()
+
+
+class Killing(Silent):
+    """SIGKILLs a process when a shard is done: first a rank that follows, then the stage that leads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.titles = ["_Rank.serve", "GenerateTogether"]
+        self.killed: list[int] = []
+
+    def advance(self, pairs: int) -> None:
+        if len(self.killed) < len(self.titles):
+            [process] = processes(self.titles[len(self.killed)])
+            process.send_signal(signal.SIGKILL)
+            self.killed.append(process.pid)
+
+
+def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
+    made, killing = settings(shop, str(tmp_path), model, **TOGETHER), Killing()
+    assert refresh(made, killing).published
+    assert len(set(killing.killed)) == 2
+    assert creatives(made) == unsharded
+    assert_nothing_is_left()
+
+
+def processes(title: str) -> list[psutil.Process]:
+    """Our own Ray's workers (and no one else's), by what they say that they are doing."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended while we looked
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def assert_nothing_is_left() -> None:
+    """No rank runs and no slot is reserved."""
+    deadline = time.monotonic() + 30
+    while reserved() or processes("_Rank"):
+        assert time.monotonic() < deadline, (reserved(), processes("_Rank"))
+        time.sleep(0.1)
+
+
+def reserved() -> list[dict]:
+    return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+
+
+# -- the group itself, with ranks that do what a test wants ------------------------------------------------------------
+
+
+def scripted_rank() -> type:
+    """Rank 1 dies while there are marks in a folder, one a death; rank 0 hangs as long. Pickled by value: a worker that
+    had to import this module would take seconds."""
+
+    @ray.remote
+    class ScriptedRank:
+        def __init__(self, context: SimpleNamespace, rank: int):
+            self.marks = Path(context.run_id)
+
+        def meeting_point(self) -> tuple[str, int]:
+            return "here", 1
+
+        def start(self, address: str, port: int) -> None:
+            assert (address, port) == ("here", 1)
+
+        def serve(self) -> None:
+            for mark in self.marks.iterdir():
+                mark.unlink()
+                os._exit(1)
+            (self.marks.parent / "well").touch()
+            time.sleep(600)
+
+        def generate(self, row: dict) -> dict:
+            if row["index"] == 666:
+                raise ModelError("not this one")
+            while not (self.marks.parent / "well").exists():
+                time.sleep(0.05)
+            return row | {"made": True}
+
+    return ScriptedRank
+
+
+@pytest.fixture
+def stage(ray_cluster, tmp_path, monkeypatch):
+    """Makes a stage whose groups lose rank 1 so many times."""
+    monkeypatch.setattr(ranks, "_Rank", scripted_rank())
+    monkeypatch.setattr(ranks, "_prefix", lambda run_id: "scripted-")
+    monkeypatch.setattr(ranks, "_GRACE_SECONDS", 0.5)  # a scripted rank 0 never notices
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def make(deaths: int) -> GenerateTogether:
+        for number in range(deaths):
+            (marks / str(number)).touch()
+        made = SimpleNamespace(device="cpu", engine=SimpleNamespace(tensor_parallel=2))
+        return GenerateTogether(SimpleNamespace(settings=made, run_id=str(marks)))
+
+    yield make
+    remove_groups("")
+    assert_nothing_is_left()
+
+
+def test_a_group_that_loses_a_rank_is_replaced(stage):
+    lossy = stage(deaths=2)
+    assert lossy({"index": 1}) == {"index": 1, "made": True}
+    assert len(processes("ScriptedRank")) == 2
+
+
+def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage):
+    told = stage(deaths=99)({"index": 1})
+    with pytest.raises(EngineLost, match=r"2 tensor-parallel ranks was lost 3 times in a row: .*start it again when"):
+        raise_told(told)
+
+
+def test_a_refused_request_leaves_the_group_as_it_is(stage):
+    well = stage(deaths=0)
+    with pytest.raises(ModelError, match="not this one"):
+        raise_told(well({"index": 666}))
+    before = well.ranks
+    assert well({"index": 1})["made"]
+    assert well.ranks is before
+
+
+def test_an_engine_counts_all_its_slots(ray_cluster):
+    unset = ClusterSettings()
+    assert [num_engines(unset, "cpu", ranks) for ranks in (1, 2)] == [1, 1]
+    assert num_engines(ClusterSettings(actors=5), "cpu", 2) == 5
+    with pytest.raises(RunError, match=r"tensor_parallel is 3, but the cluster has 2 CPUs: lower it, or .* set cluster\.actors"):
+        num_engines(unset, "cpu", 3)
+    assert slot_resources("cuda", 4) == {"CPU": 1, "GPU": 1}
