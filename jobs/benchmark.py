@@ -1,11 +1,16 @@
-"""How fast this is, by part: `data` is everything around the engine.
+"""How fast this is, by part: `engine` is the model on this machine, `data` everything around it.
 
+    python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
+    python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
     python jobs/benchmark.py data --pairs 10000 200000
 
-A table goes to stderr; the last line of stdout is one JSON object.
+`engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
+bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
+measured in the same run, and the formula is printed. Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -16,8 +21,34 @@ from rich.table import Table
 from tyro.conf import arg
 
 from adgen.errors import AdgenError
+from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 
 app = tyro.extras.SubcommandApp()
+Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
+
+
+@app.command
+def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Save = None) -> dict:
+    """Pictures a second, ms a step, share of the floor, and how many times as fast as other loops."""
+    import torch
+
+    from adgen.generation.benchmark.measure import measure, settings_of
+    from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
+
+    progress = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    rows = []
+    for setting in settings_of(settings):
+        name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
+        found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
+        rows.append(row_of(found))
+        progress.print(*terms_of(rows[-1]), sep="\n")
+    Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
+    record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
+    if save is not None:
+        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
 
 
 @app.command
@@ -27,7 +58,7 @@ def data(
     side: Annotated[int, arg(help="pixels of those pictures")] = 512,
     products: Annotated[int, arg(help="products of the synthetic shop")] = 2000,
     pairs_per_shard: Annotated[int, arg(help="pairs of a shard")] = 256,
-    save: Annotated[Path | None, arg(help="file to write the JSON to, too")] = None,
+    save: Save = None,
 ) -> dict:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.data_benchmark import as_record, marginal_rates, run_benchmark
@@ -63,9 +94,9 @@ def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str,
 def main(arguments: list[str]) -> int:
     """Run a command; the exit code."""
     try:
-        record = app.cli(args=arguments, description=__doc__)
+        record = app.cli(args=arguments, prog="benchmark.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     except AdgenError as error:
-        Console(stderr=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
         return 1
     print(json.dumps(record))
     return 0

@@ -26,6 +26,7 @@ from adgen.errors import PairError
 from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
 from adgen.images import square_frame
 from adgen.on_ray.payload import Row, lossless, pack, unpack
+from adgen.on_ray.provenance import PROVENANCE, provenance
 from adgen.on_ray.row_errors import telling
 from adgen.on_ray.settings import RefreshSettings
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
@@ -69,14 +70,19 @@ class LookUp:
     def __call__(self, row: Row) -> Row:
         """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
         pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
+        return row | {"shard": pack(pairs, self.look_up(pairs))}
+
+    def look_up(self, pairs: list[Row]) -> dict[str, bytes]:
+        """Complete planned pairs, or give them a reason; the products' pictures."""
         pictures: dict[str, bytes] = {}
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
             pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
+            pair |= dict.fromkeys(PROVENANCE)
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)
         self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
-        return row | {"shard": pack(pairs, pictures)}
+        return pictures
 
     def _look_up_product(self, pair: Row, pictures: dict[str, bytes]) -> None:
         product = pair["product_id"]
@@ -136,6 +142,7 @@ class Generate:
         seconds = (time.time() - started) / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
             pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
+            pair |= provenance(result, self.context.settings)
         return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
 
     def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
