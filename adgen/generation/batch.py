@@ -102,6 +102,8 @@ class BatchRunner:
         model, prompter = self._model, self._prompter
         pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles, strict=True)]
         self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
+        self._timings.rows += len(pictures)
+        self._timings.prompt_tokens += sum(map(len, pictures))
         cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, written, strict=True)]
         readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, rows.histories, strict=True)]
         return continue_prompts(self._layers, self.slots, cached, pictures, readings)

@@ -25,6 +25,7 @@ from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 from adgen.model.checkpoint import load
+from adgen.model.config import ModelConfig
 from adgen.model.uniadgen import UniAdGen
 
 ENGINE_VERSION = "2"
@@ -77,6 +78,26 @@ class Engine:
         if group is not None:
             group.follow_leader(model.decoder.lm_head, model.image_head)
         self._runner: BatchRunner | None = None
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self._model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self._model.dtype
+
+    @property
+    def num_negative_tokens(self) -> int:
+        """Length of the prompt that the unconditional rows share."""
+        return len(self._prompter.negative_prompt())
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """A result for each request, in order, in batches of num_slots. Each result says how many rows ran with it.

@@ -1,5 +1,6 @@
 """Settings of the refresh job: one tree, saved whole with the run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -104,4 +105,8 @@ class RefreshSettings(Settings):
 
     def creative_digest(self) -> str:
         """A hash of the settings that change a creative; where and how fast it is made do not."""
-        return digest(self.sampling.digest(), self.finish.digest())
+        return digest(*self.creative_digests())
+
+    def creative_digests(self) -> tuple[str, ...]:
+        """The same, part by part: of the engine only the options that trade something of a creative for speed."""
+        return self.sampling.digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))
