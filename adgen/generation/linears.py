@@ -7,7 +7,7 @@ Measured on two Zen 5 cores (AVX-512, 2 threads, 8 rows, the linears of bench-30
 import contextlib
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Literal
 
@@ -87,22 +87,23 @@ def can_pack(weight: Tensor) -> bool:
 def _narrow(weights: WeightType) -> object:
     """torchao's configuration, which it is quiet about."""
     try:
-        with warnings.catch_warnings(), _quiet("torchao", "torch.utils._pytree"):
-            warnings.simplefilter("ignore")
+        with quiet_torchao():
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
     except ImportError as error:
-        raise SettingsError(f"engine.weights {weights} needs the package torchao (pip install torchao): {error}") from None
+        raise SettingsError(f"engine.weights {weights} needs the package torchao (pip install adgen[narrow]): {error}") from None
     return Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
 
 
 @contextlib.contextmanager
-def _quiet(*names: str):
-    """Errors only from these loggers: kernels for other devices that cannot be loaded here are no news."""
-    loggers = [logging.getLogger(name) for name in names]
+def quiet_torchao() -> Iterator[None]:
+    """Import torchao, or what imports it, with errors only: it tells of each of its kernels that is for another device."""
+    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
-    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
 
