@@ -4,10 +4,8 @@ Measured on two Zen 5 cores (AVX-512, 2 threads, 8 rows, the linears of bench-30
 7.0 ms a step, oneDNN with packed weights 2.7 ms; at 64 rows 19 and 8.6.
 """
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Literal
 
@@ -85,27 +83,14 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _narrow(weights: WeightType) -> object:
-    """torchao's configuration, which it is quiet about."""
+    """torchao's configuration."""
     try:
-        with quiet_torchao():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
     except ImportError as error:
         raise SettingsError(f"engine.weights {weights} needs the package torchao (pip install adgen[narrow]): {error}") from None
     return Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
-
-
-@contextlib.contextmanager
-def quiet_torchao() -> Iterator[None]:
-    """Import torchao, or what imports it, with errors only: it tells of each of its kernels that is for another device."""
-    loggers = [logging.getLogger(name) for name in ("torchao", "torch.utils._pytree")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -10,25 +10,22 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    JanusConfig,
+    JanusForConditionalGeneration,
+    JanusVisionConfig,
+    JanusVQVAEConfig,
+    LlamaConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+)
 
 from adgen.generation.benchmark.clock import StepClock
-from adgen.generation.linears import quiet_torchao
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.config import ModelConfig
 from adgen.model.uniadgen import UniAdGen
-
-with quiet_torchao():
-    from transformers import (
-        GenerationConfig,
-        JanusConfig,
-        JanusForConditionalGeneration,
-        JanusVisionConfig,
-        JanusVQVAEConfig,
-        LlamaConfig,
-        LogitsProcessor,
-        LogitsProcessorList,
-    )
 
 # Their weights under the names of transformers; what is not here (SigLIP, VQ) has no part in making image tokens.
 _SHARED = {
