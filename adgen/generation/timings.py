@@ -13,10 +13,8 @@ Phase = Literal["prefill", "title", "picture", "vq"]
 
 @dataclass
 class PhaseTimings:
-    """Seconds of each phase over all batches so far, and the steps that the decode loops took.
-
-    A step is one token of every row of a batch: batches that run 576 steps each count 576 each, whatever their size.
-    """
+    """Seconds of each phase over all batches so far, and the steps that the decode loops took: for a whole batch one,
+    whatever its size."""
 
     prefill: float = 0.0
     """Everything before a first token: history, foreground, and what prompts put into the caches."""
@@ -25,7 +23,9 @@ class PhaseTimings:
     vq: float = 0.0
     """Codes to pixels."""
     title_steps: int = 0
+    """Tokens of the longest title of each batch."""
     picture_steps: int = 0
+    """Passes of the decoder over image tokens: one less than a picture has, and fewer when drafts are accepted."""
 
     @property
     def seconds(self) -> float:

@@ -123,7 +123,8 @@ def _measure_pair(
     engine.generate(requests)
     found.peak_bytes = max(found.peak_bytes, peak_bytes(found.device))
     found.ours.append(ours := engine.timings - earlier)
-    say(f"engine {1000 * ours.picture / ours.picture_steps:.2f} ms a step, {ours.seconds:.1f} s a batch of {engine.num_slots}")
+    step = ours.picture / found.workload.config.image.tokens_per_picture
+    say(f"engine {1000 * step:.2f} ms a step, {ours.seconds:.1f} s a batch in {engine.num_slots} slots")
     after = _baseline_steps(found, say)
     for name, seconds in after.items():
         found.step_seconds[name].append((before[name] + seconds) / 2)

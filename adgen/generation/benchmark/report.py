@@ -41,7 +41,9 @@ def row_of(found: Measurement) -> dict[str, Any]:
     num_batches = found.setting.batch / found.num_slots
     seconds = {phase: statistics.median(getattr(ours, phase) for ours in found.ours) for phase in PHASES}
     total = statistics.median(ours.seconds for ours in found.ours)
-    ms_per_step = statistics.median(1000 * ours.picture / ours.picture_steps for ours in found.ours)
+    # A step is an image token, however many passes of the decoder it took.
+    num_steps = num_batches * found.workload.config.image.tokens_per_picture
+    ms_per_step = statistics.median(1000 * ours.picture / num_steps for ours in found.ours)
     row = {
         **_what(found),
         "pictures_per_second": found.setting.batch / total,
