@@ -1,7 +1,8 @@
-"""How fast this is, by part: `engine` is the model on this machine, `data` everything around it.
+"""How fast this is, by part: `engine` is the model on this machine, `options` what its options bring, `data` all around it.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
+    python jobs/benchmark.py options --size bench-30m
     python jobs/benchmark.py data --pairs 10000 200000
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
@@ -9,11 +10,12 @@ bytes (weights, keys and values) take over the machine's bandwidth, or its opera
 measured in the same run, and the formula is printed. Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
+import dataclasses
 import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -46,6 +48,35 @@ def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Sav
         progress.print(*terms_of(rows[-1]), sep="\n")
     Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
     record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
+    if save is not None:
+        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
+
+
+@app.command
+def options(
+    size: Annotated[str, arg(help="of the model, as for `engine`")] = "bench-30m",
+    batch: Annotated[int, arg(help="creatives made at once")] = 4,
+    prompt_tokens: Annotated[int, arg(help="tokens before the first image token")] = 400,
+    pairs: Annotated[int, arg(help="interleaved batches, plain and with the option")] = 3,
+    device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cpu",
+    save: Save = None,
+) -> dict:
+    """What each option of the engine brings and changes: speed beside the plain engine, distance of what is drawn from."""
+    import torch
+
+    from adgen.generation.benchmark.options import measure_options
+
+    console = Console(stderr=True)
+    costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), console.print)
+    table = Table("option", "x speed", "x speed of a picture", "steps", "distribution moved", "argmax kept")
+    show = lambda value, form: "as plain" if value is None else format(value, form)  # noqa: E731
+    for cost in costs:
+        speeds = (f"{cost.speed_up:.2f}", f"{cost.step_speed_up:.2f}", f"{cost.steps:.0f}")
+        table.add_row(cost.name, *speeds, show(cost.moved, ".5f"), show(cost.argmax_kept, ".1%"))
+    console.print(table)
+    about = {"benchmark": "options", "size": size, "batch": batch, "prompt_tokens": prompt_tokens, "device": device}
+    record = about | {"options": [dataclasses.asdict(cost) for cost in costs]}
     if save is not None:
         save.write_text(json.dumps(record) + "\n", encoding="utf-8")
     return record

@@ -143,13 +143,17 @@ class Engine:
     def _run(self, batch: Sequence[Request]) -> list[Result]:
         """One batch in full slots. A short one is filled with copies of its last row: the same kernels run whatever the
         number of rows, and a copy ends when its original does."""
-        if self._runner is None:
-            parts = (self._model, self._prompter, self._layers)
-            self._runner = BatchRunner(*parts, self.num_slots, self._capacity, self.settings, self.sampling, self.timings)
-        results = self._runner.run([*batch, *[batch[-1]] * (self.num_slots - len(batch))])[: len(batch)]
+        results = self._ready_runner().run([*batch, *[batch[-1]] * (self.num_slots - len(batch))])[: len(batch)]
         self.num_calls += 1
         self.num_generated += len(batch)
         return results
+
+    def _ready_runner(self) -> BatchRunner:
+        """The slots and what runs over them; made when first needed, and anew after a halving."""
+        if self._runner is None:
+            parts = (self._model, self._prompter, self._layers)
+            self._runner = BatchRunner(*parts, self.num_slots, self._capacity, self.settings, self.sampling, self.timings)
+        return self._runner
 
     def _plan_slots(self) -> int:
         """As set, else what this device's memory holds; the smallest rank's number where there are several."""

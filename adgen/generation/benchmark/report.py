@@ -98,6 +98,7 @@ def _what(found: Measurement) -> dict[str, Any]:
     setting, load = found.setting, found.workload
     return {
         "size": setting.size,
+        "model": load.config.name,
         "layers": load.config.decoder.num_layers,
         "device": device_name(found.device),
         "device_type": found.device.type,
