@@ -94,9 +94,12 @@ def data(
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.data_benchmark import as_record, marginal_rates, run_benchmark
 
-    measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard)
+    console = Console(stderr=True)
+    measured = run_benchmark(
+        pairs, finished_pairs, side, products, pairs_per_shard, each=lambda run: console.print(json.dumps(as_record([run])[0]))
+    )
     runs, marginal = as_record(measured), marginal_rates(measured)
-    print_runs(Console(stderr=True), runs, marginal)
+    print_runs(console, runs, marginal)
     record = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard, "runs": runs, "marginal": marginal}
     if save is not None:
         save.write_text(json.dumps(record, indent=1) + "\n")
