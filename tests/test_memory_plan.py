@@ -6,8 +6,15 @@ from small_models import small_config, small_model, small_prompter
 from test_generate import SAMPLED, requests
 
 from adgen.generation.engine import Engine, EngineSettings
-from adgen.generation.engine_settings import row_capacity
-from adgen.generation.memory_plan import CPU_SLOTS, MAX_SLOTS, bytes_per_cached_token, bytes_per_slot, plan_num_slots, weight_bytes
+from adgen.generation.memory_plan import (
+    CPU_SLOTS,
+    MAX_SLOTS,
+    bytes_per_cached_token,
+    bytes_per_slot,
+    plan_num_slots,
+    row_capacity,
+    weight_bytes,
+)
 from adgen.model.config import janus_pro_7b
 
 BF16, FP8, GB = torch.bfloat16, torch.float8_e4m3fn, 10**9

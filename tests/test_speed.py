@@ -1,5 +1,8 @@
 """What a run says of its speed, and the number of slots it is planned with; no Ray is started."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from small_models import save_small_model, small_config, small_model, small_prompter
@@ -8,8 +11,8 @@ from test_generate import SAMPLED, requests
 
 from adgen.generation.benchmark.floor import Workload, floor
 from adgen.generation.benchmark.machine import Machine
-from adgen.generation.engine_settings import EngineSettings, row_capacity
-from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
 from adgen.generation.timings import PhaseTimings
 from adgen.on_ray import slot_plan
 from adgen.on_ray import speed as speed_module
@@ -73,3 +76,10 @@ def test_only_options_that_trade_something_change_what_a_creative_is_made_of():
 
 def test_the_model_itself_is_what_the_floor_counts():
     assert small_engine().model_config == small_model().config
+
+
+@pytest.mark.parametrize("module", ["adgen.on_ray.settings", "adgen.on_ray.stages"])
+def test_workers_without_an_engine_load_no_torch(module):
+    """Seconds and hundreds of megabytes of each look-up and finishing worker."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -15,10 +15,11 @@ import torch
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.batch import BatchRunner
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.engine_settings import EngineSettings, row_capacity
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, Result
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
+from adgen.generation.memory_plan import row_capacity
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
 from adgen.generation.requests import pack_requests, unpack_requests

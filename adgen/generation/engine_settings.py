@@ -1,17 +1,18 @@
-"""How an engine runs, as settings; and how many creatives it makes at once."""
+"""How an engine runs, as settings; and how many creatives it makes at once. No torch here until a method is asked for it:
+who only reads a job's settings need not load it."""
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
 
 from adgen.config import Settings
-from adgen.generation.linears import WeightType
-from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots
-from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
-from adgen.model.config import ModelConfig
 
+if TYPE_CHECKING:
+    import torch
+
+    from adgen.model.config import ModelConfig
+
+WeightType = Literal["same", "int8", "float8_e4m3fn"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -42,26 +43,36 @@ class EngineSettings(Settings):
     start_timeout_seconds: float = Field(600, gt=0)
     """How long a rank that has loaded its model waits for the others."""
 
-    def torch_dtype(self, device: str | torch.device) -> torch.dtype:
+    def torch_dtype(self, device: "str | torch.device") -> "torch.dtype":
         """The dtype itself, on such a device."""
+        import torch
+
         if self.dtype == "auto":
             return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
         return getattr(torch, self.dtype)
 
-    def torch_cache_dtype(self, device: str | torch.device) -> torch.dtype:
+    def torch_cache_dtype(self, device: "str | torch.device") -> "torch.dtype":
         """The cache's dtype itself."""
+        import torch
+
         return self.torch_dtype(device) if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
 
-    def slots_on(self, device: torch.device, config: ModelConfig, capacity: int) -> int:
+    def slots_on(self, device: "torch.device", config: "ModelConfig", capacity: int) -> int:
         """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
+        import torch
+
+        from adgen.generation.memory_plan import CPU_SLOTS
+
         if self.num_slots is not None:
             return self.num_slots
         if device.type != "cuda":
             return CPU_SLOTS
         return self.slots_in(torch.cuda.get_device_properties(device).total_memory, config, capacity)
 
-    def slots_in(self, memory_bytes: int, config: ModelConfig, capacity: int) -> int:
+    def slots_in(self, memory_bytes: int, config: "ModelConfig", capacity: int) -> int:
         """Slots for a CUDA device of so much memory."""
+        from adgen.generation.memory_plan import plan_num_slots
+
         dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
         return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
 
@@ -69,9 +80,3 @@ class EngineSettings(Settings):
         """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
         options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
         return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}
-
-
-def row_capacity(config: ModelConfig, prompter: Prompter, sampling: SamplingSettings) -> int:
-    """Tokens that a conditional row may come to hold: the longest prompt, its title and its picture."""
-    needed = prompter.max_prompt_tokens(config.history_items) + sampling.max_title_tokens + config.image.tokens_per_picture
-    return min(needed, config.decoder.max_positions)

@@ -7,17 +7,16 @@ Measured on two Zen 5 cores (AVX-512, 2 threads, 8 rows, the linears of bench-30
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from adgen.errors import SettingsError
+from adgen.generation.engine_settings import WeightType
 from adgen.model.uniadgen import UniAdGen
 
 Prepare = Callable[[nn.Module], nn.Module]
 """Lays out a linear; what is not a plain one (a rank's part of a sum) is returned as it is."""
-WeightType = Literal["same", "int8", "float8_e4m3fn"]
 
 
 class PackedLinear(nn.Module):

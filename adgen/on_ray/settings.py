@@ -10,8 +10,8 @@ from tyro.conf import Suppress, arg
 from adgen.config import FinishSettings, Settings
 from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
-from adgen.generation.engine import EngineSettings
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.records import digest
 from adgen.shop.keys import KeySettings
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adgen.generation.engine_settings import row_capacity
-from adgen.generation.memory_plan import CPU_SLOTS
+from adgen.generation.memory_plan import CPU_SLOTS, row_capacity
 from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import read_config
 from adgen.on_ray.settings import RefreshSettings
