@@ -7,7 +7,7 @@ import dataclasses
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
@@ -183,6 +183,32 @@ def pull(
     return _print_summary(pull(s3.open(store), campaign, dest, since), as_json)
 
 
+@app.command(name="replay")
+def replay(
+    store: Store,
+    campaign: Campaign,
+    pair: Annotated[Positional[str], arg(metavar="PAIR", help="pair_id, as in the manifest")],
+    model: Annotated[Path | None, arg(metavar="DIR", help="its model directory; default where it was when it was made")] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="where to make it")] = "auto",
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Make a published creative again from its lineage and compare; nothing in the store changes.
+
+    Exit code 0: equal_bytes, the same files. 3: equal_tokens, same title and image tokens, other files. 4:
+    different_device, other tokens on another device or other versions. 5: unequal, other tokens on the same: a fault.
+    6: input_gone, what it was made from is no more what it was.
+    """
+    from adgen.on_ray.replay import EXIT_CODES, replay
+
+    done = replay(s3.open(store), campaign, pair, model, device, s3.access())
+    if as_json:
+        _print_json(dataclasses.asdict(done))
+    else:
+        print(f"{done.outcome.replace('_', ' ')}{': ' if done.detail else ''}{done.detail}")
+    return EXIT_CODES[done.outcome]
+
+
 @app.command(name="report")
 def report(
     store: Store,
@@ -200,7 +226,8 @@ def report(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; its exit code: 0, 1 after `adgen: why` on stderr, 2 for a wrong command line."""
+    """Run one command; its exit code: 0, 1 after `adgen: why` on stderr, 2 for a wrong command line, above 2 as the
+    command says."""
     try:
         return app.cli(
             args=arguments,

@@ -112,6 +112,12 @@ LINEAGE = pa.schema(
         pa.field("settings_digest", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("attempt", pa.int32()),
+        # What the last bit of a logit may depend on, and what came of it (on_ray/provenance.py); null where no engine ran.
+        pa.field("num_slots", pa.int32()),
+        pa.field("num_threads", pa.int32()),
+        pa.field("device", pa.string()),
+        pa.field("versions", pa.string()),
+        pa.field("tokens", pa.string()),
     ]
 )
 

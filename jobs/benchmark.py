@@ -1,14 +1,21 @@
-"""How fast this is, by part: `data` is everything around the engine.
+"""How fast this is, by part: `engine` is the model on this machine, `options` what its options bring, `data` all around it.
 
+    python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
+    python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
+    python jobs/benchmark.py options --size bench-30m
     python jobs/benchmark.py data --pairs 10000 200000
 
-A table goes to stderr; the last line of stdout is one JSON object.
+`engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
+bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
+measured in the same run, and the formula is printed. Progress goes to stderr; the last line of stdout is one JSON object.
 """
 
+import dataclasses
 import json
+import shlex
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -16,8 +23,63 @@ from rich.table import Table
 from tyro.conf import arg
 
 from adgen.errors import AdgenError
+from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 
 app = tyro.extras.SubcommandApp()
+Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
+
+
+@app.command
+def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Save = None) -> dict:
+    """Pictures a second, ms a step, share of the floor, and how many times as fast as other loops."""
+    import torch
+
+    from adgen.generation.benchmark.measure import measure, settings_of
+    from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
+
+    progress = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    rows = []
+    for setting in settings_of(settings):
+        name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
+        found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
+        rows.append(row_of(found))
+        progress.print(*terms_of(rows[-1]), sep="\n")
+    Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
+    record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
+    if save is not None:
+        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
+
+
+@app.command
+def options(
+    size: Annotated[str, arg(help="of the model, as for `engine`")] = "bench-30m",
+    batch: Annotated[int, arg(help="creatives made at once")] = 4,
+    prompt_tokens: Annotated[int, arg(help="tokens before the first image token")] = 400,
+    pairs: Annotated[int, arg(help="interleaved batches, plain and with the option")] = 3,
+    device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cpu",
+    save: Save = None,
+) -> dict:
+    """What each option of the engine brings and changes: speed beside the plain engine, distance of what is drawn from."""
+    import torch
+
+    from adgen.generation.benchmark.options import measure_options
+
+    console = Console(stderr=True)
+    costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), console.print)
+    table = Table("option", "x speed", "x speed of a picture", "steps", "distribution moved", "argmax kept")
+    show = lambda value, form: "as plain" if value is None else format(value, form)  # noqa: E731
+    for cost in costs:
+        speeds = (f"{cost.speed_up:.2f}", f"{cost.step_speed_up:.2f}", f"{cost.steps:.0f}")
+        table.add_row(cost.name, *speeds, show(cost.moved, ".5f"), show(cost.argmax_kept, ".1%"))
+    console.print(table)
+    about = {"benchmark": "options", "size": size, "batch": batch, "prompt_tokens": prompt_tokens, "device": device}
+    record = about | {"options": [dataclasses.asdict(cost) for cost in costs]}
+    if save is not None:
+        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
+    return record
 
 
 @app.command
@@ -27,14 +89,17 @@ def data(
     side: Annotated[int, arg(help="pixels of those pictures")] = 512,
     products: Annotated[int, arg(help="products of the synthetic shop")] = 2000,
     pairs_per_shard: Annotated[int, arg(help="pairs of a shard")] = 256,
-    save: Annotated[Path | None, arg(help="file to write the JSON to, too")] = None,
+    save: Save = None,
 ) -> dict:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.data_benchmark import as_record, marginal_rates, run_benchmark
 
-    measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard)
+    console = Console(stderr=True)
+    measured = run_benchmark(
+        pairs, finished_pairs, side, products, pairs_per_shard, each=lambda run: console.print(json.dumps(as_record([run])[0]))
+    )
     runs, marginal = as_record(measured), marginal_rates(measured)
-    print_runs(Console(stderr=True), runs, marginal)
+    print_runs(console, runs, marginal)
     record = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard, "runs": runs, "marginal": marginal}
     if save is not None:
         save.write_text(json.dumps(record, indent=1) + "\n")
@@ -63,9 +128,9 @@ def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str,
 def main(arguments: list[str]) -> int:
     """Run a command; the exit code."""
     try:
-        record = app.cli(args=arguments, description=__doc__)
+        record = app.cli(args=arguments, prog="benchmark.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
     except AdgenError as error:
-        Console(stderr=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
+        Console(stderr=True, soft_wrap=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
         return 1
     print(json.dumps(record))
     return 0

@@ -11,7 +11,7 @@ from test_generate import SAMPLED, requests
 
 from adgen.config import validate_settings
 from adgen.errors import ModelError, RunError, SettingsError
-from adgen.generation import engine as engine_module
+from adgen.generation import batch
 from adgen.generation.deepspeed_layers import wrap_decoder
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import Request, generate
@@ -115,7 +115,7 @@ def out_of_memory_above(limit, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return Slots(config, layers, num_slots, *sizes)
 
-    monkeypatch.setattr(engine_module, "Slots", slots_that_fit)
+    monkeypatch.setattr(batch, "Slots", slots_that_fit)
 
 
 def test_out_of_memory_halves_the_slots_and_goes_on_recorded(monkeypatch, caplog):

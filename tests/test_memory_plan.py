@@ -5,8 +5,16 @@ import torch
 from small_models import small_config, small_model, small_prompter
 from test_generate import SAMPLED, requests
 
-from adgen.generation.engine import Engine, EngineSettings, row_capacity
-from adgen.generation.memory_plan import CPU_SLOTS, MAX_SLOTS, bytes_per_cached_token, bytes_per_slot, plan_num_slots, weight_bytes
+from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.memory_plan import (
+    CPU_SLOTS,
+    MAX_SLOTS,
+    bytes_per_cached_token,
+    bytes_per_slot,
+    plan_num_slots,
+    row_capacity,
+    weight_bytes,
+)
 from adgen.model.config import janus_pro_7b
 
 BF16, FP8, GB = torch.bfloat16, torch.float8_e4m3fn, 10**9
@@ -65,7 +73,7 @@ def test_a_prompt_longer_than_planned_moves_the_caches_and_changes_nothing(monke
     monkeypatch.setattr(module, "row_capacity", lambda *_: 50)
     engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2), SAMPLED)
     results = engine.generate(requests())
-    assert engine._slots.capacity > 50
+    assert engine._runner.slots.capacity > 50
     assert [r.codes.tolist() for r in results] == [r.codes.tolist() for r in expected]
 
 

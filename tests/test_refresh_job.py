@@ -123,11 +123,11 @@ def test_a_store_that_ignores_if_none_match_is_refused_before_any_work(store_uri
 def test_too_many_failures_stop_a_run(failed: list[int], stops: bool):
     """All of the first shard of ten, or more than half of twenty."""
     watch = FailureWatch(FailureSettings(max_failed_share=0.5, after_rows=20))
-    shards = [{"rows": size, "failed": count, "engine_calls": size} for size, count in zip((10, 15), failed, strict=True)]
+    shards = [{"rows": size, "failed": count} for size, count in zip((10, 15), failed, strict=True)]
     with pytest.raises(RunError, match="nothing is published") if stops else nullcontext():
         for shard in shards:
             watch.count(shard)
-    assert stops or watch.engine_calls == 25
+    assert stops or watch.rows == 25
 
 
 def test_a_workers_error_is_raised_as_what_it_is(ray_cluster, folder_store: Storage):

@@ -74,7 +74,7 @@ def run_rank(rank, port, model_dir, settings, lead, directory):
 
 def layout(engine: Engine) -> dict:
     """What this rank holds: the shape of each weight after DeepSpeed, and of a layer's cache."""
-    cache = engine._slots.conditional.cache
+    cache = engine._runner.slots.conditional.cache
     return {"shapes": SHAPES, "cache": list(cache.keys[0].shape)}
 
 

@@ -124,7 +124,7 @@ class Journal:
         """The lineage that the shard's committed rows name; None if they were committed without."""
         metadata = self.read_part(index).schema.metadata or {}
         key = metadata.get(_LINEAGE_KEY)
-        return from_parquet(self.storage.read(key.decode())) if key else None
+        return _completed(from_parquet(self.storage.read(key.decode())), LINEAGE) if key else None
 
     def _folder(self) -> str:
         return layout.journal(self.campaign, self.run_id)
@@ -158,6 +158,14 @@ def _with_schema(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
         if not field.nullable and table[field.name].null_count:
             raise RunError(f"{what}: column {field.name} has nulls")
     return table
+
+
+def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The table with nulls for columns that the version which wrote it did not have."""
+    for field in schema:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table.select(schema.names)
 
 
 def to_parquet(table: pa.Table) -> bytes:

@@ -1,6 +1,6 @@
 """The engine: any number of requests in, as many results out. It knows tensors and prompts, not Ray and not storage.
 
-Which rows run together is decided here; what they do on the device is in `reading`, `titles` and `painting`.
+Which rows run together is decided here; what they do on the device is in `batch`.
 
 With tensor_parallel > 1 every rank runs this same code on the same requests: the leader hands them out in `generate`, the
 others sit in `serve_rank`.
@@ -9,95 +9,30 @@ others sit in `serve_rank`.
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field
 
-from adgen.config import Settings
 from adgen.errors import ModelError, RunError, SettingsError
+from adgen.generation.batch import BatchRunner
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.generate import Request, Result, embed, embed_history, kept_history, read_title
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.generate import Request, Result
 from adgen.generation.layers import StepLayers
-from adgen.generation.linears import WeightType, preparation, prepare_heads
-from adgen.generation.memory_plan import CPU_SLOTS, MAX_VQ_PICTURES, plan_num_slots
-from adgen.generation.painting import Painter
+from adgen.generation.linears import preparation, prepare_heads
+from adgen.generation.memory_plan import row_capacity
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
-from adgen.generation.reading import continue_prompts, read_prompts, reading, require_room, show_products
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
-from adgen.generation.slots import Slots
-from adgen.generation.speculating import SpeculativePainter
 from adgen.generation.timings import PhaseTimings
-from adgen.generation.titles import TitleWriter
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
-from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
 
 ENGINE_VERSION = "2"
 """Changes whenever the same request may give another creative; part of every fingerprint."""
 
 log = logging.getLogger(__name__)
-
-DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-class EngineSettings(Settings):
-    """How the model runs. What it draws is not decided here (SamplingSettings), but dtype and num_slots may change the
-    last bits of a logit, so both are recorded."""
-
-    num_slots: int | None = Field(None, ge=1)
-    """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
-    memory does not suffice after all."""
-    dtype: DTypeName = "auto"
-    """Of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
-    cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
-    """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
-    weights: WeightType = "same"
-    """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
-    drop_masked_history: bool = False
-    """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
-    fusion writes into their rows too."""
-    speculation: int = Field(1, ge=1, le=16)
-    """Image tokens that a step drafts and verifies; 1 draws them one by one. The distribution stays, the draws are others."""
-    tensor_parallel: int = Field(1, ge=1)
-    """Ranks that share one decoder; must divide the model's key/value heads."""
-    deepspeed: bool = True
-    """Run the decoder layers through DeepSpeed inference. Without it, or where it is not installed, one rank runs plainly."""
-    timeout_seconds: float = Field(60, gt=0)
-    """A rank that keeps the others waiting longer than this while they generate has failed."""
-    start_timeout_seconds: float = Field(600, gt=0)
-    """How long a rank that has loaded its model waits for the others."""
-
-    def torch_dtype(self, device: str | torch.device) -> torch.dtype:
-        """The dtype itself, on such a device."""
-        if self.dtype == "auto":
-            return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-        return getattr(torch, self.dtype)
-
-    def torch_cache_dtype(self, device: str | torch.device) -> torch.dtype:
-        """The cache's dtype itself."""
-        return self.torch_dtype(device) if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
-
-    def slots_on(self, device: torch.device, config: ModelConfig, capacity: int) -> int:
-        """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
-        if self.num_slots is not None:
-            return self.num_slots
-        if device.type != "cuda":
-            return CPU_SLOTS
-        return self.slots_in(torch.cuda.get_device_properties(device).total_memory, config, capacity)
-
-    def slots_in(self, memory_bytes: int, config: ModelConfig, capacity: int) -> int:
-        """Slots for a CUDA device of so much memory."""
-        dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
-        return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
-
-    def trades(self) -> dict[str, str | bool | int]:
-        """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
-        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
-        return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}
 
 
 class Engine:
@@ -143,8 +78,27 @@ class Engine:
         model.image_tokenizer.to(memory_format=torch.channels_last)
         if group is not None:
             group.follow_leader(model.decoder.lm_head, model.image_head)
-        self._negative = prompter.negative_prompt()
-        self._slots: Slots | None = None
+        self._runner: BatchRunner | None = None
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """Sizes of the model."""
+        return self._model.config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights and activations."""
+        return self._model.dtype
+
+    @property
+    def num_negative_tokens(self) -> int:
+        """Length of the prompt that the unconditional rows share."""
+        return len(self._prompter.negative_prompt())
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
         """A result for each request, in order, in batches of num_slots. Each result says how many rows ran with it.
@@ -187,85 +141,20 @@ class Engine:
             self._halve(out_of_memory)
         return results
 
-    @torch.inference_mode()
     def _run(self, batch: Sequence[Request]) -> list[Result]:
-        """One batch in full slots: read the prompts, write the titles, read them back, paint, decode.
-
-        A short batch is filled with copies of its last row: the same kernels run whatever the number of rows, and a copy
-        ends when its original does.
-        """
-        model, prompter, device = self._model, self._prompter, self._model.device
-        rows = [*batch, *[batch[-1]] * (self.num_slots - len(batch))]
-        slots = self._ready_slots()
-        slots.start([request.seed for request in rows])
-        with self.timings.measure("prefill", device):
-            prompts = [prompter.title_prompt(request.facts) for request in rows]
-            self._make_room(require_room(model.config, prompts, self.sampling))
-            histories = [self._history(request) for request in rows]
-            readings = [reading(model, prompt, *history) for prompt, history in zip(prompts, histories, strict=True)]
-            hidden = read_prompts(self._layers, slots, readings)
-            shown = show_products(model, slots, rows, self.sampling.control_strength)
-        with self.timings.measure("title", device):
-            written = self._writer.write(hidden)
-            titles = [read_title(model, prompter, request, ids) for request, ids in zip(rows, written, strict=True)]
-        with self.timings.measure("prefill", device):
-            pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows, titles, strict=True)]
-            self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
-            cached = [[*prompt.ids, *ids] for prompt, ids in zip(prompts, written, strict=True)]
-            readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, histories, strict=True)]
-            hidden = continue_prompts(self._layers, slots, cached, pictures, readings)
-        with self.timings.measure("picture", device):
-            codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
-        with self.timings.measure("vq", device):
-            painted = self._pixels(codes[: len(batch)])
+        """One batch in full slots. A short one is filled with copies of its last row: the same kernels run whatever the
+        number of rows, and a copy ends when its original does."""
+        results = self._ready_runner().run([*batch, *[batch[-1]] * (self.num_slots - len(batch))])[: len(batch)]
         self.num_calls += 1
         self.num_generated += len(batch)
-        self.timings.title_steps += max(map(len, written))
-        self.timings.picture_steps += self._painter.num_steps
-        return [
-            Result(title or "", title is not None, row, picture, self.num_slots)
-            for title, row, picture in zip(titles, codes.cpu(), painted, strict=False)
-        ]
+        return results
 
-    def _history(self, request: Request) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Its embedded history (R, D), and which rows of it are read (None: all)."""
-        arguments = (self._model, self._prompter, request, self.sampling.preference_noise)
-        return embed_history(*arguments), kept_history(*arguments) if self.settings.drop_masked_history else None
-
-    def _pixels(self, codes: torch.Tensor) -> torch.Tensor:
-        """Codes (n, N) -> pictures (n, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""
-        some = min(self.num_slots, MAX_VQ_PICTURES)
-        pictures = []
-        for chunk in codes.split(some):
-            full = torch.cat((chunk, chunk[-1:].expand(some - len(chunk), -1)))
-            pictures.append(to_uint8(self._model.image_tokenizer.decode(full))[: len(chunk)].cpu())
-        return torch.cat(pictures)
-
-    def _ready_slots(self) -> Slots:
-        """The slots' memory, made when it is first needed and after each halving."""
-        if self._slots is None:
-            model, settings = self._model, self.settings
-            cache_dtype = settings.torch_cache_dtype(model.device)
-            slots = Slots(
-                model.config, self._layers, self.num_slots, self._capacity, model.dtype, cache_dtype, settings.speculation
-            )
-            self._negative_end = slots.share_negative_prompt(embed(model, self._negative, None))
-            self._slots = slots
-            self._capture_steps()
-        return self._slots
-
-    def _capture_steps(self) -> None:
-        """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
-        parts = (self._layers, self._slots, self.sampling, self._group is None)
-        self._writer = TitleWriter(self._model, self._prompter, *parts)
-        window = self.settings.speculation
-        self._painter = Painter(self._model, *parts) if window == 1 else SpeculativePainter(self._model, *parts[:3], window)
-
-    def _make_room(self, capacity: int) -> None:
-        """A prompt longer than was planned for moves the caches; the captured step must be captured anew."""
-        if self._slots.make_room(capacity):
-            self._capacity = capacity
-            self._capture_steps()
+    def _ready_runner(self) -> BatchRunner:
+        """The slots and what runs over them; made when first needed, and anew after a halving."""
+        if self._runner is None:
+            parts = (self._model, self._prompter, self._layers)
+            self._runner = BatchRunner(*parts, self.num_slots, self._capacity, self.settings, self.sampling, self.timings)
+        return self._runner
 
     def _plan_slots(self) -> int:
         """As set, else what this device's memory holds; the smallest rank's number where there are several."""
@@ -274,7 +163,7 @@ class Engine:
 
     def _halve(self, reason: str) -> None:
         self.num_slots //= 2
-        self._slots = self._writer = self._painter = self._negative_end = None
+        self._runner = None
         self.num_halvings += 1
         log.warning("out of memory, going on with %d slots: %s", self.num_slots, reason)
         if self._model.device.type == "cuda":
@@ -293,12 +182,6 @@ class Engine:
     def _agreement(self) -> str:
         """What must be the same on every rank."""
         return f"{ENGINE_VERSION} {self.settings.digest()} {self.sampling.digest()} {self._model.config.digest()}"
-
-
-def row_capacity(config: ModelConfig, prompter: Prompter, sampling: SamplingSettings) -> int:
-    """Tokens that a conditional row may come to hold: the longest prompt, its title and its picture."""
-    needed = prompter.max_prompt_tokens(config.history_items) + sampling.max_title_tokens + config.image.tokens_per_picture
-    return min(needed, config.decoder.max_positions)
 
 
 def start_rank(

@@ -4,22 +4,19 @@ Measured on two Zen 5 cores (AVX-512, 2 threads, 8 rows, the linears of bench-30
 7.0 ms a step, oneDNN with packed weights 2.7 ms; at 64 rows 19 and 8.6.
 """
 
-import contextlib
-import logging
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from adgen.errors import SettingsError
+from adgen.generation.engine_settings import WeightType
 from adgen.model.uniadgen import UniAdGen
 
 Prepare = Callable[[nn.Module], nn.Module]
 """Lays out a linear; what is not a plain one (a rank's part of a sum) is returned as it is."""
-WeightType = Literal["same", "int8", "float8_e4m3fn"]
 
 
 class PackedLinear(nn.Module):
@@ -85,26 +82,14 @@ def can_pack(weight: Tensor) -> bool:
 
 
 def _narrow(weights: WeightType) -> object:
-    """torchao's configuration, which it is quiet about."""
+    """torchao's configuration."""
     try:
-        with warnings.catch_warnings(), _quiet("torchao", "torch.utils._pytree"):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             from torchao.quantization import Float8WeightOnlyConfig, Int8WeightOnlyConfig
     except ImportError as error:
-        raise SettingsError(f"engine.weights {weights} needs the package torchao (pip install torchao): {error}") from None
+        raise SettingsError(f"engine.weights {weights} needs the package torchao (pip install adgen[narrow]): {error}") from None
     return Int8WeightOnlyConfig() if weights == "int8" else Float8WeightOnlyConfig()
-
-
-@contextlib.contextmanager
-def _quiet(*names: str):
-    """Errors only from these loggers: kernels for other devices that cannot be loaded here are no news."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
 
 
 def _linear(weight: Tensor) -> nn.Linear:

@@ -5,6 +5,8 @@ Pure arithmetic from a model's sizes, so a driver without a GPU plans what an en
 
 import torch
 
+from adgen.generation.prompt import Prompter
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.checkpoint import on_meta
 from adgen.model.config import ModelConfig
 
@@ -62,3 +64,9 @@ def bytes_of_largest_phase(config: ModelConfig, dtype: torch.dtype) -> int:
     prefill = MAX_PREFILL_TOKENS * (3 * config.decoder.intermediate_size + 4 * config.decoder.hidden_size) * dtype.itemsize
     pixels = MAX_VQ_PICTURES * 3 * config.image.image_size**2 * config.image.base_channels * dtype.itemsize
     return max(prefill, pixels)
+
+
+def row_capacity(config: ModelConfig, prompter: Prompter, sampling: SamplingSettings) -> int:
+    """Tokens that a conditional row may come to hold: the longest prompt, its title and its picture."""
+    needed = prompter.max_prompt_tokens(config.history_items) + sampling.max_title_tokens + config.image.tokens_per_picture
+    return min(needed, config.decoder.max_positions)

@@ -29,8 +29,8 @@ class Painter:
 
     @property
     def num_steps(self) -> int:
-        """Steps of a picture: its first code comes from the prompt's end."""
-        return self._slots.num_tokens - 1
+        """Steps of a picture, the first of which draws from the prompt's end and reads nothing."""
+        return self._slots.num_tokens
 
     def paint(self, hidden: Tensor, with_additions: bool) -> Tensor:
         """Codes (B, N) from hidden states (2B, D) at begin-of-image.

@@ -32,19 +32,23 @@ class SpeculativePainter:
         self._head = model.image_head
         with torch.inference_mode():
             self._table = model.image_embedding.table()
-        self.num_steps = 0
-        """Steps of the last picture: N - 1 at most."""
+        self._round = 0  # of drafting and verifying; 0 draws the first code
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of the last picture, counted as `Painter` counts: N at most."""
+        return self._round + 1
 
     def paint(self, hidden: Tensor, with_additions: bool) -> Tensor:
         """Codes (B, N) from hidden states (2B, D) at begin-of-image."""
         slots = self._slots
         slots.start_pictures()
         first = self._distribution(self._head(hidden)[:, None])  # (B, 1, V)
-        self.num_steps = 0
+        self._round = 0
         self._keep(_draw(first[:, 0], gumbel_noise(slots.seeds, 0, _LAST, first.shape[-1]))[:, None], torch.ones_like(slots.steps))
         drafts = self._propose(first[:, -1:].expand(-1, self._window - 1, -1))
         while bool((slots.steps < slots.num_tokens).any()):
-            self.num_steps += 1
+            self._round += 1
             p = self._read(drafts.codes, with_additions)
             drafts = self._verify(p, drafts)
         return slots.codes
@@ -67,9 +71,9 @@ class SpeculativePainter:
     def _verify(self, p: Tensor, drafts: "Drafts") -> "Drafts":
         """Keep what the distributions p (B, W, V) agree to, and propose anew behind it."""
         slots, window = self._slots, self._window
-        step = self.num_steps * window
+        step = self._round * window
         uniform = torch.cat([uniform_noise(slots.seeds, step + i, _ACCEPT, 1) for i in range(window - 1)], dim=1)
-        noise = gumbel_noise(slots.seeds, self.num_steps, _LAST, p.shape[-1])
+        noise = gumbel_noise(slots.seeds, self._round, _LAST, p.shape[-1])
         codes, num_kept = verified(p, drafts, uniform, noise)
         self._keep(codes, num_kept)
         # What was predicted behind the last kept code, however stale, and its last distribution again where there is none.
@@ -80,7 +84,7 @@ class SpeculativePainter:
     def _propose(self, q: Tensor) -> "Drafts":
         """Draw codes from distributions q (B, W-1, V)."""
         slots, count = self._slots, q.shape[1]
-        step = self.num_steps * self._window
+        step = self._round * self._window
         noise = torch.stack([gumbel_noise(slots.seeds, step + i, _DRAFT, q.shape[-1]) for i in range(count)], dim=1)
         return Drafts(_draw(q, noise), q)
 

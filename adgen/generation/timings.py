@@ -26,6 +26,10 @@ class PhaseTimings:
     """Codes to pixels."""
     title_steps: int = 0
     picture_steps: int = 0
+    rows: int = 0
+    """Rows of all batches, those included that only fill slots."""
+    prompt_tokens: int = 0
+    """Of all rows, before their first image token."""
 
     @property
     def seconds(self) -> float:

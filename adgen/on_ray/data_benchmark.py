@@ -12,6 +12,7 @@ The null classes are chosen here, in code. No setting of a refresh can choose th
 import hashlib
 import multiprocessing
 import tempfile
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,8 +89,12 @@ class Measured:
         return self.pairs / self.phases[phase].cpu_seconds
 
 
-def run_benchmark(sizes: tuple[int, ...], finished_pairs: int, side: int, products: int, pairs_per_shard: int) -> list[Measured]:
+def run_benchmark(
+    sizes: tuple[int, ...], finished_pairs: int, side: int, products: int, pairs_per_shard: int, each: Callable[[Measured], None]
+) -> list[Measured]:
     """A refresh of each size without pictures, and one of `finished_pairs` (0: none) with them at `side` pixels.
+
+    `each` hears of a run as soon as it is measured: removing the objects of a large one takes minutes.
 
     Each runs in a process of its own with a Ray of its own, on one drawn shop, in folders that are removed afterwards.
     """
@@ -100,10 +105,10 @@ def run_benchmark(sizes: tuple[int, ...], finished_pairs: int, side: int, produc
         synthesize(root / "shop", -(-most // PAIRS_PER_USER), products, num_pairs=most, num_references=0, workers=2)
         titles = pq.read_table(root / "shop" / "products.parquet", columns=["title"])["title"].to_pylist()
         write_starter_model(root / "model", titles)
-        return [_apart(root, pairs, of_side, pairs_per_shard) for pairs, of_side in runs]
+        return [_apart(root, pairs, of_side, pairs_per_shard, each) for pairs, of_side in runs]
 
 
-def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int) -> Measured:
+def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int, each: Callable[[Measured], None]) -> Measured:
     """In a process of its own: peaks are of this run alone, and the store is gone before the next begins."""
     with (
         tempfile.TemporaryDirectory(prefix=f"{pairs}-", dir=root) as folder,
@@ -118,7 +123,9 @@ def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int) -> Me
             finish=FinishSettings(width=side or 512, height=side or 512),
         )
         settings = settings.model_copy(update={"plan": settings.plan.model_copy(update={"pairs_per_shard": pairs_per_shard})})
-        return pool.submit(measure, settings, pairs, side).result()
+        run = pool.submit(measure, settings, pairs, side).result()
+        each(run)
+        return run
 
 
 def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured:

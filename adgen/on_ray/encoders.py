@@ -69,8 +69,7 @@ class _Encode:
 class catalog_encoders:
     """An ordered `map` over actors, which are started when there is something to encode."""
 
-    def __init__(self, settings: ClusterSettings):
-        self.settings = settings
+    def __init__(self) -> None:
         self.actors: list = []
 
     def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
@@ -82,9 +81,7 @@ class catalog_encoders:
             return iter(())
         if not self.actors:
             # As many as find room: a batch given to one that waits for a CPU would wait for ever.
-            self.actors = [
-                _Encode.remote() for _ in range(min(num_engines(self.settings, "cpu"), num_engines(ClusterSettings(), "cpu")))
-            ]
+            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
         return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
 

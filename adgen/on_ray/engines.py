@@ -16,6 +16,6 @@ def build_engine(settings: RefreshSettings) -> Engine:
     device = pick_device(settings.device)
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    model = load(settings.model, device, torch.bfloat16 if device == "cuda" else torch.float32)
+    model = load(settings.model, device, settings.engine.torch_dtype(device))
     prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
     return Engine(model, prompter, settings.engine, settings.sampling, device=device)

@@ -120,7 +120,7 @@ def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None
         campaign_seed=settings.plan.campaign_seed,
         model_digest=planned.model_digest,
         engine_version=ENGINE_VERSION,
-        digests=(settings.sampling.digest(), settings.finish.digest(), rules_digest()),
+        digests=(*settings.creative_digests(), rules_digest()),
         history_items=model_config(settings).history_items if items is None else items,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
@@ -129,7 +129,7 @@ def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None
 
 def tonights_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
     """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
-    with catalog_encoders(settings.cluster) as run:
+    with catalog_encoders() as run:
         return build_catalog(
             planned.inputs,
             storage,

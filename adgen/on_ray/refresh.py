@@ -28,6 +28,8 @@ from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_d
 from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
+from adgen.on_ray.slot_plan import plan_slots
+from adgen.on_ray.speed import RunSpeed
 from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried
 from adgen.shop.catalog import Catalog
 
@@ -61,6 +63,12 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
+    share_of_floor: float | None = None
+    """What its pictures must take on the engines' machines (bytes, operations), as a share of what they took."""
+    device_seconds_per_1000: float | None = None
+    """Of engines' devices, for 1,000 creatives."""
+    cost_per_1000: float | None = None
+    """The same times forecast.price_an_hour."""
     note: str = ""
 
     def as_dict(self) -> dict[str, Any]:
@@ -85,7 +93,10 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
-            summary.engine_calls = _work_off(settings, storage, run, planned, progress, stages)
+            speed = _work_off(settings, storage, run, planned, progress, stages)
+            summary.engine_calls = speed.pictures
+            for name, value in speed.report(settings).items():
+                setattr(summary, name, value)
         progress.phase("publish")
         pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
     counts = run.document.counts
@@ -109,21 +120,28 @@ def _finish_earlier(what: str, act: Callable[[], object]) -> str:
         return f"{what} failed, and is tried again by the next refresh: {error}"
 
 
-def _work_off(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages) -> int:
-    """Do every shard that has no journal part; the number of pairs that engines generated."""
+def _work_off(
+    settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages
+) -> RunSpeed:
+    """Do every shard that has no journal part; what engines generated, and how fast."""
     journal = Journal(storage, settings.campaign, run.run_id)
     unfinished = journal.unfinished()
     progress.phase("generate", sum(part.rows for part in unfinished))
-    settings = settings.model_copy(update={"device": cluster_device(settings.device)})
+    device = cluster_device(settings.device)
+    if run.document.num_slots is None:
+        run.update(num_slots=plan_slots(settings, device))
+    engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
+    settings = settings.model_copy(update={"device": device, "engine": engine})
     context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
-    watch = FailureWatch(settings.failures)
+    watch, speed = FailureWatch(settings.failures), RunSpeed()
     catalog = catalog_of(settings, storage, run, planned)
     for wave in _waves(unfinished, settings.cluster.shards_per_wave):
         for done in _run_wave(context, wave, catalog, stages):
             run.check()
             progress.advance(done["rows"])
             watch.count(done)
-    return watch.engine_calls
+            speed.count(done)
+    return speed
 
 
 def _run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stages: Stages) -> Iterator[dict[str, Any]]:
@@ -177,14 +195,13 @@ class FailureWatch:
 
     def __init__(self, settings: FailureSettings):
         self.settings = settings
-        self.rows = self.failed = self.engine_calls = 0
+        self.rows = self.failed = 0
 
     def count(self, done: dict[str, Any]) -> None:
         """Take a shard's counts; RunError when the run should stop."""
         first = self.rows == 0
         self.rows += done["rows"]
         self.failed += done["failed"]
-        self.engine_calls += done["engine_calls"]
         # One new pair that fails tonight is a row's matter; a whole shard that fails is the run's.
         if first and done["rows"] == done["failed"] > 1:
             raise RunError(f"all {done['rows']} pairs of the first shard failed; nothing is published (see `adgen report`)")

@@ -1,5 +1,6 @@
 """Settings of the refresh job: one tree, saved whole with the run."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +10,8 @@ from tyro.conf import Suppress, arg
 from adgen.config import FinishSettings, Settings
 from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
-from adgen.generation.engine import EngineSettings
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.records import digest
 from adgen.shop.keys import KeySettings
 
@@ -104,4 +105,8 @@ class RefreshSettings(Settings):
 
     def creative_digest(self) -> str:
         """A hash of the settings that change a creative; where and how fast it is made do not."""
-        return digest(self.sampling.digest(), self.finish.digest())
+        return digest(*self.creative_digests())
+
+    def creative_digests(self) -> tuple[str, ...]:
+        """The same, part by part: of the engine only the options that trade something of a creative for speed."""
+        return self.sampling.digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))

@@ -4,9 +4,9 @@ A dataset row is a whole shard: its entry of plan.json, then in "shard" its tabl
 it (STACK.md section 3), a stage's memory is one shard's, and no stage reads plan.json, which grows with the campaign.
 """
 
+import copy
 import hashlib
 import io
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -26,8 +26,10 @@ from adgen.errors import PairError
 from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
 from adgen.images import square_frame
 from adgen.on_ray.payload import Row, lossless, pack, unpack
+from adgen.on_ray.provenance import PROVENANCE, provenance
 from adgen.on_ray.row_errors import telling
 from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.speed import shard_speed
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.catalog import Catalog
 from adgen.shop.locations import read_bytes
@@ -77,6 +79,7 @@ class LookUp:
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
             pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
+            pair |= dict.fromkeys(PROVENANCE)
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)
         self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
@@ -135,12 +138,14 @@ class Generate:
         conditions = self._conditions(pairs, pictures)
         wanted = [pair for pair in pairs if pair["reason"] is None]
         engine = self.engine
-        started = time.time()
+        before = copy.copy(engine.timings)
         results = engine.generate(self._requests(wanted, conditions))
-        seconds = (time.time() - started) / max(1, len(wanted))
+        speed = shard_speed(engine, engine.timings - before, len(wanted))
+        seconds = speed["engine_seconds"] / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
             pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
-        return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+            pair |= provenance(result, self.context.settings)
+        return row | speed | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
 
     def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
         """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
@@ -198,7 +203,7 @@ class FinishAndCommit:
 
     @telling
     def __call__(self, row: Row) -> Row:
-        """-> counts of the shard: {"index", "rows", "engine_calls", "failed", "committed"}."""
+        """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "failed", "committed"}."""
         pairs, pictures = unpack(row["shard"])
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
             rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
@@ -208,7 +213,7 @@ class FinishAndCommit:
         return {
             "index": row["index"],
             "rows": len(rows),
-            "engine_calls": row.get("engine_calls", 0),
+            **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
             "failed": failed,
             "committed": committed,
         }
@@ -270,7 +275,15 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
     """A bulk shard of carried rows: its plan part is its result."""
     journal = context.journal()
     committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
-    return {"index": part.index, "rows": part.rows, "engine_calls": 0, "failed": 0, "committed": committed}
+    return {
+        "index": part.index,
+        "rows": part.rows,
+        "engine_calls": 0,
+        "engine_seconds": 0.0,
+        "floor_seconds": 0.0,
+        "failed": 0,
+        "committed": committed,
+    }
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------

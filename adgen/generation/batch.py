@@ -1,0 +1,134 @@
+"""The device work of one batch: read the prompts, write the titles, read them back, paint, decode.
+
+Always with all slots full and at the same shapes, so that a row's bytes do not depend on who runs with it.
+
+Shapes: B slots, N image tokens, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.generate import Request, Result, embed, embed_history, kept_history, read_title
+from adgen.generation.layers import StepLayers
+from adgen.generation.memory_plan import MAX_VQ_PICTURES
+from adgen.generation.painting import Painter
+from adgen.generation.prompt import Prompt, Prompter
+from adgen.generation.reading import continue_prompts, read_prompts, reading, require_room, show_products
+from adgen.generation.sampling import SamplingSettings
+from adgen.generation.slots import Slots
+from adgen.generation.speculating import SpeculativePainter
+from adgen.generation.timings import PhaseTimings
+from adgen.generation.titles import TitleWriter
+from adgen.model.image_tokens import to_uint8
+from adgen.model.uniadgen import UniAdGen
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """A batch's requests and what was made of their histories."""
+
+    requests: Sequence[Request]
+    prompts: Sequence[Prompt]
+    histories: Sequence[tuple[Tensor, Tensor | None]]
+    """Embedded rows (R, D), and which of them are read (None: all)."""
+
+
+class BatchRunner:
+    """The slots of a model, and what runs over them."""
+
+    def __init__(
+        self,
+        model: UniAdGen,
+        prompter: Prompter,
+        layers: StepLayers,
+        num_slots: int,
+        capacity: int,
+        settings: EngineSettings,
+        sampling: SamplingSettings,
+        timings: PhaseTimings,
+    ):
+        """capacity: tokens of a conditional row; it grows with a prompt that needs more."""
+        self._model, self._prompter, self._layers = model, prompter, layers
+        self._settings, self._sampling, self._timings = settings, sampling, timings
+        cache_dtype = settings.torch_cache_dtype(model.device)
+        self.slots = Slots(model.config, layers, num_slots, capacity, model.dtype, cache_dtype, settings.speculation)
+        with torch.inference_mode():
+            self._negative_end = self.slots.share_negative_prompt(embed(model, prompter.negative_prompt(), None))
+        self._capture_steps()
+
+    @torch.inference_mode()
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        """A result for each of B requests. ModelError, before any layer runs: a request that this model cannot take."""
+        device, measure = self._model.device, self._timings.measure
+        with measure("prefill", device):
+            rows, hidden, shown = self._read(requests)
+        with measure("title", device):
+            written, titles = self._write_titles(rows, hidden)
+        with measure("prefill", device):
+            hidden = self._read_back(rows, written, titles)
+        with measure("picture", device):
+            codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
+        with measure("vq", device):
+            pictures = self._decode(codes)
+        self._timings.title_steps += max(map(len, written))
+        self._timings.picture_steps += self._painter.num_steps
+        made = zip(titles, codes.cpu(), pictures, strict=True)
+        return [Result(title or "", title is not None, row, picture, len(rows.requests)) for title, row, picture in made]
+
+    def _read(self, requests: Sequence[Request]) -> tuple[_Rows, Tensor, bool]:
+        """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""
+        model = self._model
+        prompts = [self._prompter.title_prompt(request.facts) for request in requests]
+        needed = require_room(model.config, prompts, self._sampling)
+        rows = _Rows(requests, prompts, [self._history(request) for request in requests])
+        self._make_room(needed)
+        self.slots.start([request.seed for request in requests])
+        readings = [reading(model, prompt, *history) for prompt, history in zip(prompts, rows.histories, strict=True)]
+        hidden = read_prompts(self._layers, self.slots, readings)
+        return rows, hidden, show_products(model, self.slots, requests, self._sampling.control_strength)
+
+    def _write_titles(self, rows: _Rows, hidden: Tensor) -> tuple[list[list[int]], list[str | None]]:
+        """Each row's tokens, and the title that they spell (None: it never closed)."""
+        written = self._writer.write(hidden)
+        titles = zip(rows.requests, written, strict=True)
+        return written, [read_title(self._model, self._prompter, request, ids) for request, ids in titles]
+
+    def _read_back(self, rows: _Rows, written: Sequence[Sequence[int]], titles: Sequence[str | None]) -> Tensor:
+        """Titles as the tokenizer spells them; hidden states (B, D) at begin-of-image."""
+        model, prompter = self._model, self._prompter
+        pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles, strict=True)]
+        self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
+        self._timings.rows += len(pictures)
+        self._timings.prompt_tokens += sum(map(len, pictures))
+        cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, written, strict=True)]
+        readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, rows.histories, strict=True)]
+        return continue_prompts(self._layers, self.slots, cached, pictures, readings)
+
+    def _decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, N) -> pictures (B, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""
+        some = min(len(codes), MAX_VQ_PICTURES)
+        pictures = []
+        for chunk in codes.split(some):
+            full = torch.cat((chunk, chunk[-1:].expand(some - len(chunk), -1)))
+            pictures.append(to_uint8(self._model.image_tokenizer.decode(full))[: len(chunk)].cpu())
+        return torch.cat(pictures)
+
+    def _history(self, request: Request) -> tuple[Tensor, Tensor | None]:
+        arguments = (self._model, self._prompter, request, self._sampling.preference_noise)
+        return embed_history(*arguments), kept_history(*arguments) if self._settings.drop_masked_history else None
+
+    def _make_room(self, capacity: int) -> None:
+        """A prompt longer than was planned for moves the caches; the captured steps must be captured anew."""
+        if self.slots.make_room(capacity):
+            self._capture_steps()
+
+    def _capture_steps(self) -> None:
+        """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
+        parts = (self._layers, self.slots, self._sampling)
+        capture, window = self._settings.tensor_parallel == 1, self._settings.speculation
+        self._writer = TitleWriter(self._model, self._prompter, *parts, capture)
+        self._painter = Painter(self._model, *parts, capture) if window == 1 else SpeculativePainter(self._model, *parts, window)

@@ -1,0 +1,82 @@
+"""How an engine runs, as settings; and how many creatives it makes at once. No torch here until a method is asked for it:
+who only reads a job's settings need not load it."""
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from adgen.config import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+    from adgen.model.config import ModelConfig
+
+WeightType = Literal["same", "int8", "float8_e4m3fn"]
+DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+class EngineSettings(Settings):
+    """How the model runs. What it draws is not decided here (SamplingSettings), but dtype and num_slots may change the
+    last bits of a logit, so both are recorded."""
+
+    num_slots: int | None = Field(None, ge=1)
+    """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
+    memory does not suffice after all."""
+    dtype: DTypeName = "auto"
+    """Of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
+    cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
+    """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
+    weights: WeightType = "same"
+    """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
+    drop_masked_history: bool = False
+    """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
+    fusion writes into their rows too."""
+    speculation: int = Field(1, ge=1, le=16)
+    """Image tokens that a step drafts and verifies; 1 draws them one by one. The distribution stays, the draws are others."""
+    tensor_parallel: int = Field(1, ge=1)
+    """Ranks that share one decoder; must divide the model's key/value heads."""
+    deepspeed: bool = True
+    """Run the decoder layers through DeepSpeed inference. Without it, or where it is not installed, one rank runs plainly."""
+    timeout_seconds: float = Field(60, gt=0)
+    """A rank that keeps the others waiting longer than this while they generate has failed."""
+    start_timeout_seconds: float = Field(600, gt=0)
+    """How long a rank that has loaded its model waits for the others."""
+
+    def torch_dtype(self, device: "str | torch.device") -> "torch.dtype":
+        """The dtype itself, on such a device."""
+        import torch
+
+        if self.dtype == "auto":
+            return torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
+        return getattr(torch, self.dtype)
+
+    def torch_cache_dtype(self, device: "str | torch.device") -> "torch.dtype":
+        """The cache's dtype itself."""
+        import torch
+
+        return self.torch_dtype(device) if self.cache_dtype == "same" else getattr(torch, self.cache_dtype)
+
+    def slots_on(self, device: "torch.device", config: "ModelConfig", capacity: int) -> int:
+        """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
+        import torch
+
+        from adgen.generation.memory_plan import CPU_SLOTS
+
+        if self.num_slots is not None:
+            return self.num_slots
+        if device.type != "cuda":
+            return CPU_SLOTS
+        return self.slots_in(torch.cuda.get_device_properties(device).total_memory, config, capacity)
+
+    def slots_in(self, memory_bytes: int, config: "ModelConfig", capacity: int) -> int:
+        """Slots for a CUDA device of so much memory."""
+        from adgen.generation.memory_plan import plan_num_slots
+
+        dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
+        return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
+
+    def trades(self) -> dict[str, str | bool | int]:
+        """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
+        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
+        return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}

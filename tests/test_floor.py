@@ -1,0 +1,145 @@
+"""The floor's arithmetic against numbers worked out by hand, and FIELD's roofline of the 7B model."""
+
+from dataclasses import asdict
+
+import pytest
+from small_models import small_config
+
+from adgen.errors import SettingsError
+from adgen.generation.benchmark.floor import (
+    Workload,
+    decoder_parameters,
+    floor,
+    head_parameters,
+    kv_bytes_per_token,
+    linear_parameters,
+    per_thousand,
+    picture_work,
+    prefill_work,
+    speed_of_run,
+    title_work,
+    vq_work,
+)
+from adgen.generation.benchmark.machine import Machine, machine_of
+from adgen.model.config import janus_pro_7b
+from adgen.model.uniadgen import UniAdGen
+
+H200 = Machine(read_gb_s=4800, copy_gb_s=4000, triad_gb_s=4000, gflops=700_000)
+
+
+def test_the_rooflines_7b_numbers():
+    sizes = janus_pro_7b().decoder
+    assert linear_parameters(sizes) == 30 * (4 * 4096**2 + 3 * 4096 * 11008) == 6_071_255_040
+    assert round(2 * linear_parameters(sizes) / 1e9, 2) == 12.14
+    assert kv_bytes_per_token(sizes, 2) == 491_520
+
+
+@pytest.mark.parametrize(("prompt", "expected"), [(32, 16.5), (1300, 4.8)])
+def test_the_rooflines_pictures_a_second_on_an_h200(prompt, expected):
+    """FIELD section 4: B = 64; both branches hold the prompt there, which a negative prompt a row would."""
+    work = picture_work(Workload(janus_pro_7b(), 2, 64, prompt, negative_tokens=0))
+    kv = work.bytes["keys and values of conditional rows"]
+    both = {"decoder weights": work.bytes["decoder weights"], "conditional": kv, "unconditional": kv}
+    assert 64 / (sum(both.values()) / 4.8e12) == pytest.approx(expected, rel=0.05)
+
+
+def test_parameters_are_the_models():
+    config = small_config()
+    model = UniAdGen(config)
+    layers = sum(p.numel() for p in model.decoder.layers.parameters()) + model.decoder.norm.weight.numel()
+    assert decoder_parameters(config.decoder) == layers
+    assert head_parameters(config) == sum(p.numel() for p in model.image_head.parameters())
+
+
+def test_the_bytes_and_operations_of_a_picture_by_hand():
+    """hidden 64, inner 96, 3 layers, 4 heads of 16, 2 key/value heads; head 48, 64 codes; 16 image tokens: 15 steps."""
+    work = picture_work(Workload(small_config(), 4, batch=2, prompt_tokens=10, negative_tokens=5))
+    linears = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96)
+    head = 65 * 48 + 49 * 64
+    kv = 2 * 3 * 32 * 4
+    assert work.bytes == {
+        "decoder weights": 4 * (linears + 7 * 64) * 15,
+        "image head weights": 4 * head * 16,
+        "image-token table rows": 4 * 2 * 64 * 15,
+        "keys and values of conditional rows": kv * 2 * (11 + 25) * 15 // 2,  # 11, 12, ... 25 positions
+        "keys and values of unconditional rows": kv * 2 * (1 + 15) * 15 // 2,
+        "shared negative prefix": kv * 5 * 15,
+        "keys and values written": kv * 4 * 15,
+        "foreground additions": 4 * 2 * 2 * 64 * 15,  # layers 0 and 2
+    }
+    positions = 2 * (11 + 25) * 15 // 2 + 2 * (6 + 20) * 15 // 2
+    assert work.flops == {
+        "decoder": 2 * linears * 4 * 15,
+        "image head": 2 * head * 4 * 16,
+        "attention": positions * 3 * 4 * 64,
+    }
+
+
+def test_narrow_weights_and_caches_move_fewer_bytes():
+    full = picture_work(Workload(small_config(), 4, 2, 10, 5)).bytes
+    narrow = picture_work(Workload(small_config(), 4, 2, 10, 5, weight_bytes=1, cache_bytes=2)).bytes
+    share = {name: narrow[name] / full[name] for name in full}
+    assert {name for name in share if share[name] == 0.25} == {"decoder weights", "image head weights"}
+    assert {name for name in share if share[name] == 1} == {"image-token table rows", "foreground additions"}
+    assert sorted(share.values())[2:6] == [0.5] * 4
+
+
+def test_title_and_prefill_by_hand():
+    load = Workload(small_config(), 4, batch=2, prompt_tokens=10, negative_tokens=5, title_tokens=3, history_items=0)
+    linears, kv = 3 * (2 * 64 * 64 + 2 * 64 * 32 + 3 * 64 * 96), 2 * 3 * 32 * 4
+    title, prefill = title_work(load), prefill_work(load)
+    assert title.bytes["text head weights"] == 4 * 640 * 64 * 3
+    assert title.bytes["keys and values"] == kv * (2 * (10 + 11 + 12) + 2 * 3)
+    assert title.flops["decoder"] == 2 * linears * 2 * 3
+    assert prefill.flops["decoder"] == 2 * linears * 2 * 10
+    assert prefill.flops["attention"] == 2 * 55 * 3 * 4 * 64
+    assert prefill.flops["history"] == 0
+    assert prefill.bytes["decoder weights"] == 4 * (linears + 7 * 64)
+
+
+def test_the_counted_parts_by_hand():
+    """Condition MLPs: 24 -> 64 -> 64, then 64 -> 64 -> 64 for the condition tokens and for each of 2 layers, 16 tokens."""
+    mlps = 2 * 16 * ((24 * 64 + 64 * 64) + 3 * 2 * 64 * 64)
+    patches = 2 * 16 * 24 * 3 * 14 * 14
+    # DINOv2, one layer over 16 patches and CLS: q, k, v, out, feed-forward of four times the width, attention.
+    layer = 2 * 17 * (4 * 24 * 24 + 8 * 24 * 24) + 4 * 17 * 17 * 24
+    load = Workload(small_config(), 4, batch=3, prompt_tokens=10, negative_tokens=5)
+    work = prefill_work(load)
+    assert work.flops["foreground"] == 3 * (mlps + patches + layer)
+    assert work.flops["history"] > 0
+    assert vq_work(load).flops["decoder"] > 0
+    # VQ decoding is convolutions: twice the side is four times the work.
+    image = load.config.image.model_copy(update={"image_size": 32})
+    foreground = load.config.foreground.model_copy(update={"condition_size": 128})
+    larger = Workload(small_config(image=image, foreground=foreground), 4, 3, 10, 5)
+    assert vq_work(larger).flops["decoder"] == pytest.approx(4 * vq_work(load).flops["decoder"], rel=0.1)
+
+
+def test_the_longer_of_bytes_and_operations_is_the_floor():
+    load = Workload(janus_pro_7b(), 2, 64, 1200, negative_tokens=40, title_tokens=20)
+    work = picture_work(load)
+    assert work.bound(H200) == "bandwidth"
+    assert work.seconds(H200) == pytest.approx(sum(work.bytes.values()) / 4.8e12)
+    slow = Machine(read_gb_s=4800, copy_gb_s=4000, triad_gb_s=4000, gflops=1000)
+    assert work.bound(slow) == "matrix rate"
+    assert work.seconds(slow) == pytest.approx(sum(work.flops.values()) / 1e12)
+    made = floor(load, H200)
+    assert made.ms_per_step == pytest.approx(1000 * work.seconds(H200) / 576)
+    assert made.seconds == pytest.approx(made.prefill + made.title + made.picture + made.vq)
+    assert 0.6 * 64 / made.seconds == pytest.approx(4, rel=0.1)  # the goal: 60% of the floor, about 4 pictures a second
+
+
+def test_the_price_of_a_thousand_creatives():
+    assert per_thousand(0.25, price_an_hour=3.6) == {"device_seconds_per_1000": 250.0, "cost_per_1000": 0.25}
+
+
+def test_a_runs_speed_from_the_saved_speeds_of_its_machine():
+    load = Workload(janus_pro_7b(), 2, 64, 1200, negative_tokens=40, title_tokens=20)
+    machine = machine_of({"machine": asdict(H200) | {"floor_bandwidth": "read_gb_s"}, "more": 1})
+    assert machine == H200
+    found = speed_of_run(load, machine, seconds_a_creative=0.25, price_an_hour=3.6)
+    assert found["share_of_floor"] == pytest.approx(floor(load, H200).seconds / 64 / 0.25)
+    assert (found["device_seconds_per_1000"], found["cost_per_1000"]) == (250.0, 0.25)
+    for document in ({}, {"machine": {"read_gb_s": 1}}, {"machine": 3}):
+        with pytest.raises(SettingsError, match="no machine speeds"):
+            machine_of(document)

@@ -1,0 +1,70 @@
+"""The Triton kernels' numbers, on any machine: Triton's interpreter runs them on the CPU against their torch twins.
+
+The interpreter must be chosen before Triton is imported, so this file's kernels run in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
+
+
+def interpreted(code: str) -> None:
+    """Run `code` beside the tests, kernels interpreted."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_attention_computes_what_torch_computes_in_any_number_of_stretches():
+    interpreted("""
+import torch
+from test_kernels import example
+from adgen.generation.attention import attend_torch, split_heads
+from adgen.generation.kernels import gpu_attention as gpu
+float8 = torch.float8_e4m3fn
+for cache_type, heads, groups, size, shared in (torch.float32, 4, 2, 32, 70), (torch.bfloat16, 3, 1, 6, 0), (float8, 2, 2, 16, 70):
+    half, *step = example(cache_type, heads, groups, size, shared)
+    twin, *_ = example(cache_type, heads, groups, size, shared)
+    expected, working = attend_torch(*step, twin, 1), half.active
+    torch.testing.assert_close(gpu.attend_gpu(*step, half, 1)[working], expected[working], atol=2e-6, rtol=2e-6)
+    for layer in 0, 1:
+        for mine, theirs in (half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values):
+            assert torch.equal(mine[layer][working].float(), theirs[layer][working].float())
+    queries, _, _ = split_heads(*step, groups)
+    for stretches in 2, 5:
+        again = gpu.look(queries, half, 1, stretches)
+        torch.testing.assert_close(again[working], expected[working], atol=2e-6, rtol=2e-6)
+        assert not again[~working].any()
+""")
+
+
+def test_the_draw_is_that_of_torch():
+    interpreted("""
+import torch
+from adgen.generation.kernels.gpu_draw import draw_gpu
+from adgen.generation.sampling import PICTURE, gumbel_noise, guided, sample
+generator, seeds = torch.Generator().manual_seed(1), torch.tensor([0, 2**63 - 1, 123456789123456789])
+for size in 1000, 4096:
+    for temperature in 0.0, 0.7:
+        for step in range(3):
+            logits, steps = torch.randn(6, size, generator=generator), torch.tensor([step, step + 1, 575 - step])
+            draw_gpu(logits, seeds, steps, PICTURE, 3.0, temperature, codes := torch.zeros(3, dtype=torch.int64))
+            noise = gumbel_noise(seeds, steps, PICTURE, size) if temperature else None
+            assert torch.equal(codes, sample(guided(*logits.chunk(2), 3.0), temperature, noise))
+""")
+
+
+def test_the_number_of_stretches_follows_shapes_alone():
+    from adgen.generation.kernels.gpu_attention import _stretches
+
+    assert _stretches(programs=4096, tokens=2000, processors=132) == 1
+    assert _stretches(programs=64, tokens=2000, processors=132) == 9
+    assert _stretches(programs=1, tokens=2000, processors=132) == 15
+    assert _stretches(programs=1, tokens=100, processors=132) == 1

@@ -1,0 +1,85 @@
+"""What a run says of its speed, and the number of slots it is planned with; no Ray is started."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_models import save_small_model, small_config, small_model, small_prompter
+from test_engine import small_engine
+from test_generate import SAMPLED, requests
+
+from adgen.generation.benchmark.floor import Workload, floor
+from adgen.generation.benchmark.machine import Machine
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
+from adgen.generation.timings import PhaseTimings
+from adgen.on_ray import slot_plan
+from adgen.on_ray import speed as speed_module
+from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.slot_plan import plan_slots
+from adgen.on_ray.speed import RunSpeed, shard_speed
+
+MACHINE = Machine(read_gb_s=10, copy_gb_s=10, triad_gb_s=10, gflops=100)
+
+
+@pytest.fixture(autouse=True)
+def known_machine(monkeypatch):
+    monkeypatch.setattr(speed_module, "_machine", lambda *_: MACHINE)
+
+
+def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
+    engine = small_engine(num_slots=2)
+    made = engine.generate(requests())
+    spent = engine.timings
+    assert spent.rows == 6, "the last batch's second slot is filled"
+    lengths = [len(engine._prompter.picture_prompt(r.facts, m.title)) for r, m in zip(requests(), made, strict=True)]
+    assert spent.prompt_tokens == sum(lengths) + lengths[-1]
+    work = Workload(
+        config=small_config(), element_bytes=4, batch=2, prompt_tokens=round(spent.prompt_tokens / 6),
+        negative_tokens=len(small_prompter().negative_prompt()), title_tokens=round(spent.title_steps / 3),
+    )  # fmt: skip
+    expected = floor(work, MACHINE).seconds / 2 * 5
+    assert shard_speed(engine, spent, 5) == {"engine_seconds": spent.seconds, "floor_seconds": pytest.approx(expected)}
+    assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": 0.0}
+
+
+def test_a_run_reports_share_of_the_floor_device_seconds_and_cost():
+    run = RunSpeed()
+    for seconds, least, pictures in ((3.0, 1.5, 10), (5.0, 2.5, 30)):
+        run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures})
+    priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
+    assert run.report(priced) == {"share_of_floor": 0.5, "device_seconds_per_1000": 400.0, "cost_per_1000": 0.4}
+    assert run.report(RefreshSettings())["cost_per_1000"] is None
+    assert set(RunSpeed().report(priced).values()) == {None}
+
+
+def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_path, monkeypatch):
+    save_small_model(tmp_path)
+    settings = RefreshSettings(model=tmp_path, sampling=SAMPLED)
+    monkeypatch.setattr(slot_plan, "smallest_memory", lambda: 20_000_000)
+    capacity = row_capacity(small_config(), small_prompter(), SAMPLED)
+    expected = plan_num_slots(small_config(), capacity, 20_000_000, torch.bfloat16, torch.bfloat16)
+    assert 1 < expected < 256
+    assert plan_slots(settings, "cuda") == expected
+    assert plan_slots(settings, "cpu") == CPU_SLOTS
+    assert plan_slots(settings.model_copy(update={"engine": EngineSettings(num_slots=9)}), "cuda") == 9
+
+
+def test_only_options_that_trade_something_change_what_a_creative_is_made_of():
+    plain = RefreshSettings()
+    with_engine = lambda **values: RefreshSettings(engine=values).creative_digest()  # noqa: E731
+    assert with_engine(num_slots=3, tensor_parallel=2, deepspeed=False) == plain.creative_digest()
+    traded = [{"speculation": 4}, {"weights": "int8"}, {"cache_dtype": "float8_e4m3fn"}, {"drop_masked_history": True}]
+    assert len({plain.creative_digest(), *(with_engine(**values) for values in traded)}) == 5
+
+
+def test_the_model_itself_is_what_the_floor_counts():
+    assert small_engine().model_config == small_model().config
+
+
+@pytest.mark.parametrize("module", ["adgen.on_ray.settings", "adgen.on_ray.stages"])
+def test_workers_without_an_engine_load_no_torch(module):
+    """Seconds and hundreds of megabytes of each look-up and finishing worker."""
+    code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed', 'ray') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
