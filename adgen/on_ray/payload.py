@@ -7,7 +7,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adgen.creatives.documents import PlanPart
+
 Row = dict[str, Any]
+
+
+def plan_part(row: Row) -> PlanPart:
+    """The plan's entry that a dataset row carries."""
+    return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
 
 
 def lossless(picture: np.ndarray) -> bytes:

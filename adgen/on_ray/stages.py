@@ -25,7 +25,7 @@ from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import PairError
 from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
 from adgen.images import square_frame
-from adgen.on_ray.payload import Row, lossless, pack, unpack
+from adgen.on_ray.payload import Row, lossless, pack, plan_part, unpack
 from adgen.on_ray.provenance import PROVENANCE, provenance
 from adgen.on_ray.row_errors import telling
 from adgen.on_ray.settings import RefreshSettings
@@ -287,11 +287,6 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
-
-
-def plan_part(row: Row) -> PlanPart:
-    """The plan's entry that a dataset row carries."""
-    return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
 
 
 def product_facts(pair: Row, picture: bytes) -> ProductFacts:
