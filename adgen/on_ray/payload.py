@@ -1,6 +1,7 @@
 """A shard on its way from stage to stage, as bytes: Ray Data carries them and never looks inside."""
 
 import io
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import pyarrow as pa
 from PIL import Image
 
 from adgen.creatives.documents import PlanPart
+from adgen.finishing.finish import ProductFacts
 
 Row = dict[str, Any]
 
@@ -15,6 +17,18 @@ Row = dict[str, Any]
 def plan_part(row: Row) -> PlanPart:
     """The plan's entry that a dataset row carries."""
     return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
+
+
+def product_facts(pair: Row, picture: bytes) -> ProductFacts:
+    """What finishing and the condition picture need, from a planned pair and its product's bytes."""
+    facts = ProductFacts(
+        title=pair["product_title"],
+        selling_points=tuple(pair["selling_points"] or ()),
+        scale=pair["scale"],
+        locale=pair["locale"],
+        channel=pair["channel"],
+    )
+    return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
 
 
 def lossless(picture: np.ndarray) -> bytes:

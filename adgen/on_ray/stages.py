@@ -8,7 +8,7 @@ import copy
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from itertools import islice
@@ -23,9 +23,9 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import PairError
-from adgen.finishing.finish import Finished, ProductFacts, finish, product_cutout
+from adgen.finishing.finish import Finished, finish, product_cutout
 from adgen.images import square_frame
-from adgen.on_ray.payload import Row, lossless, pack, plan_part, unpack
+from adgen.on_ray.payload import Row, lossless, pack, plan_part, product_facts, unpack
 from adgen.on_ray.provenance import PROVENANCE, provenance
 from adgen.on_ray.row_errors import telling
 from adgen.on_ray.settings import RefreshSettings
@@ -287,18 +287,6 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
 
 
 # -- small parts -------------------------------------------------------------------------------------------------------
-
-
-def product_facts(pair: Row, picture: bytes) -> ProductFacts:
-    """What finishing and the condition picture need, from a planned pair and its product's bytes."""
-    facts = ProductFacts(
-        title=pair["product_title"],
-        selling_points=tuple(pair["selling_points"] or ()),
-        scale=pair["scale"],
-        locale=pair["locale"],
-        channel=pair["channel"],
-    )
-    return replace(facts, cutout=picture) if pair["cutout"] else replace(facts, image=picture)
 
 
 def vars_of(reference: Any) -> Row:
