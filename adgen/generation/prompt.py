@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from adgen.errors import ModelError
 from adgen.generation.template import Template, TokenNames, as_toml, load_template
-from adgen.model.config import ModelConfig
+from adgen.model.config import CONFIG_FILE, ModelConfig
 
 TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "prompt.toml"
 # Added to a base tokenizer that lacks them, in this order: their ids are rows of the published embedding table.
@@ -77,12 +77,15 @@ class Prompter:
         self._check_segments(source)
 
     @classmethod
-    def load(cls, directory: str | Path, config: ModelConfig, add_missing: bool = False) -> "Prompter":
+    def load(cls, directory: str | Path, config: ModelConfig, add_missing: bool | None = None) -> "Prompter":
         """The tokenizer of a model directory and its own template, or ours. ModelError names the file and what it lacks.
 
-        add_missing adds the tokens that the published model adds to a plain Janus tokenizer.
+        add_missing adds the tokens that the published model adds to a plain Janus tokenizer; None: where the directory is
+        Janus', and not ours.
         """
         directory = Path(directory)
+        if add_missing is None:
+            add_missing = not (directory / CONFIG_FILE).exists()
         path = directory / TOKENIZER_FILE
         if not path.is_file():
             raise ModelError(f"{path}: no such file")

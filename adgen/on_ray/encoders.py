@@ -53,7 +53,7 @@ class TitleTokenizer:
         from adgen.model.checkpoint import read_config
 
         if not hasattr(self, "_prompter"):
-            self._prompter = Prompter.load(self.model, read_config(self.model), add_missing=True)
+            self._prompter = Prompter.load(self.model, read_config(self.model))
         return self._prompter.history_title_ids(title)
 
     def __getstate__(self) -> dict:

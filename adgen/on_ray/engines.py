@@ -1,7 +1,5 @@
 """The engine that a worker process builds from the job's settings."""
 
-from pathlib import Path
-
 import torch
 
 from adgen.generation.engine import Engine
@@ -17,5 +15,5 @@ def build_engine(settings: RefreshSettings) -> Engine:
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     model = load(settings.model, device, settings.engine.torch_dtype(device))
-    prompter = Prompter.load(settings.model, model.config, add_missing=not (Path(settings.model) / "adgen.json").exists())
+    prompter = Prompter.load(settings.model, model.config)
     return Engine(model, prompter, settings.engine, settings.sampling, device=device)

@@ -167,7 +167,7 @@ def check_model(settings: RefreshSettings) -> None:
 
     if not Path(settings.model).is_dir():
         raise ModelError(f"{settings.model}: no such model directory; name one with --model")
-    Prompter.load(settings.model, model_config(settings), add_missing=True)
+    Prompter.load(settings.model, model_config(settings))
     for path in weight_files(Path(settings.model)):
         if path.suffix == ".safetensors":  # its header says how long it must be
             next(read_tensors(path), None)

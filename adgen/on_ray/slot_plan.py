@@ -1,7 +1,5 @@
 """How many creatives an engine makes at once: one number for a whole run, which the smallest GPU can hold."""
 
-from pathlib import Path
-
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -20,7 +18,7 @@ def plan_slots(settings: RefreshSettings, device: str) -> int:
     if device != "cuda":
         return CPU_SLOTS
     config = read_config(settings.model)
-    prompter = Prompter.load(settings.model, config, add_missing=not (Path(settings.model) / "adgen.json").exists())
+    prompter = Prompter.load(settings.model, config)
     return settings.engine.slots_in(smallest_memory(), config, row_capacity(config, prompter, settings.sampling))
 
 
