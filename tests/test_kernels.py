@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size:
 def test_the_kernel_computes_what_torch_computes(cache_type, heads, groups, head_size, shared):
     half, *step = example(cache_type, heads, groups, head_size, shared)
     twin, *_ = example(cache_type, heads, groups, head_size, shared)
-    out, expected = attend_cpu(*step, half, 1), attend_torch(*step, twin, 1)
+    out, expected = attend_cpu(*step, (half,), 1), attend_torch(*step, twin, 1)
     working = half.active
     torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
     for mine, theirs in ((half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values)):
@@ -73,13 +74,41 @@ def test_a_rows_bits_depend_on_that_row_alone(cache_type):
     for mine, theirs in zip(alone.keys + alone.values, half.cache.keys + half.cache.values, strict=True):
         mine[:, :, :201] = theirs[-1:]
     alone.lengths.fill_(LENGTHS[-1])
-    out = attend_cpu(qkv, cos, sin, half, 1)
+    out = attend_cpu(qkv, cos, sin, (half,), 1)
     single = Half(alone, torch.full((1,), 5), torch.ones(1, dtype=torch.bool), half.prefix)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    again = attend_cpu(qkv[-1:], cos[-1:], sin[-1:], single, 1)
+    again = attend_cpu(qkv[-1:], cos[-1:], sin[-1:], (single,), 1)
     torch.set_num_threads(before)
     assert torch.equal(out[-1:], again)
+
+
+@needs_compiler
+def test_two_halves_in_one_go_are_what_they_are_apart():
+    """And moving a cache, or its lengths, is noticed: arguments are kept from step to step."""
+    (one, *first), (other, *second) = example(torch.float32), example(torch.float32, shared=70, seed=1)
+    step = [torch.cat(pair) for pair in zip(first, second, strict=True)]
+    for _ in range(2):
+        apart = torch.cat([attend_cpu(*first, (one,), 1), attend_cpu(*second, (other,), 1)])
+        assert torch.equal(attention.attend(*step, (one, other), 1), apart)
+        one.cache.keys[1], one.cache.lengths = one.cache.keys[1].clone(), one.cache.lengths.clone() // 2
+        other.cache.lengths += 1
+        other.cache.lengths.clamp_(max=200)
+
+
+@needs_compiler
+def test_halves_that_share_a_cache_go_one_after_another():
+    """A later one sees what an earlier one has written: several tokens of a row in one step."""
+    half, *step = example(torch.float32)
+    twin, *_ = example(torch.float32)
+    ahead = lambda h: replace(h, cache=KeyValueCache(h.cache.keys, h.cache.values, h.cache.lengths.clamp(max=199) + 1), plans={})  # noqa: E731
+    half.cache.lengths.clamp_(max=199)
+    twin.cache.lengths.clamp_(max=199)
+    both = [torch.cat((part, part.flip(0))) for part in step]
+    out = attention.attend(*both, (half, ahead(half)), 1)
+    expected = torch.cat([attend_torch(*step, twin, 1), attend_torch(*(part.flip(0) for part in step), ahead(twin), 1)])
+    working = torch.cat((half.active, half.active))
+    torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
 
 
 @needs_compiler
@@ -98,7 +127,7 @@ def test_values_are_rounded_into_the_cache_as_torch_rounds_them(cache_type):
     cache = empty_cache(1, rows, 1, 1, 64, torch.device("cpu"), cache_type)
     half = Half(cache, torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool))
     qkv = torch.cat((torch.zeros(rows, 128), values.reshape(rows, 64)), dim=1)
-    attend_cpu(qkv, torch.ones(rows, 64), torch.zeros(rows, 64), half, 0)
+    attend_cpu(qkv, torch.ones(rows, 64), torch.zeros(rows, 64), (half,), 0)
     assert torch.equal(cache.values[0].float().flatten(), values.to(cache_type).float())
 
 
@@ -173,4 +202,4 @@ def test_heads_too_wide_for_the_kernel_go_through_torch():
     twin, *_ = example(torch.float32, heads=1, groups=1, head_size=288)
     assert torch.equal(attention.attend(*step, (half,), 0), attend_torch(*step, twin, 0))
     with pytest.raises(ValueError, match="head size 288"):
-        attend_cpu(*step, half, 0)
+        attend_cpu(*step, (half,), 0)

@@ -7,7 +7,8 @@ which says what the other two compute.
 Shapes: R rows, H heads, G key/value heads, E head size, W = (H + 2G) E.
 """
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -24,13 +25,19 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer:
     Keys and values are written behind each row's length, which `Half.advance` moves once all layers are done. What comes
     out for a row that waits means nothing.
     """
-    head_size = cos.shape[-1]
     if qkv.device.type == "cuda":
-        from adgen.generation.kernels.gpu_attention import attend_gpu as attend_half
-    elif cpu.library() and head_size <= cpu.MAX_HEAD_SIZE:
-        attend_half = attend_cpu
-    else:
-        attend_half = attend_torch
+        from adgen.generation.kernels.gpu_attention import attend_gpu
+
+        return _half_by_half(attend_gpu, qkv, cos, sin, halves, layer)
+    if not cpu.library() or cos.shape[-1] > cpu.MAX_HEAD_SIZE:
+        return _half_by_half(attend_torch, qkv, cos, sin, halves, layer)
+    if len({id(half.cache.keys) for half in halves}) == len(halves):
+        return attend_cpu(qkv, cos, sin, halves, layer)
+    return _half_by_half(lambda *step: attend_cpu(*step[:3], (step[3],), step[4]), qkv, cos, sin, halves, layer)
+
+
+def _half_by_half(attend_half: Callable, qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
+    """In order: a half may look at what an earlier one has written."""
     outs, first = [], 0
     for half in halves:
         rows = slice(first, first + len(half.offsets))
@@ -59,18 +66,48 @@ def attend_torch(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) 
     return out.flatten(1)
 
 
-def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) -> Tensor:
-    """The C kernel; arithmetic in fp32 whatever the dtypes."""
+def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
+    """The C kernel, over halves that share no cache; arithmetic in fp32 whatever the dtypes."""
+    head_size = cos.shape[-1]
+    fresh = qkv.float().contiguous()
+    plan = _plan(halves, layer, heads := fresh.shape[1] // head_size)
+    num_queries = heads - 2 * plan[0].groups
+    out = torch.empty(len(fresh), num_queries * head_size)
+    first = 0
+    for half in plan:
+        half.qkv = fresh.data_ptr() + first * heads * head_size * 4
+        half.out = out.data_ptr() + first * num_queries * head_size * 4
+        half.cosine = cos.data_ptr() + first * head_size * 4
+        half.sine = sin.data_ptr() + first * head_size * 4
+        first += half.rows
+    cpu.attend(plan, halves[0].cache.keys[layer].dtype)
+    return out.to(qkv.dtype)
+
+
+def _plan(halves: Sequence[Half], layer: int, heads: int) -> ctypes.Array:
+    """The kernel's arguments, as far as they stay from step to step; kept with the first half while its tensors lie there."""
+    places = [(*_places(half, layer), len(half.offsets)) for half in halves]
+    known = halves[0].plans.get(layer)
+    if known is None or known[0] != places:
+        known = (places, (cpu.Attention * len(halves))(*(_arguments(half, layer, heads) for half in halves)))
+        halves[0].plans[layer] = known
+    return known[1]
+
+
+def _places(half: Half, layer: int) -> tuple[int, ...]:
+    return (
+        half.cache.keys[layer].data_ptr(),
+        half.cache.values[layer].data_ptr(),
+        half.cache.lengths.data_ptr(),
+        half.active.data_ptr(),
+        half.prefix.keys[layer].data_ptr() if half.prefix else 0,
+    )
+
+
+def _arguments(half: Half, layer: int, heads: int) -> cpu.Attention:
     keys, prefix = half.cache.keys[layer], half.prefix
     rows, groups, capacity, head_size = keys.shape
-    heads = qkv.shape[1] // head_size - 2 * groups
-    fresh = qkv.float().contiguous()
-    out = torch.empty(rows, heads * head_size)
-    arguments = cpu.Attention(
-        qkv=fresh.data_ptr(),
-        cosine=cos.data_ptr(),
-        sine=sin.data_ptr(),
-        out=out.data_ptr(),
+    return cpu.Attention(
         keys=keys.data_ptr(),
         values=half.cache.values[layer].data_ptr(),
         prefix_keys=prefix.keys[layer].data_ptr() if prefix else None,
@@ -78,15 +115,13 @@ def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) ->
         lengths=half.cache.lengths.data_ptr(),
         active=half.active.data_ptr(),
         rows=rows,
-        heads=heads,
+        heads=heads - 2 * groups,
         groups=groups,
         width=head_size,
         capacity=capacity,
         num_shared=half.num_shared,
         scale=head_size**-0.5,
     )
-    cpu.attend(arguments, keys.dtype)
-    return out.to(qkv.dtype)
 
 
 def split_heads(qkv: Tensor, cos: Tensor, sin: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:

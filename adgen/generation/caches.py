@@ -3,7 +3,7 @@
 Shapes: B slots, G key/value heads, K capacity, E head size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,6 +23,9 @@ class Half:
     """(B,) bool: rows at work. The others wait: they cost no attention, and nothing is added to them."""
     prefix: KeyValueCache | None = None
     """One row that stands before all of them; full: its capacity is its length."""
+
+    plans: dict = field(default_factory=dict, repr=False, compare=False)
+    """By layer: what `attention` keeps from step to step."""
 
     @property
     def num_shared(self) -> int:

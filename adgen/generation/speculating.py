@@ -147,4 +147,4 @@ def _draw(weights: Tensor, noise: Tensor) -> Tensor:
 def _shifted(half: Half, by: int) -> Half:
     """The half as it is when `by` tokens more have been written."""
     cache = half.cache
-    return replace(half, cache=KeyValueCache(cache.keys, cache.values, cache.lengths + by))
+    return replace(half, cache=KeyValueCache(cache.keys, cache.values, cache.lengths + by), plans={})

@@ -49,17 +49,17 @@ def library() -> ctypes.CDLL | None:
     except (OSError, subprocess.SubprocessError) as error:
         log.warning("no C kernels on this machine, decoding on the CPU will be slower: %s", _first_line(error))
         return None
-    loaded.adgen_attend.argtypes = [ctypes.POINTER(Attention), ctypes.c_int]
+    loaded.adgen_attend.argtypes = [ctypes.POINTER(Attention), ctypes.c_int64, ctypes.c_int]
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     loaded.adgen_draw.argtypes = [pointer, pointer, pointer, pointer, size, real, real, size, size, pointer]
     loaded.adgen_draw.restype = None
     return loaded
 
 
-def attend(arguments: Attention, cache_type: torch.dtype) -> None:
-    """One layer's attention over the rows of `arguments`, in place."""
-    if library().adgen_attend(ctypes.byref(arguments), CACHE_TYPES[cache_type]):
-        raise ValueError(f"head size {arguments.width} is over {MAX_HEAD_SIZE}")
+def attend(halves: ctypes.Array, cache_type: torch.dtype) -> None:
+    """One layer's attention over the rows of an array of `Attention`, no two of which share a cache; in place."""
+    if library().adgen_attend(halves, len(halves), CACHE_TYPES[cache_type]):
+        raise ValueError(f"head size {halves[0].width} is over {MAX_HEAD_SIZE}")
 
 
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor, stream: int, weight: float, temperature: float, codes: Tensor) -> None:

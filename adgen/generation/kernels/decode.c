@@ -278,25 +278,35 @@ ATTEND(attend_bf16, uint16_t, load_bf16, load_all_bf16, store_bf16)
 ATTEND(attend_f16, uint16_t, load_f16, load_all_f16, store_f16)
 ATTEND(attend_f8, uint8_t, load_f8, load_all_f8, store_f8)
 
-/* Append each row's new token to its cache and let its queries look at all of it. Returns 0, or 1 for an unknown type. */
-int adgen_attend(const Attention *a, int type) {
-    if (type < FLOAT32 || type > FLOAT8 || a->width > MAX_HEAD) return 1;
-#pragma omp parallel for collapse(2) schedule(dynamic, 1)
-    for (int64_t row = 0; row < a->rows; row++) {
-        for (int64_t group = 0; group < a->groups; group++) {
-            if (a->active && !a->active[row]) {
-                int64_t size = a->heads / a->groups * a->width;
-                memset(a->out + (row * a->heads * a->width) + group * size, 0, (size_t)size * sizeof(float));
-            } else if (type == FLOAT32) {
-                attend_f32(a, row, group);
-            } else if (type == BFLOAT16) {
-                attend_bf16(a, row, group);
-            } else if (type == FLOAT16) {
-                attend_f16(a, row, group);
-            } else {
-                attend_f8(a, row, group);
-            }
-        }
+static void attend_one(const Attention *a, int64_t row, int64_t group, int type) {
+    if (a->active && !a->active[row]) {
+        int64_t size = a->heads / a->groups * a->width;
+        memset(a->out + row * a->heads * a->width + group * size, 0, (size_t)size * sizeof(float));
+    } else if (type == FLOAT32) {
+        attend_f32(a, row, group);
+    } else if (type == BFLOAT16) {
+        attend_bf16(a, row, group);
+    } else if (type == FLOAT16) {
+        attend_f16(a, row, group);
+    } else {
+        attend_f8(a, row, group);
+    }
+}
+
+/* Append each row's new token to its cache and let its queries look at all of it, in one go for several halves. No two of
+ * them may share a cache: their rows run in any order. Returns 0, or 1 for what it does not know. */
+int adgen_attend(const Attention *halves, int64_t num_halves, int type) {
+    int64_t total = 0;
+    for (int64_t h = 0; h < num_halves; h++) {
+        if (type < FLOAT32 || type > FLOAT8 || halves[h].width > MAX_HEAD) return 1;
+        total += halves[h].rows * halves[h].groups;
+    }
+#pragma omp parallel for schedule(dynamic, 1)
+    for (int64_t task = 0; task < total; task++) {
+        const Attention *a = halves;
+        int64_t left = task;
+        while (left >= a->rows * a->groups) left -= a->rows * a->groups, a++;
+        attend_one(a, left / a->groups, left % a->groups, type);
     }
     return 0;
 }
