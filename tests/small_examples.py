@@ -33,7 +33,12 @@ def example(number: int, config: ModelConfig, clicks: int = 4) -> dict:
         "condition": png(rng.integers(0, 255, (side, side, 3), dtype=np.uint8)),
         "picture": png(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)),
         "clicks": [
-            {"product": f"p{n}", "title": TITLES[n % 6] + f" {n}", "codes": codes(config.image.tokens_per_history_picture), "close": 0.3}
+            {
+                "product": f"p{n}",
+                "title": TITLES[n % 6] + f" {n}",
+                "codes": codes(config.image.tokens_per_history_picture),
+                "close": 0.3,
+            }
             for n in range(clicks)
         ],
     }

@@ -5,15 +5,13 @@ import torch
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
 
-from adgen.errors import ModelError, SettingsError
 from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill
 from adgen.generation.sampling import SamplingSettings
-from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_unit_range
 from adgen.training.batches import IGNORED, LanguageCollator
 from adgen.training.language import LanguageTask
-from adgen.training.settings import TrainableSettings, TrainingSettings
-from adgen.training.step import TorchStep, load_task
+from adgen.training.settings import TrainingSettings
+from adgen.training.step import TorchStep
 from adgen.training.trainable import choose_trainable
 
 CONFIG = small_config()

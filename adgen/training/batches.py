@@ -29,7 +29,12 @@ IGNORED = -100
 # An example as it is cached: a reference creative, its product, and what its user clicked. No user is named. Readers add
 # `number`, its place among all.
 CLICK = pa.struct(
-    [pa.field("product", pa.string()), pa.field("title", pa.string()), pa.field("codes", pa.binary()), pa.field("close", pa.float32())]
+    [
+        pa.field("product", pa.string()),
+        pa.field("title", pa.string()),
+        pa.field("codes", pa.binary()),
+        pa.field("close", pa.float32()),
+    ]
 )
 EXAMPLES = pa.schema(
     [

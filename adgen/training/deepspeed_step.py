@@ -32,7 +32,9 @@ class DeepSpeedStep:
 
     kind = "deepspeed"
 
-    def __init__(self, task: Task, settings: OptimizerSettings, config: dict[str, Any], device: str = "cpu", universal: bool = False):
+    def __init__(
+        self, task: Task, settings: OptimizerSettings, config: dict[str, Any], device: str = "cpu", universal: bool = False
+    ):
         """config: DeepSpeed's, from `deepspeed_config`. universal: the checkpoint to load is of another number of workers."""
         deepspeed = _import_quietly()
         self.zero_stage = config["zero_optimization"]["stage"]
@@ -42,7 +44,9 @@ class DeepSpeedStep:
         if universal:
             config = config | {"checkpoint": {"load_universal": True}}
         with contextlib.redirect_stdout(sys.stderr):
-            self.engine, self.optimizer, _, _ = deepspeed.initialize(model=self.task, optimizer=adamw(task, settings), config=config)
+            self.engine, self.optimizer, _, _ = deepspeed.initialize(
+                model=self.task, optimizer=adamw(task, settings), config=config
+            )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss of one micro-batch."""

@@ -128,7 +128,9 @@ class TokenizerTask(Task):
         """Rows of (picture, reconstruction)."""
         pixels = torch.stack([_pixels(row, self.model.config) for row in rows]).to(self.model.device)
         made = self.reconstructed(pixels)[0]
-        pictures = [Image.fromarray(each.cpu().numpy()) for pair in zip(pixels, made, strict=True) for each in to_uint8(torch.stack(pair))]
+        pictures = [
+            Image.fromarray(each.cpu().numpy()) for pair in zip(pixels, made, strict=True) for each in to_uint8(torch.stack(pair))
+        ]
         errors = (made - pixels).abs().mean((1, 2, 3)).tolist()
         return pictures, [f"l1 {error:.3f}" for error in errors]
 

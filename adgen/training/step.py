@@ -1,9 +1,9 @@
 """One optimizer step, in plain torch for one worker. `deepspeed_step.DeepSpeedStep` does the same over many.
 
-    for batch in micro_batches:            # as many as are accumulated
-        loss, metrics = step.forward(batch)
-        step.backward(loss)
-    norm = step.apply(learning_rate)
+for batch in micro_batches:            # as many as are accumulated
+    loss, metrics = step.forward(batch)
+    step.backward(loss)
+norm = step.apply(learning_rate)
 """
 
 import contextlib
