@@ -121,8 +121,8 @@ def run_workers(
         except Exception as error:
             _raise_failure(board)
             raise RunError(
-                f"the workers failed more than workers.max_failures {settings.workers.max_failures} times; the last: {_first_line(error)}. "
-                "The same command goes on from the last checkpoint"
+                f"the workers failed more than workers.max_failures {settings.workers.max_failures} times; the last: "
+                f"{_first_line(error)}. The same command goes on from the last checkpoint"
             ) from error
     _raise_failure(board)
     return ray.get(board.read.remote())[0]

@@ -200,7 +200,7 @@ class BackgroundMaker(Maker):
 def with_similarities(row: Row) -> list[Row]:
     """The row's clicks, each with its title's similarity to the product's."""
     clicks = row["clicks"] or []
-    titles = _embeddings(tuple([row["product_title"] or "", *(click["title"] for click in clicks)]))
+    titles = _embeddings((row["product_title"] or "", *(click["title"] for click in clicks)))
     close = cosines(titles, np.zeros(len(clicks), np.int64), np.arange(1, len(clicks) + 1))
     return [click | {"close": float(each)} for click, each in zip(clicks, close, strict=True)]
 

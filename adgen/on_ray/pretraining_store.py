@@ -71,7 +71,8 @@ class RunFolder:
         if differing:
             name, before, now = differing
             raise RunError(
-                f"{self.uri} holds a run with {name} {before!r}, and now it is {now!r}: go on with the same settings, or give another --out"
+                f"{self.uri} holds a run with {name} {before!r}, and now it is {now!r}: go on with the same settings, or give "
+                "another --out"
             )
         return True
 
