@@ -146,8 +146,10 @@ class DualModalityFusion(nn.Module):
 
     def embed(self, images: Tensor, titles: Tensor) -> Tensor:
         """(B, N, Ti, D) and (B, Nt, Tt, D) -> (B, N*Ti + Nt*Tt, D), pictures first."""
-        images = images + _positions(self.image_pos_encoding, images.shape[2]) + self.modality_embeddings.weight[0]
-        titles = titles + _positions(self.text_pos_encoding, titles.shape[2]) + self.modality_embeddings.weight[1]
+        # Looked up and not indexed: ZeRO-3 gathers a module's weights when the module is called.
+        of_image, of_title = self.modality_embeddings(torch.arange(2, device=images.device))
+        images = images + _positions(self.image_pos_encoding, images.shape[2]) + of_image
+        titles = titles + _positions(self.text_pos_encoding, titles.shape[2]) + of_title
         return self.proj(torch.cat((images.flatten(1, 2), titles.flatten(1, 2)), dim=1))
 
     def forward(self, images: Tensor, titles: Tensor, real: Tensor | None = None) -> Tensor:

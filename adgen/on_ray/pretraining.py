@@ -3,6 +3,7 @@
 What a run is lies in its folder (`pretraining_store`); the driver holds nothing that a crash could take.
 """
 
+import os
 import tempfile
 import threading
 import time
@@ -94,6 +95,7 @@ def run_workers(
 ) -> dict[str, Any]:
     """Ray Train's part: returns the last step's numbers when the model is written; raises what stopped it."""
     folder.prepare_for_ray()
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how long a report may wait for the controller
     board = Board.remote()
     source = Source(settings, str(start) if start else None, prepared.examples, prepared.backgrounds)
     facts = {"stage": settings.stage, "seed": settings.seed, "settings": settings.identity(), "examples_digest": prepared.digest}

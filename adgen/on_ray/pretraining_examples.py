@@ -6,6 +6,7 @@ a killed job goes on with the parts that are missing.
 """
 
 import hashlib
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 import ray
 from ray.data import ActorPoolStrategy, DataContext
 
@@ -42,7 +44,7 @@ _EXAMPLES = """
         SELECT r.number, list({'product': n.product, 'title': coalesce(c.title, ''), 'codes': c.codes} ORDER BY n.place) AS clicks
         FROM refs r JOIN newest n USING (user_id) JOIN clicked c ON c.product = n.product
         WHERE n.product != r.product_id GROUP BY r.number)
-    SELECT p.title AS product_title, p.selling_points, r.titles, r.image AS reference, p.image, p.cutout, p.scale,
+    SELECT coalesce(p.title, '') AS product_title, p.selling_points, r.titles, r.image AS reference, p.image, p.cutout, p.scale,
            coalesce(s.clicks, []) AS clicks
     FROM refs r JOIN products p USING (product_id) LEFT JOIN shown s ON s.number = r.number
     WHERE r.image IS NOT NULL AND len(r.titles) > 0 ORDER BY r.number"""
@@ -143,8 +145,6 @@ class _MakePart:
 
 def _index(folder: ExampleFolder, numbers: list[int]) -> Index:
     """Row groups of every part, from its footer, and all reasons."""
-    import pyarrow.parquet as pq
-
     parts, reasons = [], Counter()
     for number in numbers:
         with folder.files.open_input_file(f"{folder.path}/{part_name(number)}") as source:
@@ -160,7 +160,7 @@ def _index(folder: ExampleFolder, numbers: list[int]) -> Index:
 
 def _query(inputs: Inputs, query: str, clicks: ExampleFolder | None) -> Iterator[pa.Table]:
     """The query's rows in parts, over the input tables (and what clicked products look like) as Arrow streams."""
-    with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": "/tmp/adgen-duckdb"}) as connection:
+    with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}) as connection:
         connection.execute("SET preserve_insertion_order = true")
         names = {"products": "products", "histories": "histories", "references": "refs_table"}
         for table, name in names.items():
@@ -173,7 +173,7 @@ def _query(inputs: Inputs, query: str, clicks: ExampleFolder | None) -> Iterator
                 make = "CREATE TABLE clicked AS" if number == 0 else "INSERT INTO clicked"
                 connection.execute(f"{make} SELECT * FROM stream")
                 connection.unregister("stream")
-        for batch in connection.execute(query).to_arrow_reader(ROWS_PER_PART):
+        for batch in connection.sql(query).to_arrow_reader(ROWS_PER_PART):
             yield pa.Table.from_batches([batch])
 
 

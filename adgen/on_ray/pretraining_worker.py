@@ -1,7 +1,6 @@
 """What each of Ray Train's workers does: batches in, steps, checkpoints, and the model in the end."""
 
 import json
-import os
 import platform
 import tempfile
 from dataclasses import dataclass
@@ -17,12 +16,12 @@ import adgen
 from adgen.errors import AdgenError, RunError, StoreError
 from adgen.on_ray.pretraining_data import MicroBatch, Source, read_batches
 from adgen.on_ray.pretraining_log import TrainingLog
+from adgen.on_ray.pretraining_setup import fresh_task, make_step, other_workers, worker_device
 from adgen.on_ray.pretraining_speed import Speed
 from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, checkpoint_name
 from adgen.training.schedule import learning_rate
-from adgen.training.stages import make_task
-from adgen.training.step import TorchStep, finite
-from adgen.training.task import Metrics, Task
+from adgen.training.step import finite
+from adgen.training.task import Metrics
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,13 @@ class Worker:
         self.job, self.source, self.settings, self.board = job, job.source, job.source.settings, job.board
         context = ray.train.get_context()
         self.rank, self.local_rank = context.get_world_rank(), context.get_local_rank()
-        self.device = self._device(context.get_local_world_size())
+        self.device = worker_device(self.settings, context.get_local_world_size())
         self.folder = RunFolder(self.settings.out)
         self.share = self.settings.share
         self.found = self._newest_checkpoint()
         self.number = self.found["step"] if self.found else 0
-        self.task = make_task(Path(self.source.start) if self.source.start else None, self.settings)
-        self._prepare_task(self.task)
-        self.step = self._make_step(self.task)
+        self.task = fresh_task(self.source)
+        self.step = make_step(self.task, self.settings, self.found, self.device)
         if self.found:
             self._load_checkpoint()
         self.reader = self.source.reader()
@@ -149,10 +147,9 @@ class Worker:
         if not rows:
             return
         self.task.eval()
-        self.task.sample_collator = self.collator
-        with self.step.whole_weights():
+        with self.step.whole_task(partial(fresh_task, self.source)) as task:
             if self.rank == 0:
-                self.log.sheet(self.number, *self.task.samples(rows, self.settings.seed))
+                self.log.sheet(self.number, *task.samples(rows, self.collator, self.settings.seed))
 
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
@@ -200,7 +197,7 @@ class Worker:
     def _load_checkpoint(self) -> None:
         with tempfile.TemporaryDirectory(prefix="adgen-resume-") as scratch:
             local = self.folder.fetch(f"{CHECKPOINTS}/{checkpoint_name(self.number)}", Path(scratch))
-            if self._other_workers:
+            if other_workers(self.found, self.settings):
                 from adgen.training.deepspeed_step import UNIVERSAL, make_universal
 
                 if self.local_rank == 0 and not (local / UNIVERSAL).exists():
@@ -209,19 +206,15 @@ class Worker:
             self.step.load(local)
             self.meet()
 
-    @property
-    def _other_workers(self) -> bool:
-        return bool(self.found) and self.found["workers"] != self.settings.workers.num
-
     # -- the end -------------------------------------------------------------------------------------------------
 
     def write_model(self) -> None:
         """The model directory, `training.json` last."""
         self.task.eval()
-        with self.step.whole_weights():
+        with self.step.whole_task(partial(fresh_task, self.source)) as task:
             if self.rank == 0:
                 with tempfile.TemporaryDirectory(prefix="adgen-model-") as scratch:
-                    self.task.export(Path(scratch))
+                    task.export(Path(scratch))
                     self._write_facts(Path(scratch))
                     self.folder.put(Path(scratch), MODEL)
         if self.rank == 0:
@@ -254,43 +247,6 @@ class Worker:
         """Wait for all workers."""
         if self.settings.workers.num > 1:
             dist.barrier()
-
-    def _device(self, on_this_machine: int) -> str:
-        if self.settings.device == "cuda" or (self.settings.device == "auto" and torch.cuda.is_available()):
-            return f"cuda:{torch.cuda.current_device()}"
-        torch.set_num_threads(self.settings.workers.threads or max(1, (os.cpu_count() or 1) // on_this_machine))
-        return "cpu"
-
-    @property
-    def _bf16(self) -> bool:
-        wanted = self.settings.workers.bf16
-        return self.device != "cpu" and self.settings.stage in ("general", "personal") if wanted is None else wanted
-
-    def _prepare_task(self, task: Task) -> None:
-        model = getattr(task, "model", None)
-        if model is not None:
-            model.decoder.gradient_checkpointing = self.settings.workers.gradient_checkpointing
-
-    def _make_step(self, task: Task) -> Any:
-        own, optimizer = self.settings.workers, self.settings.optimizer
-        if self.found and self.found["engine"] != self.settings.engine:
-            raise RunError(
-                f"{self.folder.uri}: its checkpoint is of engine {self.found['engine']}, and now it is {self.settings.engine}: "
-                f"set workers.engine to {self.found['engine']}"
-            )
-        if self.settings.engine == "torch":
-            return TorchStep(task, optimizer, self.share.accumulation, self.device, self._bf16)
-        from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
-
-        config = deepspeed_config(
-            own.deepspeed, own.zero_stage, self.share.micro_batch, self.share.accumulation, optimizer.clip, self._bf16
-        )
-        stage = config["zero_optimization"]["stage"]
-        if stage > task.largest_zero_stage:
-            raise RunError(
-                f"stage {self.settings.stage} needs its weights whole: ZeRO {task.largest_zero_stage} at most, not {stage}"
-            )
-        return DeepSpeedStep(task, optimizer, config, self.device, universal=self._other_workers)
 
     def _added_up(self, metrics: Metrics) -> dict[str, float]:
         """sum / count of each, over all workers."""

@@ -22,7 +22,7 @@ from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncode
 from adgen.records import unit_interval
 from adgen.shop.drawing.backgrounds import set_on_background
 from adgen.training.settings import TrainingSettings
-from adgen.training.task import Batch, Metrics, Task, metric
+from adgen.training.task import Batch, Collator, Metrics, Task, metric
 
 # What is cached: products as RGBA at the encoder's size, and backgrounds with the group of each.
 CUTOUTS = pa.schema([pa.field("cutout", pa.binary())])
@@ -113,16 +113,14 @@ class ContrastTask(Task):
         return 3 * len(batch["anchor"]) * (self.encoder.config.image_size // self.encoder.config.patch_size) ** 2
 
     @torch.no_grad()
-    def samples(self, rows: Sequence[dict], seed: int) -> tuple[list[Image.Image], list[str]]:
+    def samples(self, rows: Sequence[dict], collator: Collator, seed: int) -> tuple[list[Image.Image], list[str]]:
         """Rows of (anchor, positive, hard negative) and the anchor's PBS to each of the others."""
         device = self.encoder.cls_token.device
-        batch = self.sample_collator(rows)
+        batch = collator(rows, None)
         anchor, positive, negative = (self.encoder(batch[name].to(device)) for name in ("anchor", "positive", "negative"))
         lines = [f"same {a:.2f}, other {b:.2f}" for a, b in zip(pbs(anchor, positive), pbs(anchor, negative), strict=True)]
         pictures = [_shown(batch[name][row]) for row in range(len(rows)) for name in ("anchor", "positive", "negative")]
         return pictures, lines
-
-    sample_collator: SceneCollator
 
     def export(self, directory: Path) -> None:
         """The encoder alone: `adgen.evaluation.pbs.load_pbs` takes the directory."""

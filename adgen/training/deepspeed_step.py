@@ -9,7 +9,7 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -91,14 +91,22 @@ class DeepSpeedStep:
         return {name: tensor for name, tensor in self.task.state_dict().items() if name.startswith(self.task.moves_itself)}
 
     @contextlib.contextmanager
-    def whole_weights(self) -> Iterator[None]:
-        """All parameters readable on every worker."""
+    def whole_task(self, make: Callable[[], Task]) -> Iterator[Task | None]:
+        """The task with all its weights, to use outside of training: on the first worker with ZeRO-3, None on others.
+
+        ZeRO-3's hooks gather for every worker at once, which one worker alone must not set off: it gets a twin without
+        hooks from `make`.
+        """
         if self.zero_stage < 3:
-            yield
+            yield self.task
             return
         deepspeed = _import_quietly()
-        with deepspeed.zero.GatheredParameters(list(self.task.parameters()), modifier_rank=None):
-            yield
+        twin = None
+        with deepspeed.zero.GatheredParameters(list(self.task.parameters())):
+            if dist.get_rank() == 0:
+                twin = make().to(self.device)
+                twin.load_state_dict(self.task.state_dict())
+        yield twin.eval() if twin is not None else None
 
 
 def deepspeed_config(

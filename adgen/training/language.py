@@ -93,9 +93,8 @@ class LanguageTask(Task):
         return int(batch["attention"].sum()) + batch["codes"].numel()
 
     @torch.no_grad()
-    def samples(self, rows: Sequence[dict], seed: int) -> tuple[list[Image.Image], list[str]]:
+    def samples(self, rows: Sequence[dict], collator: LanguageCollator, seed: int) -> tuple[list[Image.Image], list[str]]:
         """Rows of (product, reference, generated), and the titles as text."""
-        collator = LanguageCollator(self.prompter, self.model.config, self.settings)
         chosen = [collator.sample(row, None) for row in rows]
         requests = [
             Request(

@@ -24,7 +24,7 @@ from adgen.records import unit_interval
 from adgen.training.codebook import MovingCodebook
 from adgen.training.discriminator import PatchDiscriminator, adversarial_losses, feature_distance
 from adgen.training.settings import TrainingSettings
-from adgen.training.task import Batch, Metrics, Task, metric
+from adgen.training.task import Batch, Collator, Metrics, Task, metric
 
 PICTURES = pa.schema([pa.field("picture", pa.binary())])  # PNG at the model's size
 
@@ -124,9 +124,9 @@ class TokenizerTask(Task):
         return sum(batch[name].numel() // 3 // factor for name in ("pixels", "small"))
 
     @torch.no_grad()
-    def samples(self, rows: Sequence[dict], seed: int) -> tuple[list[Image.Image], list[str]]:
+    def samples(self, rows: Sequence[dict], collator: Collator, seed: int) -> tuple[list[Image.Image], list[str]]:
         """Rows of (picture, reconstruction)."""
-        pixels = torch.stack([_pixels(row, self.model.config) for row in rows]).to(self.model.device)
+        pixels = collator(rows, None)["pixels"].to(self.model.device)
         made = self.reconstructed(pixels)[0]
         pictures = [
             Image.fromarray(each.cpu().numpy()) for pair in zip(pixels, made, strict=True) for each in to_uint8(torch.stack(pair))
@@ -138,10 +138,6 @@ class TokenizerTask(Task):
         """The whole model, its tokenizer trained."""
         save(self.model, directory)
         self.prompter.save(directory)
-
-
-def _pixels(row: dict, config: ModelConfig) -> Tensor:
-    return square_pixels(Image.open(io.BytesIO(row["picture"])), config.image.image_size)
 
 
 def as_png(picture: Image.Image | np.ndarray) -> bytes:

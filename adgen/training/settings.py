@@ -50,7 +50,6 @@ class OptimizerSettings(Settings):
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     weight_decay: float = Field(0.01, ge=0)
-    """Of matrices; vectors (biases, norms) do not decay."""
     clip: float = Field(1.0, gt=0)
     """Largest norm of all gradients together."""
     schedule: Literal["constant", "cosine"] = "constant"

@@ -1,6 +1,6 @@
 """The four stages as tasks and collators: one place that knows which is which."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from adgen.errors import ModelError
@@ -13,10 +13,8 @@ from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import PictureCollator, TokenizerTask
 from adgen.training.settings import TrainingSettings
-from adgen.training.task import Batch, Task
+from adgen.training.task import Collator, Task
 from adgen.training.trainable import choose_trainable
-
-Collator = Callable[[Sequence[dict], Sequence[int] | None], Batch]
 
 
 def make_task(start: Path | None, settings: TrainingSettings) -> Task:

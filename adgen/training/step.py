@@ -7,6 +7,7 @@ norm = step.apply(learning_rate)
 """
 
 import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -62,9 +63,9 @@ class TorchStep:
         self.optimizer.load_state_dict(state["optimizer"])
 
     @contextlib.contextmanager
-    def whole_weights(self):
-        """All parameters readable, as they always are here."""
-        yield
+    def whole_task(self, make: Callable[[], Task]) -> Iterator[Task | None]:
+        """The task with all its weights, to use outside of training; here it always has them."""
+        yield self.task
 
 
 def load_task(task: Task, tensors: dict[str, Tensor], source: str) -> None:

@@ -1,6 +1,6 @@
 """What a stage is to the trainer: a module whose forward gives the loss of a batch, and what has to happen around it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -10,6 +10,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 Batch = dict[str, Tensor]
+Collator = Callable[[Sequence[dict], Sequence[int] | None], Batch]
+"""Examples, and the epoch of each (None: for evaluation, nothing is drawn by chance) -> a batch."""
 Metrics = dict[str, Tensor]
 """Each a pair (sum, count), fp32: workers and micro-batches add them up; the value is sum / count."""
 
@@ -46,7 +48,7 @@ class Task(nn.Module):
         """How many tokens (positions, latents, patches) a batch has, for the rate."""
         raise NotImplementedError
 
-    def samples(self, rows: Sequence[dict], seed: int) -> tuple[list[Image.Image], list[str]]:
+    def samples(self, rows: Sequence[dict], collator: Collator, seed: int) -> tuple[list[Image.Image], list[str]]:
         """Pictures and a line of text for each of some held-out examples."""
         raise NotImplementedError
 

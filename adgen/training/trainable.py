@@ -43,11 +43,7 @@ def choose_trainable(model: UniAdGen, stage: str, settings: TrainableSettings, s
 
 
 def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over what moves; matrices decay, vectors do not."""
+    """AdamW over what moves; as published, everything decays."""
     moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in moving if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in moving if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=settings.betas, eps=settings.eps)
+    own = settings
+    return torch.optim.AdamW(moving, lr=own.learning_rate, betas=own.betas, eps=own.eps, weight_decay=own.weight_decay)
