@@ -19,16 +19,16 @@ from ray.train.torch import TorchTrainer
 import adgen.errors
 from adgen.errors import RunError
 from adgen.generation.starter import write_starter_model
-from adgen.model.checkpoint import model_digest, read_config
-from adgen.model.config import PRESETS
+from adgen.model.checkpoint import model_digest
+from adgen.model.config import CONFIG_FILE, PRESETS
 from adgen.on_ray.pretraining_data import Board, Source, batches_dataset, in_order
 from adgen.on_ray.pretraining_examples import TABLES, Prepared, prepare_examples
 from adgen.on_ray.pretraining_settings import PretrainSettings
-from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder
+from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, on_this_node
 from adgen.on_ray.pretraining_worker import Job, train
 from adgen.on_ray.stages import pick_device
 from adgen.records import digest
-from adgen.shop.locations import is_s3, local_path
+from adgen.shop.locations import is_s3
 from adgen.shop.tables import open_inputs
 from adgen.training.stages import check_start
 
@@ -74,14 +74,15 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)
-    identity = settings.identity() | {"start": model_digest(start) if start else None, "inputs": _stamps(settings)}
+    directory = on_this_node(start) if start else None
+    identity = settings.identity() | {"start": model_digest(directory) if start else None, "inputs": _stamps(settings)}
     resumed = folder.claim(identity, {"settings": settings.model_dump(mode="json")})
     summary = Summary(settings.stage, f"{folder.uri}/{MODEL}", settings.steps, resumed=resumed)
     if (done := folder.read_json(f"{MODEL}/{FACTS}")) is not None:
         summary.held_out_loss, summary.examples, summary.finished_before = done["held_out_loss"], done["examples"], True
         return summary
     progress.phase("examples")
-    prepared = prepare_examples(settings, start, read_config(start) if start and settings.stage != "pbs" else None)
+    prepared = prepare_examples(settings, start)
     summary.examples, summary.reasons = prepared.num_examples, prepared.reasons
     progress.phase("train", settings.steps)
     last = run_workers(settings, folder, start, prepared, progress)
@@ -91,13 +92,13 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
 
 
 def run_workers(
-    settings: PretrainSettings, folder: RunFolder, start: Path | None, prepared: Prepared, progress: Progress
+    settings: PretrainSettings, folder: RunFolder, start: str | None, prepared: Prepared, progress: Progress
 ) -> dict[str, Any]:
     """Ray Train's part: returns the last step's numbers when the model is written; raises what stopped it."""
     folder.prepare_for_ray()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how long a report may wait for the controller
     board = Board.remote()
-    source = Source(settings, str(start) if start else None, prepared.examples, prepared.backgrounds)
+    source = Source(settings, start, prepared.examples, prepared.backgrounds)
     facts = {"stage": settings.stage, "seed": settings.seed, "settings": settings.identity(), "examples_digest": prepared.digest}
     on_gpu = pick_device(settings.device) == "cuda"
     trainer = TorchTrainer(
@@ -130,32 +131,24 @@ def run_workers(
     return ray.get(board.read.remote())[0]
 
 
-def resolve_start(settings: PretrainSettings, folder: RunFolder) -> Path | None:
-    """The directory where training starts: as given, fetched when it is an s3:// URI, or new for the name of a size.
-    None: a new encoder. ModelError when it is of another kind than the stage's."""
+def resolve_start(settings: PretrainSettings, folder: RunFolder) -> str | None:
+    """Where training starts: the folder or URI as given, or OUT/start with new weights for the name of a size. None: a
+    new encoder. ModelError when it is of another kind than the stage's."""
     if not settings.model:
         return None
     if settings.model in PRESETS and not Path(settings.model).exists():
         return _new_model(settings, folder)
-    if is_s3(settings.model):
-        parent, _, name = settings.model.rstrip("/").rpartition("/")
-        into = Path(tempfile.gettempdir()) / "adgen-start" / digest(settings.model)[:16]
-        start = RunFolder(parent).fetch(name, into)
-    else:
-        start = Path(local_path(settings.model)).absolute()
-    check_start(start, settings)
-    return start
+    check_start(on_this_node(settings.model), settings)
+    return settings.model if is_s3(settings.model) else str(on_this_node(settings.model))
 
 
-def _new_model(settings: PretrainSettings, folder: RunFolder) -> Path:
+def _new_model(settings: PretrainSettings, folder: RunFolder) -> str:
     """New weights of a named size, with a tokenizer learned from the inputs' titles; the same ones when asked again."""
-    local = (
-        Path(folder.path) / START if folder.is_local else Path(tempfile.gettempdir()) / "adgen-start" / digest(settings.out)[:16]
-    )
-    if not (local / "adgen.json").exists():
-        inputs = open_inputs(settings.inputs, TABLES)
-        write_starter_model(local, _texts(inputs), settings.model, settings.seed)
-    return local
+    if folder.read_json(f"{START}/{CONFIG_FILE}") is None:
+        with tempfile.TemporaryDirectory(prefix="adgen-start-") as scratch:
+            write_starter_model(scratch, _texts(open_inputs(settings.inputs, TABLES)), settings.model, settings.seed)
+            folder.put(Path(scratch), START)
+    return f"{folder.uri}/{START}" if not folder.is_local else str(Path(folder.path) / START)
 
 
 def _texts(inputs: Any) -> list[str]:

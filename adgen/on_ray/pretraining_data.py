@@ -19,6 +19,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from adgen.errors import RunError
 from adgen.on_ray.pretraining_settings import PretrainSettings
+from adgen.on_ray.pretraining_store import on_this_node
 from adgen.training.example_files import ExampleFolder, ExampleReader, part_name
 from adgen.training.order import Order, held_out
 from adgen.training.stages import make_collator
@@ -40,9 +41,14 @@ class Source:
         """The examples by number."""
         return ExampleReader(ExampleFolder(self.examples))
 
+    @property
+    def directory(self) -> Path | None:
+        """The start on this node."""
+        return on_this_node(self.start) if self.start else None
+
     def collator(self) -> Any:
         """Rows to tensors."""
-        return make_collator(Path(self.start) if self.start else None, self.settings, self._backgrounds())
+        return make_collator(self.directory, self.settings, self._backgrounds())
 
     def held_out(self, reader: ExampleReader) -> list[int]:
         """The examples that are kept for evaluation."""

@@ -19,10 +19,11 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from adgen.errors import InputError
-from adgen.model.config import ModelConfig
+from adgen.model.checkpoint import read_config
 from adgen.model.weight_files import read_tensors, weight_files
 from adgen.on_ray.pretraining_makers import BackgroundMaker, ClickMaker, CutoutMaker, ExampleMaker, Maker, PictureMaker
 from adgen.on_ray.pretraining_settings import PretrainSettings
+from adgen.on_ray.pretraining_store import on_this_node
 from adgen.records import digest
 from adgen.shop.tables import Inputs, open_inputs
 from adgen.training.example_files import ExampleFolder, Index, part_name
@@ -64,20 +65,22 @@ class Prepared:
     digest: str
 
 
-def prepare_examples(settings: PretrainSettings, start: Path | None, config: ModelConfig | None) -> Prepared:
+def prepare_examples(settings: PretrainSettings, start: str | None) -> Prepared:
     """The examples of a stage, made where they are not there yet. InputError when there are none."""
+    directory = on_this_node(start) if start else None
+    config = read_config(directory) if settings.stage != "pbs" else None
     inputs = open_inputs(settings.inputs, TABLES)
     cache = settings.cache or f"{settings.out.rstrip('/')}/examples"
     stamps = digest("inputs", *(part for pair in sorted(inputs.stamps.items()) for part in pair))
     backgrounds = None
     if settings.stage in LANGUAGE_STAGES:
-        tokenizer = _tokenizer_digest(start)
+        tokenizer = _tokenizer_digest(directory)
         sizes = digest(config.image.digest(), config.foreground.condition_size)
         made = digest("examples", _VERSION, stamps, tokenizer, sizes)
         clicks = ExampleFolder(f"{cache}/clicks-{made[:16]}")
-        _make(inputs, clicks, _CLICKED, ClickMaker(clicks.uri, inputs, str(start)), settings)
+        _make(inputs, clicks, _CLICKED, ClickMaker(clicks.uri, inputs, start), settings)
         folder = ExampleFolder(f"{cache}/examples-{made[:16]}")
-        index = _make(inputs, folder, _EXAMPLES, ExampleMaker(folder.uri, inputs, str(start)), settings, clicks)
+        index = _make(inputs, folder, _EXAMPLES, ExampleMaker(folder.uri, inputs, start), settings, clicks)
     elif settings.stage == "tokenizer":
         made = digest("pictures", _VERSION, stamps, config.image.image_size)
         folder = ExampleFolder(f"{cache}/pictures-{made[:16]}")

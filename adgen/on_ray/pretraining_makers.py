@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 from adgen.errors import PairError
 from adgen.finishing.finish import ProductFacts, product_cutout
 from adgen.images import read_picture, square_frame
+from adgen.on_ray.pretraining_store import on_this_node
 from adgen.shop.drawing.backgrounds import STYLES, draw_background
 from adgen.shop.locations import read_bytes
 from adgen.shop.similarity import cosines, embed_titles
@@ -83,7 +84,7 @@ class _WithModel(Maker):
         from adgen.model.checkpoint import load
 
         if self._parts is None:
-            model = load(self.model)
+            model = load(on_this_node(self.model))
             self._parts = (model.image_tokenizer, model.config)
         return self._parts
 

@@ -1,7 +1,6 @@
 """What a worker is made of: its device, the stage's task, and the step that fits both."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,7 @@ def worker_device(settings: PretrainSettings, on_this_machine: int) -> str:
 
 def fresh_task(source: Source) -> Task:
     """The stage's task as it starts."""
-    task = make_task(Path(source.start) if source.start else None, source.settings)
+    task = make_task(source.directory, source.settings)
     model = getattr(task, "model", None)
     if model is not None:
         model.decoder.gradient_checkpointing = source.settings.workers.gradient_checkpointing

@@ -19,7 +19,8 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from adgen.errors import InputError, RunError, StoreError
-from adgen.shop.locations import filesystem
+from adgen.records import digest
+from adgen.shop.locations import filesystem, is_s3, local_path
 
 RUN_FILE, COMPLETE, CHECKPOINTS, MODEL, FACTS = "run.json", "complete.json", "checkpoints", "model", "training.json"
 
@@ -121,11 +122,32 @@ class RunFolder:
             )
             return
         target = Path(self.path) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=self.path))
         shutil.copytree(local, staging, dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         staging.chmod(0o755)
         staging.rename(target)
+
+
+def on_this_node(uri: str) -> Path:
+    """A folder as a local one: itself, or this node's copy of what lies on S3. Copies are named by what they hold."""
+    if not is_s3(uri):
+        return Path(local_path(uri)).absolute()
+    parent, _, name = uri.rstrip("/").rpartition("/")
+    source = RunFolder(parent)
+    found = source.files.get_file_info(pafs.FileSelector(f"{source.path}/{name}", recursive=True, allow_not_found=True))
+    stamps = sorted(f"{info.path}:{info.size}:{info.mtime_ns}" for info in found)
+    target = Path(tempfile.gettempdir()) / "adgen-models" / digest(uri, *stamps)[:16]
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(dir=target.parent))
+        source.fetch(name, staging)
+        try:
+            staging.rename(target)
+        except OSError:  # another process of this node was faster
+            shutil.rmtree(staging)
+    return target
 
 
 def checkpoint_name(step: int) -> str:

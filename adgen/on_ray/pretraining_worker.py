@@ -225,7 +225,7 @@ class Worker:
 
     def _write_facts(self, directory: Path) -> None:
         """How this model came about; earlier stages' facts are kept as its history."""
-        start = Path(self.source.start) / FACTS if self.source.start else None
+        start = self.source.directory / FACTS if self.source.start else None
         earlier = json.loads(start.read_text(encoding="utf-8")) if start and start.exists() else None
         facts = self.job.facts | {
             "steps": self.number,

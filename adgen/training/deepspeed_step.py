@@ -141,6 +141,8 @@ def make_universal(folder: Path, zero_stage: int) -> None:
         "--input_folder", str(folder / TAG), "--output_folder", str(folder / UNIVERSAL),
         *(["--inject_missing_state"] if zero_stage < 3 else []),
     ]  # fmt: skip
+    if not (folder / TAG).is_dir():
+        raise ModelError(f"{folder}: cannot be made universal: no {TAG} folder in it")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode or not (folder / UNIVERSAL).is_dir():
         raise ModelError(f"{folder}: cannot be made universal: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
