@@ -1,5 +1,8 @@
 """Training and inference agree: the same sequence, the same alignment, the same numbers. No Ray."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from small_examples import example
@@ -256,3 +259,17 @@ def test_a_sample_that_is_too_long_is_named():
     row = example(7, CONFIG) | {"titles": ["long title " * 200]}
     with pytest.raises(ModelError, match="example 7: prompt, title and picture need"):
         collator([row])
+
+
+def test_training_loads_no_ray():
+    code = "import sys, adgen.training.stages, adgen.training.step, adgen.training.deepspeed_step; "
+    code += "print(sorted({'ray', 'boto3', 'deepspeed'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_job_that_ray_train_imports_loads_no_torch():
+    """Its controller and Ray Data's own processes import it as well, and torch takes seconds of CPU in each."""
+    code = "import sys, adgen.on_ray.pretraining_job, adgen.on_ray.pretraining_makers; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"

@@ -6,32 +6,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adgen.config import Settings, validate_settings
+from adgen.config import validate_settings
 from adgen.errors import ModelError, SettingsError
+from adgen.evaluation.pbs_config import PBSConfig
 from adgen.model.foreground import resample_positions
 from adgen.model.weight_files import read_tensors
 
 PBS_FILE, PBS_CONFIG_FILE = "pbs.safetensors", "pbs.json"
 _CHECKPOINT_PREFIX = "module.base_encoder."
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class PBSConfig(Settings):
-    """Sizes of the encoder; the defaults are the published ViT-B/16."""
-
-    image_size: int = Field(224, gt=0)
-    resize_to: int = Field(256, gt=0)
-    """The shorter side before the centre crop."""
-    patch_size: int = Field(16, gt=0)
-    hidden_size: int = Field(768, gt=0)
-    num_layers: int = Field(12, gt=0)
-    num_heads: int = Field(12, gt=0)
-    mlp_ratio: int = Field(4, gt=0)
-    feature_size: int = Field(64, gt=0)
 
 
 class _Attention(nn.Module):

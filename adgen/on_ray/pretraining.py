@@ -21,11 +21,12 @@ from adgen.errors import RunError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import CONFIG_FILE, PRESETS
-from adgen.on_ray.pretraining_data import Board, Source, batches_dataset, in_order
+from adgen.on_ray.pretraining_board import Board
+from adgen.on_ray.pretraining_data import Source, batches_dataset, in_order
 from adgen.on_ray.pretraining_examples import TABLES, Prepared, prepare_examples
+from adgen.on_ray.pretraining_job import Job, train
 from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, on_this_node
-from adgen.on_ray.pretraining_worker import Job, train
 from adgen.on_ray.stages import pick_device
 from adgen.records import digest
 from adgen.shop.locations import is_s3

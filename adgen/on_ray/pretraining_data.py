@@ -4,6 +4,8 @@ A dataset row is a micro-batch and a block is a row, so no block splitting can c
 `preserve_order` the streaming split hands rows out in turn, so row i goes to worker i modulo their number; workers check
 that it did. The dataset is one wave of places, the same every time: where a wave begins is asked of the board when its
 batches are made. So a run goes on at any place, and the driver's memory does not grow with its length.
+
+torch is imported where batches are made and read: Ray Data's and Ray Train's own processes import this file as well.
 """
 
 import json
@@ -14,7 +16,6 @@ from typing import Any
 
 import ray
 import ray.train
-import safetensors.torch
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
 from adgen.errors import RunError
@@ -22,8 +23,6 @@ from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.on_ray.pretraining_store import on_this_node
 from adgen.training.example_files import ExampleFolder, ExampleReader, part_name
 from adgen.training.order import Order, held_out
-from adgen.training.stages import make_collator
-from adgen.training.task import Batch
 
 WAVE_BATCHES = 256  # micro-batches of a worker in a wave
 
@@ -48,6 +47,8 @@ class Source:
 
     def collator(self) -> Any:
         """Rows to tensors."""
+        from adgen.training.stages import make_collator
+
         return make_collator(self.directory, self.settings, self._backgrounds())
 
     def held_out(self, reader: ExampleReader) -> list[int]:
@@ -66,34 +67,6 @@ class Source:
         return [row for part in parts for row in folder.read(part_name(part)).to_pylist()]
 
 
-@ray.remote(num_cpus=0)
-class Board:
-    """What driver, workers and batch makers tell each other: where the wave begins, how it goes, why it stopped."""
-
-    def __init__(self) -> None:
-        self.wave_start, self.progress, self.failure = 0, {}, None
-
-    def begin_wave(self, number: int) -> None:
-        """The wave's first micro-batch."""
-        self.wave_start = number
-
-    def first_of_wave(self) -> int:
-        """As `begin_wave` was told."""
-        return self.wave_start
-
-    def update(self, progress: dict[str, Any]) -> None:
-        """What to show."""
-        self.progress = self.progress | progress
-
-    def read(self) -> tuple[dict[str, Any], tuple[str, str] | None]:
-        """Progress, and the kind and message of a failure that no restart can cure."""
-        return self.progress, self.failure
-
-    def fail(self, kind: str, message: str) -> None:
-        """The first failure is the one that counts."""
-        self.failure = self.failure or (kind, message)
-
-
 class MakeBatch:
     """A row's place in the wave -> its micro-batch as bytes."""
 
@@ -109,6 +82,8 @@ class MakeBatch:
         drawn = self.order.at(share.place(number), share.micro_batch)
         rows = self.reader.rows([example for _, example in drawn])
         batch = self.collator(rows, [epoch for epoch, _ in drawn])
+        import safetensors.torch
+
         tensors = safetensors.torch.save({name: tensor.contiguous() for name, tensor in batch.items()})
         return {"number": number, "examples": json.dumps([example for _, example in drawn]), "tensors": tensors}
 
@@ -142,7 +117,7 @@ class MicroBatch:
 
     number: int
     examples: list[int]
-    tensors: Batch
+    tensors: dict[str, Any]
 
 
 def read_batches(shard: Any, board: Any, first: int, rank: int, settings: PretrainSettings, meet: Any) -> Iterator[MicroBatch]:
@@ -150,6 +125,8 @@ def read_batches(shard: Any, board: Any, first: int, rank: int, settings: Pretra
 
     RunError when the split handed out another row than its turn's: going on would train on the wrong order.
     """
+    import safetensors.torch
+
     world = settings.workers.num
     while True:
         if rank == 0:

@@ -3,7 +3,6 @@
 import json
 import platform
 import tempfile
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import torch
 import torch.distributed as dist
 
 import adgen
-from adgen.errors import AdgenError, RunError, StoreError
-from adgen.on_ray.pretraining_data import MicroBatch, Source, read_batches
+from adgen.errors import RunError, StoreError
+from adgen.on_ray.pretraining_data import MicroBatch, read_batches
+from adgen.on_ray.pretraining_job import Job
 from adgen.on_ray.pretraining_log import TrainingLog
 from adgen.on_ray.pretraining_setup import fresh_task, make_step, other_workers, worker_device
 from adgen.on_ray.pretraining_speed import Speed
@@ -23,29 +23,6 @@ from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder,
 from adgen.training.schedule import learning_rate
 from adgen.training.step import finite
 from adgen.training.task import Metrics
-
-
-@dataclass(frozen=True)
-class Job:
-    """What a worker is told."""
-
-    source: Source
-    board: Any
-    facts: dict[str, Any]
-    """Of the run, for training.json."""
-
-
-def train(config: dict[str, Job]) -> None:
-    """Ray Train's worker function. What no restart can cure goes to the board; the restarted workers then do nothing."""
-    job = config["job"]
-    if ray.get(job.board.read.remote())[1] is not None:
-        return
-    try:
-        Worker(job).run()
-    except AdgenError as error:
-        ray.get(job.board.fail.remote(type(error).__name__, str(error)))
-        if job.source.settings.workers.num > 1:
-            raise  # the others wait for this one: the controller ends them
 
 
 class Worker:

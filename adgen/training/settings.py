@@ -5,7 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from adgen.config import Settings
-from adgen.evaluation.pbs import PBSConfig
+from adgen.evaluation.pbs_config import PBSConfig
 from adgen.model.config import LoRAConfig
 
 Stage = Literal["tokenizer", "general", "personal", "pbs"]
