@@ -96,9 +96,9 @@ def batches_dataset(source: Source, board: Any) -> ray.data.Dataset:
     settings = source.settings
     rows = wave_size(settings) * settings.workers.num
     pool = ActorPoolStrategy(size=settings.workers.loaders)
-    return ray.data.range(rows, override_num_blocks=rows).map(
-        MakeBatch, fn_constructor_args=(source, board), compute=pool, num_cpus=0.5
-    )
+    # Rows of our own, not ray.data.range: its read tasks would need a CPU, and workers may hold all of them.
+    places = ray.data.from_items([{"id": number} for number in range(rows)], override_num_blocks=rows)
+    return places.map(MakeBatch, fn_constructor_args=(source, board), compute=pool, num_cpus=0.5)
 
 
 def wave_size(settings: PretrainSettings) -> int:

@@ -1,8 +1,10 @@
 """What each of Ray Train's workers does: batches in, steps, checkpoints, and the model in the end."""
 
+import contextlib
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -134,26 +136,34 @@ class Worker:
     def checkpoint(self) -> None:
         """State of all workers to the run's folder; complete when `complete.json` is there."""
         self.held_out_loss = self.evaluate()
-        before = checkpoint_name(self.found["step"]) if self.found else "none"
-        name = checkpoint_name(self.number)
-        try:
-            with tempfile.TemporaryDirectory(prefix="adgen-checkpoint-") as folder:
-                self.step.save(Path(folder))
-                state = ray.train.Checkpoint.from_directory(folder)
-                ray.train.report({"step": self.number}, checkpoint=state, checkpoint_dir_name=name)
-            self.meet()
-            if self.rank == 0:
-                self.log.scalars(self.number, {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss})
+        with self._writing(), tempfile.TemporaryDirectory(prefix="adgen-checkpoint-") as folder:
+            self.step.save(Path(folder))
+            state = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"step": self.number}, checkpoint=state, checkpoint_dir_name=checkpoint_name(self.number))
+        self.meet()
+        if self.rank == 0:
+            self.log.scalars(self.number, {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss})
+            with self._writing():
                 self.log.sync()
                 self.folder.commit(self._checkpoint_facts(), self.settings.checkpoint.keep)
-            self.meet()
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError when a disk is full
+        self.meet()
+        self.found = self._checkpoint_facts()
+        self.speed.restart()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """StoreError when the store, or this machine's disk, does not take a checkpoint. What else goes wrong here, such as
+        another worker's end, is no StoreError: a restart cures it."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # torch's word for a full disk
+                raise
+            before = checkpoint_name(self.found["step"]) if self.found else "none"
             raise StoreError(
                 f"the checkpoint of step {self.number} could not be written to {self.folder.uri}: {error}. The last good one "
                 f"({before}) stays. Make room and run the same command again"
             ) from error
-        self.found = self._checkpoint_facts()
-        self.speed.restart()
 
     def _checkpoint_facts(self) -> dict[str, Any]:
         return {
