@@ -69,9 +69,9 @@ class TokenizerSettings(Settings):
     """Weight of pictures at the history's size, beside those at full size."""
     commitment: float = Field(0.25, ge=0)
     """Pull of latents towards their code."""
-    decay: float = Field(0.99, gt=0, lt=1)
+    decay: float = Field(0.95, gt=0, lt=1)
     """The codebook is a moving average of the latents that chose each code: this much stays each step."""
-    revive_below: float = Field(0.02, ge=0)
+    revive_below: float = Field(0.1, ge=0)
     """A code that is chosen this rarely, as a share of an even use, moves onto a latent of the batch."""
     perceptual: float = Field(0.0, ge=0)
     """Weight of the distance in the model's own DINOv2 features; of use where those are trained."""
