@@ -33,11 +33,11 @@ TABLES = ("products", "histories", "references")
 _VERSION = 1  # another number for any change of what an example holds
 ROWS_PER_PART = 512
 
-_CLICKED = """SELECT DISTINCT p.product_id, p.title, p.image FROM products p
+CLICKED_SQL = """SELECT DISTINCT p.product_id, p.title, p.image FROM products p
     JOIN (SELECT DISTINCT unnest(clicks).product_id AS product_id FROM histories) USING (product_id)
     WHERE p.image IS NOT NULL ORDER BY p.product_id"""
 # Each click once, at its newest place, oldest first; the target is no click of its own.
-_EXAMPLES = """
+EXAMPLES_SQL = """
     WITH refs AS (SELECT row_number() OVER (ORDER BY user_id, product_id, image) AS number, * FROM refs_table),
     opened AS (SELECT user_id, unnest(clicks).product_id AS product, generate_subscripts(clicks, 1) AS place FROM histories),
     newest AS (SELECT user_id, product, max(place) AS place FROM opened GROUP BY ALL),
@@ -49,9 +49,9 @@ _EXAMPLES = """
            coalesce(s.clicks, []) AS clicks
     FROM refs r JOIN products p USING (product_id) LEFT JOIN shown s ON s.number = r.number
     WHERE r.image IS NOT NULL AND len(r.titles) > 0 ORDER BY r.number"""
-_PICTURES = """SELECT image FROM (SELECT image FROM products UNION SELECT image FROM refs_table)
+PICTURES_SQL = """SELECT image FROM (SELECT image FROM products UNION SELECT image FROM refs_table)
     WHERE image IS NOT NULL ORDER BY image"""
-_CUTOUTS = "SELECT title, image, cutout, scale FROM products ORDER BY product_id"
+CUTOUTS_SQL = "SELECT title, image, cutout, scale FROM products ORDER BY product_id"
 
 
 @dataclass(frozen=True)
@@ -78,18 +78,18 @@ def prepare_examples(settings: PretrainSettings, start: str | None) -> Prepared:
         sizes = digest(config.image.digest(), config.foreground.condition_size)
         made = digest("examples", _VERSION, stamps, tokenizer, sizes)
         clicks = ExampleFolder(f"{cache}/clicks-{made[:16]}")
-        _make(inputs, clicks, _CLICKED, ClickMaker(clicks.uri, inputs, start), settings)
+        _make(inputs, clicks, CLICKED_SQL, ClickMaker(clicks.uri, inputs, start), settings)
         folder = ExampleFolder(f"{cache}/examples-{made[:16]}")
-        index = _make(inputs, folder, _EXAMPLES, ExampleMaker(folder.uri, inputs, start), settings, clicks)
+        index = _make(inputs, folder, EXAMPLES_SQL, ExampleMaker(folder.uri, inputs, start), settings, clicks)
     elif settings.stage == "tokenizer":
         made = digest("pictures", _VERSION, stamps, config.image.image_size)
         folder = ExampleFolder(f"{cache}/pictures-{made[:16]}")
-        index = _make(inputs, folder, _PICTURES, PictureMaker(folder.uri, inputs, config.image.image_size), settings)
+        index = _make(inputs, folder, PICTURES_SQL, PictureMaker(folder.uri, inputs, config.image.image_size), settings)
     else:
         own = settings.contrast
         made = digest("scenes", _VERSION, stamps, own.encoder.resize_to, own.pool, own.backgrounds, settings.seed)
         folder = ExampleFolder(f"{cache}/cutouts-{made[:16]}")
-        index = _make(inputs, folder, _CUTOUTS, CutoutMaker(folder.uri, inputs, own.encoder.resize_to), settings)
+        index = _make(inputs, folder, CUTOUTS_SQL, CutoutMaker(folder.uri, inputs, own.encoder.resize_to), settings)
         backgrounds = f"{cache}/backgrounds-{made[:16]}"
         maker = BackgroundMaker(backgrounds, inputs, own.encoder.resize_to, own.backgrounds, settings.seed)
         _make(inputs, ExampleFolder(backgrounds), _backgrounds_sql(settings), maker, settings)
@@ -115,7 +115,7 @@ def _make(
     if (index := folder.index()) is not None:
         return index
     numbers = []
-    for number, table in enumerate(_query(inputs, query, clicks)):
+    for number, table in enumerate(query_parts(inputs, query, clicks)):
         numbers.append(number)
         if not folder.has(f"todo/{part_name(number)}"):
             folder.write(f"todo/{part_name(number)}", table)
@@ -130,7 +130,7 @@ def _make(
             _MakePart, fn_constructor_args=(maker,), compute=ActorPoolStrategy(size=actors), num_cpus=0.9
         ).iter_rows():
             pass
-    index = _index(folder, numbers)
+    index = read_index(folder, numbers)
     folder.commit(index)
     return index
 
@@ -146,7 +146,7 @@ class _MakePart:
         return row
 
 
-def _index(folder: ExampleFolder, numbers: list[int]) -> Index:
+def read_index(folder: ExampleFolder, numbers: list[int]) -> Index:
     """Row groups of every part, from its footer, and all reasons."""
     parts, reasons = [], Counter()
     for number in numbers:
@@ -161,7 +161,7 @@ def _index(folder: ExampleFolder, numbers: list[int]) -> Index:
     return Index(parts, dict(reasons))
 
 
-def _query(inputs: Inputs, query: str, clicks: ExampleFolder | None) -> Iterator[pa.Table]:
+def query_parts(inputs: Inputs, query: str, clicks: ExampleFolder | None) -> Iterator[pa.Table]:
     """The query's rows in parts, over the input tables (and what clicked products look like) as Arrow streams."""
     with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}) as connection:
         connection.execute("SET preserve_insertion_order = true")
