@@ -273,3 +273,33 @@ def test_the_job_that_ray_train_imports_loads_no_torch():
     code = "import sys, adgen.on_ray.pretraining_job, adgen.on_ray.pretraining_makers; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    settings = training_settings()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2), [0, 0])
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model(preference=CONFIG.preference.model_copy(update={"dropout": 0.0}))
+        choose_trainable(model, "personal", settings.trainable)
+        model.decoder.gradient_checkpointing = checkpointing
+        LanguageTask(model, PROMPTER, settings).train()(batch)[0].backward()
+        gradients.append(model.decoder.layers[0].mlp.up_proj.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
+    settings = training_settings()
+    model = small_model()
+    choose_trainable(model, "personal", settings.trainable)
+    step = TorchStep(LanguageTask(model, PROMPTER, settings).eval(), settings.optimizer, 1, bf16=True)
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2))
+    with torch.no_grad():
+        exact = step.task(batch)[0]
+        rounded = step.forward(batch)[0]
+    assert exact != rounded
+    assert float(rounded) == pytest.approx(float(exact), rel=0.02)
+    step.backward(step.forward(batch)[0])
+    step.apply(1e-3)
+    assert model.dtype == torch.float32
