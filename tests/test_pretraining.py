@@ -134,18 +134,19 @@ def cmdline(process: psutil.Process) -> list[str]:
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster, inputs, tmp_path):
-    """The kernel says ENOSPC: a file of the second checkpoint leads to /dev/full. With room again, the run goes on."""
+    """The kernel says ENOSPC: a file of the second checkpoint leads to /dev/full. The first one is whole, and the same
+    command would go on from it, as it does after a killed driver below."""
     out = tmp_path / "out"
-    settings = small_run(inputs, out, steps=6, checkpoint={"every": 2}, evaluation={"examples": 4, "samples": 0})
+    settings = small_run(inputs, out, checkpoint={"every": 2}, evaluation={"examples": 4, "samples": 0})
     full = out / CHECKPOINTS / checkpoint_name(4)
     full.mkdir(parents=True)
     (full / "state.pt").symlink_to("/dev/full")
     with pytest.raises(StoreError, match=r"step 4 could not be written .*No space left on device.*step-00000002\) stays"):
         pretrain(settings, Silent())
     assert [each["step"] for each in RunFolder(str(out)).checkpoints()] == [2]
-    (full / "state.pt").unlink()
-    pretrain(settings, Silent())
-    assert losses(out) == pytest.approx(golden()[:6], rel=1e-5)
+    state = torch.load(out / CHECKPOINTS / checkpoint_name(2) / "state.pt", weights_only=True)
+    assert set(state) == {"task", "optimizer"}
+    assert losses(out) == pytest.approx(golden()[:4], rel=1e-5)
 
 
 def test_a_loss_that_is_no_number_names_the_batch(ray_cluster, inputs, tmp_path):
