@@ -32,12 +32,12 @@ def training_inputs(folder: Path) -> Path:
     return folder
 
 
-def small_run(inputs: Path, out: Path | str, **changes) -> PretrainSettings:
+def small_run(folder: Path, out: Path | str, **changes) -> PretrainSettings:
     """The golden's settings, with changes."""
     workers = {"cpus": 0.5, "threads": 1, "micro_batch": 2, "max_failures": 0} | changes.pop("workers", {})
     values = {
-        "stage": "personal", "inputs": str(inputs / "shop"), "model": str(inputs / "model"), "out": str(out),
-        "cache": str(inputs / "cache"), "steps": STEPS, "batch": 4, "seed": 1, "device": "cpu",
+        "stage": "personal", "inputs": str(folder / "shop"), "model": str(folder / "model"), "out": str(out),
+        "cache": str(folder / "cache"), "steps": STEPS, "batch": 4, "seed": 1, "device": "cpu",
         "optimizer": {"learning_rate": 2e-3}, "checkpoint": {"every": 10}, "evaluation": {"examples": 4, "samples": 2},
         "workers": workers,
     }  # fmt: skip

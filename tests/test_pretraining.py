@@ -16,6 +16,7 @@ import ray
 import torch
 from small_training import STEPS, Silent, golden, losses, small_run, training_inputs, without_references
 
+from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, RunError, SettingsError, StoreError
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
@@ -24,6 +25,7 @@ from adgen.model.checkpoint import load
 from adgen.model.weight_files import read_tensors, write_tensors
 from adgen.on_ray.cluster import quiet_ray
 from adgen.on_ray.pretraining import pretrain
+from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop
 from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
 
 ROOT = Path(__file__).parents[1]
@@ -198,6 +200,31 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
             small_run(inputs, tmp_path, **changes)
     with pytest.raises(SettingsError, match="--inputs, --model, --out"):
         small_run(inputs, "", inputs="", model="").require()
+
+
+# -- the small model's recipe --------------------------------------------------------------------------------------------
+
+
+def test_the_recipe_chains_its_stages(tmp_path):
+    recipe = load_settings(Recipe, ROOT / "jobs" / "train_tiny.toml").model_copy(update={"out": str(tmp_path)})
+    runs = list(recipe.runs())
+    assert [run.stage for run in runs] == ["tokenizer", "general", "personal", "pbs"]
+    assert [run.model for run in runs] == ["tiny", f"{tmp_path}/tokenizer/model", f"{tmp_path}/general/model", ""]
+    assert {run.inputs for run in runs} == {f"{tmp_path}/shop"}
+    assert {run.cache for run in runs} == {f"{tmp_path}/examples"}
+    for run in runs:
+        run.require()
+        assert run.engine == "torch"
+    assert recipe.shop.split == "train"
+
+
+def test_a_recipes_shop_is_drawn_once(tmp_path):
+    settings = ShopSettings(users=2, products=3, references=4, picture_side=16)
+    draw_shop(settings, tmp_path / "shop")
+    before = (tmp_path / "shop" / "references.parquet").stat().st_mtime_ns
+    draw_shop(settings, tmp_path / "shop")
+    assert (tmp_path / "shop" / "references.parquet").stat().st_mtime_ns == before
+    assert len(list((tmp_path / "shop" / "references").rglob("*.jpg"))) == 4
 
 
 # -- the command, killed, on S3 -----------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ What is finished is not done again: the shop when its tables are there, a stage 
 interrupted goes on from its checkpoint.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -58,11 +59,11 @@ class Recipe(Settings):
 def follow(recipe: Recipe, progress: Progress) -> list[Summary]:
     """Do what of the recipe is not done yet. Ray must be connected."""
     progress.phase("shop")
-    draw_shop(recipe.shop, Path(recipe.out) / "shop")
+    draw_shop(recipe.shop, Path(recipe.out) / "shop", workers=os.cpu_count() or 1)
     return [pretrain(settings, progress) for settings in recipe.runs()]
 
 
-def draw_shop(settings: ShopSettings, dest: Path) -> None:
+def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:
     """The shop, unless it is there; its tables come last, so a shop that was cut short has none."""
     if (dest / "references.parquet").exists():
         return
@@ -76,5 +77,5 @@ def draw_shop(settings: ShopSettings, dest: Path) -> None:
         split=values["split"],
         num_references=values["references"],
         picture_side=values["picture_side"],
-        workers=2,
+        workers=workers,
     )

@@ -54,13 +54,18 @@ class RunFolder:
 
     def write_json(self, name: str, values: dict[str, Any]) -> None:
         """Write a document, whole or not at all."""
+        self._write(name, json.dumps(values, indent=1, ensure_ascii=False).encode())
+
+    def _write(self, name: str, data: bytes) -> None:
         target = f"{self.path}/{name}"
+        if not self.is_local:  # an object appears when it is complete
+            with self.files.open_output_stream(target) as sink:
+                sink.write(data)
+            return
         self.files.create_dir(target.rpartition("/")[0], recursive=True)
-        written = f"{target}.part" if self.is_local else target
-        with self.files.open_output_stream(written) as sink:
-            sink.write(json.dumps(values, indent=1, ensure_ascii=False).encode())
-        if self.is_local:
-            self.files.move(written, target)
+        with self.files.open_output_stream(f"{target}.part") as sink:
+            sink.write(data)
+        self.files.move(f"{target}.part", target)
 
     def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> bool:
         """Start the run, or go on with it: whether it was there. RunError names the first setting that differs."""
@@ -90,9 +95,10 @@ class RunFolder:
         """A checkpoint's last write; older ones that are neither among the newest `keep` nor the best go."""
         self.write_json(f"{CHECKPOINTS}/{checkpoint_name(facts['step'])}/{COMPLETE}", facts)
         known = self.checkpoints()
-        best = min(known, key=lambda each: each["held_out_loss"] if each["held_out_loss"] is not None else float("inf"))
+        judged = [each for each in known if each["held_out_loss"] is not None]
+        best = min(judged, key=lambda each: each["held_out_loss"])["step"] if judged else None
         for old in known[:-keep]:
-            if old["step"] != best["step"]:
+            if old["step"] != best:
                 self.files.delete_dir(f"{self.path}/{CHECKPOINTS}/{checkpoint_name(old['step'])}")
 
     def prepare_for_ray(self) -> None:
@@ -115,11 +121,15 @@ class RunFolder:
         return into
 
     def put(self, local: Path, name: str) -> None:
-        """Copy a local folder's files here; a whole local folder appears at once."""
+        """Copy a local folder's files here: to a folder all at once, to S3 with training.json last. `local` is used up."""
         if not self.is_local:
+            facts = (local / FACTS).read_bytes() if (local / FACTS).exists() else None
+            (local / FACTS).unlink(missing_ok=True)
             pafs.copy_files(
                 str(local), f"{self.path}/{name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.files
             )
+            if facts is not None:
+                self._write(f"{name}/{FACTS}", facts)
             return
         target = Path(self.path) / name
         target.parent.mkdir(parents=True, exist_ok=True)
