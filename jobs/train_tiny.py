@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from pydantic import ValidationError
 from rich.console import Console
 from tyro.conf import Positional, arg
 
 from adgen.config import load_settings
-from adgen.errors import AdgenError
+from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.display import print_summary
 from adgen.on_ray.pretraining_display import TrainingProgress
@@ -56,7 +57,11 @@ def parse(arguments: list[str]) -> Command:
     """Recipe file first, then what the command line overrides."""
     file = next((Path(a) for a in arguments[:1] if not a.startswith("-")), None)
     recipe = load_settings(Recipe, file) if file else Recipe()
-    return tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, recipe))
+    try:
+        return tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, recipe))
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors(include_url=False))
+        raise SettingsError(f"{file} and the command line together: {problems}") from None
 
 
 if __name__ == "__main__":

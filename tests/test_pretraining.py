@@ -202,6 +202,14 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
         small_run(inputs, "", inputs="", model="").require()
 
 
+def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
+    job = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), str(ROOT / "jobs" / "pretrain.toml")]
+    done = subprocess.run([*job, "--batch", "5", "--workers.num", "2"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "batch 5 is not workers.num 2" in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+
+
 # -- the small model's recipe --------------------------------------------------------------------------------------------
 
 
