@@ -19,8 +19,8 @@ class WorkerSettings(Settings):
     micro_batch: int | None = Field(default=None, gt=0)
     """Samples that a worker computes at once; default all of its share. The rest of a batch is accumulated."""
     engine: Literal["auto", "torch", "deepspeed"] = "auto"
-    """`torch` runs one worker without DeepSpeed; `auto` takes it for one worker, since it starts in half the time, and
-    DeepSpeed for more. A run keeps its engine: choose deepspeed for one worker that shall become several."""
+    """`torch` runs one worker without DeepSpeed; `auto` takes it for one worker, where DeepSpeed has nothing to shard and costs
+    seconds of start, and DeepSpeed for more. A run keeps its engine: choose deepspeed for one worker that shall become several."""
     deepspeed: Path | None = None
     """A DeepSpeed JSON file, such as cluster/deepspeed/zero2.json; batch, clipping and precision come from here."""
     zero_stage: Literal[1, 2, 3] | None = None

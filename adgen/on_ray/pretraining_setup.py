@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+import ray.train.torch
 import torch
 
 from adgen.errors import RunError
@@ -17,7 +18,9 @@ from adgen.training.task import Task
 def worker_device(settings: PretrainSettings, on_this_machine: int) -> str:
     """The worker's GPU, or the CPU with its share of threads: Ray would leave it one for each logical CPU."""
     if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
-        return f"cuda:{torch.cuda.current_device()}"
+        device = ray.train.torch.get_device()
+        torch.cuda.set_device(device)  # NCCL and DeepSpeed take the current one
+        return str(device)
     torch.set_num_threads(settings.workers.threads or max(1, (os.cpu_count() or 1) // on_this_machine))
     return "cpu"
 
