@@ -137,6 +137,8 @@ class RunFolder:
         shutil.copytree(local, staging, dirs_exist_ok=True)
         shutil.rmtree(target, ignore_errors=True)
         staging.chmod(0o755)
+        for path in staging.rglob("*"):  # safetensors and mkdtemp write for one user only
+            path.chmod(0o755 if path.is_dir() else 0o644)
         staging.rename(target)
 
 
