@@ -1,5 +1,6 @@
 """Everything in cluster/ parses, names only fields that exist, points at files that exist; its arithmetic adds up."""
 
+import importlib.util
 import json
 import re
 import shlex
@@ -51,7 +52,11 @@ FLAGS = {
         "--inputs", "--store", "--campaign", "--model", "--limit", "--pairs-per-shard", "--dry-run", "--publish-partial",
         "--json", "--address", "--device", "--cluster.actors", "--keys.campaign-key", "--keys.user-secret",
     },
-    "jobs/pretrain.py": set(),
+    "jobs/pretrain.py": {
+        "--stage", "--inputs", "--model", "--out", "--cache", "--device", "--batch", "--steps", "--trainable.preset",
+        "--workers.num", "--workers.micro-batch", "--workers.loaders", "--workers.gradient-checkpointing",
+        "--workers.deepspeed",
+    },
 }  # fmt: skip
 SECONDS_A_DAY = 86400
 
@@ -169,12 +174,29 @@ def test_commands_name_files_and_flags_that_exist():
     assert seen == set(FLAGS)
 
 
-@pytest.mark.skipif(not (ROOT / "jobs/refresh.py").exists(), reason="jobs/refresh.py is not built yet")
-def test_the_flags_are_those_that_refresh_prints():
-    command = [sys.executable, "jobs/refresh.py", "jobs/refresh.toml", "--help"]
+@pytest.mark.parametrize("script", sorted(FLAGS))
+def test_the_flags_are_those_that_the_job_prints(script):
+    command = [sys.executable, script, script.replace(".py", ".toml"), "--help"]
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=True).stdout
-    used = {word for words in commands() if words[1].endswith("refresh.py") for word in words if word.startswith("--")}
+    used = {word for words in commands() if words[1].endswith(script) for word in words if word.startswith("--")}
+    assert used
     assert {flag for flag in used if flag not in text.replace("_", "-")} == set()
+
+
+def test_the_training_job_is_one_that_the_settings_take(monkeypatch):
+    """The manifest's command through the job's own parser: batch, micro-batch and workers fit, and the files are there."""
+    words = shlex.split(rayjob_spec("pretrain.yaml")["entrypoint"].replace(IN_IMAGE, f"{ROOT}/"))
+    spec = importlib.util.spec_from_file_location("pretrain_job", words[1])
+    job = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "pretrain_job", job)  # tyro reads the docstrings of its classes
+    spec.loader.exec_module(job)
+    settings = job.parse(words[2:]).settings
+    settings.require()
+    gpus = sum(group["replicas"] * 8 for group in rayjob_spec("pretrain.yaml")["rayClusterSpec"]["workerGroupSpecs"])
+    assert settings.workers.num == gpus
+    assert settings.share.accumulation == 8
+    assert settings.engine == "deepspeed"
+    assert settings.workers.deepspeed.is_file()
 
 
 def test_launcher_yaml_passes_rays_own_schema():

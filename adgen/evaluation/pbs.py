@@ -1,35 +1,23 @@
 """PBS, the personalized background similarity: an encoder that sees backgrounds, and the cosine of two pictures. Spec section 7."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adgen.config import Settings
-from adgen.errors import ModelError
+from adgen.config import validate_settings
+from adgen.errors import ModelError, SettingsError
+from adgen.evaluation.pbs_config import PBSConfig
 from adgen.model.foreground import resample_positions
 from adgen.model.weight_files import read_tensors
 
+PBS_FILE, PBS_CONFIG_FILE = "pbs.safetensors", "pbs.json"
 _CHECKPOINT_PREFIX = "module.base_encoder."
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-class PBSConfig(Settings):
-    """Sizes of the encoder; the defaults are the published ViT-B/16."""
-
-    image_size: int = Field(224, gt=0)
-    resize_to: int = Field(256, gt=0)
-    """The shorter side before the centre crop."""
-    patch_size: int = Field(16, gt=0)
-    hidden_size: int = Field(768, gt=0)
-    num_layers: int = Field(12, gt=0)
-    num_heads: int = Field(12, gt=0)
-    mlp_ratio: int = Field(4, gt=0)
-    feature_size: int = Field(64, gt=0)
 
 
 class _Attention(nn.Module):
@@ -111,9 +99,40 @@ class PBSEncoder(nn.Module):
         return self.compress_layer(self.class_token(pixels))
 
 
+@torch.no_grad()
+def initialize_pbs(encoder: PBSEncoder, seed: int = 0) -> PBSEncoder:
+    """Fill a new encoder's parameters; the same seed gives the same weights on every device."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in encoder.named_parameters():
+        if "norm" in name:
+            parameter.fill_(1.0 if name.endswith("weight") else 0.0)
+        elif name.endswith("bias"):
+            parameter.zero_()
+        else:
+            std = 0.02 if name in ("cls_token", "pos_embed") else parameter[0].numel() ** -0.5
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
+    return encoder
+
+
+def read_pbs_config(directory: Path) -> PBSConfig:
+    """The sizes in an encoder directory; ModelError names the file and the field."""
+    path = directory / PBS_CONFIG_FILE
+    try:
+        return validate_settings(PBSConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file: {directory} is not an encoder of stage pbs") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: not JSON: {error}") from None
+    except SettingsError as error:
+        raise ModelError(str(error)) from None
+
+
 def load_pbs(path: str | Path, config: PBSConfig | None = None) -> PBSEncoder:
-    """The encoder from a published checkpoint (`ckpt["model"]`, keys under `module.base_encoder.`) or from a file of its
-    own keys. Other keys of a published checkpoint are ignored; ModelError names a missing key or another shape."""
+    """The encoder from a directory that stage `pbs` wrote, from a published checkpoint (`ckpt["model"]`, keys under
+    `module.base_encoder.`) or from a file of its own keys. Other keys of a published checkpoint are ignored; ModelError
+    names a missing key or another shape."""
+    if Path(path).is_dir():
+        config, path = config or read_pbs_config(Path(path)), Path(path) / PBS_FILE
     tensors = dict(read_tensors(Path(path), inside="model"))
     published = {k.removeprefix(_CHECKPOINT_PREFIX): v for k, v in tensors.items() if k.startswith(_CHECKPOINT_PREFIX)}
     tensors = published or tensors

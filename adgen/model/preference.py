@@ -1,7 +1,12 @@
 """Fine preference understanding: which parts of a history matter (masks), and what they mean together (fusion). Spec section 2.
 
 Shapes: B samples, N history items, T tokens an item, D width. Items come first, tokens within them second, everywhere.
+
+In a batch some samples may have fewer items than N: theirs come first, and what pads the rest is told by `real` (B, N*T)
+and never attended, kept or counted. A sample's result is then the one that it has alone.
 """
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +27,10 @@ class SelfAttention(nn.Module):
         self.value = nn.Linear(size, size)
         self.proj = nn.Linear(size, size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """(B, S, D) -> (B, S, D); visible (B, 1, S, S) is True where a query may look."""
         q, k, v = (part(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (self.query, self.key, self.value))
-        out = F.scaled_dot_product_attention(q, k, v, dropout_p=self.dropout if self.training else 0.0)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=self.dropout if self.training else 0.0)
         return self.proj(out.transpose(1, 2).flatten(2))
 
 
@@ -47,8 +53,8 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(size)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.norm1(x + self.dropout(self.attn(x)))
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        x = self.norm1(x + self.dropout(self.attn(x, visible)))
         return self.norm2(x + self.dropout(self.ff(x)))
 
 
@@ -60,11 +66,12 @@ class BaseTransformer(nn.Module):
         self.pos_encoding = nn.Parameter(torch.zeros(1, num_tokens, size))
         self.transformer_layers = nn.ModuleList(Block(size, config) for _ in range(num_layers))
 
-    def forward(self, items: Tensor) -> Tensor:
+    def forward(self, items: Tensor, real: Tensor | None = None) -> Tensor:
         """(B, N, T, D) -> (B, N, T, D)."""
         x = (items + _positions(self.pos_encoding, items.shape[2])).flatten(1, 2)
+        visible = _visible(real)
         for layer in self.transformer_layers:
-            x = layer(x)
+            x = layer(x, visible)
         return x.unflatten(1, items.shape[1:3])
 
 
@@ -77,9 +84,9 @@ class SimilarityMask(nn.Module):
         self.output_projection = nn.Linear(size, size)
         self.layer_norm = nn.LayerNorm(size)
 
-    def forward(self, contextual: Tensor, items: Tensor, gumbel: Tensor | None) -> Tensor:
+    def forward(self, contextual: Tensor, items: Tensor, gumbel: Tensor | None, real: Tensor | None = None) -> Tensor:
         """(B, N, T, D) twice, and noise (B, N, T) or None -> (B, N, T, D); a dropped token becomes one constant vector."""
-        mask = self.mask(self.similarity(contextual, items), gumbel)
+        mask = self.mask(self.similarity(contextual, items), gumbel, real)
         masked = contextual * mask[..., None].to(contextual.dtype)
         return self.layer_norm(self.output_projection(masked) + masked)
 
@@ -92,15 +99,20 @@ class SimilarityMask(nn.Module):
         dot = (contextual * items).sum(-1)
         return dot / (contextual.norm(dim=-1).clamp_min(1e-8) * items.norm(dim=-1).clamp_min(1e-8))
 
-    def mask(self, similarity: Tensor, gumbel: Tensor | None) -> Tensor:
+    def mask(self, similarity: Tensor, gumbel: Tensor | None, real: Tensor | None = None) -> Tensor:
         """1 on the floor(keep_rate * N * T) largest of a sample, jointly over its items, else 0.
 
         Straight-through: the gradient is that of the softmax over all N * T tokens.
         """
-        logits = similarity.flatten(1)
-        soft = (logits if gumbel is None else logits + gumbel.flatten(1)).softmax(-1)
+        logits = similarity.flatten(1) if gumbel is None else (similarity + gumbel).flatten(1)
+        if real is not None:
+            logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)  # -inf in a row without items would be NaN
+        soft = logits.softmax(-1)
         kept = soft.topk(int(self.keep_rate * logits.shape[1]), dim=-1).indices
         hard = torch.zeros_like(soft).scatter_(1, kept, 1.0)
+        if real is not None:  # a sample with fewer items keeps its share of those: the first of its sorted ones
+            sizes = torch.tensor([[int(self.keep_rate * size)] for size in real.sum(-1).tolist()], device=kept.device)
+            hard.scatter_(1, kept, (torch.arange(kept.shape[1], device=kept.device) < sizes).to(hard.dtype))
         # The bracket is exactly zero forward, whatever the rounding, and carries the gradient.
         return (hard + (soft - soft.detach())).view_as(similarity)
 
@@ -113,9 +125,9 @@ class MaskGenerator(nn.Module):
         self.base_transformer = BaseTransformer(size, num_tokens, num_layers, config)
         self.similarity_mask_layer = SimilarityMask(size, config.keep_rate)
 
-    def forward(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
+    def forward(self, items: Tensor, gumbel: Tensor | None = None, real: Tensor | None = None) -> Tensor:
         """(B, N, T, D) -> (B, N, T, D)."""
-        return self.similarity_mask_layer(self.base_transformer(items), items, gumbel)
+        return self.similarity_mask_layer(self.base_transformer(items, real), items, gumbel, real)
 
     def kept(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
         """Which tokens of items (B, N, T, D) the mask keeps, (B, N*T) bool."""
@@ -139,15 +151,18 @@ class DualModalityFusion(nn.Module):
 
     def embed(self, images: Tensor, titles: Tensor) -> Tensor:
         """(B, N, Ti, D) and (B, Nt, Tt, D) -> (B, N*Ti + Nt*Tt, D), pictures first."""
-        images = images + _positions(self.image_pos_encoding, images.shape[2]) + self.modality_embeddings.weight[0]
-        titles = titles + _positions(self.text_pos_encoding, titles.shape[2]) + self.modality_embeddings.weight[1]
+        # Looked up and not indexed: ZeRO-3 gathers a module's weights when the module is called.
+        of_image, of_title = self.modality_embeddings(torch.arange(2, device=images.device))
+        images = images + _positions(self.image_pos_encoding, images.shape[2]) + of_image
+        titles = titles + _positions(self.text_pos_encoding, titles.shape[2]) + of_title
         return self.proj(torch.cat((images.flatten(1, 2), titles.flatten(1, 2)), dim=1))
 
-    def forward(self, images: Tensor, titles: Tensor) -> Tensor:
+    def forward(self, images: Tensor, titles: Tensor, real: Tensor | None = None) -> Tensor:
         """As `embed`, read through the blocks: (B, N*Ti + Nt*Tt, D)."""
         x = self.embed(images, titles)
+        visible = _visible(real)
         for layer in self.cross_modal_layers:
-            x = layer(x)
+            x = layer(x, visible)
         return self.output_proj(self.final_norm(x))
 
 
@@ -163,26 +178,37 @@ class Preference(nn.Module):
         self.dual_modality_fusion_encoder = DualModalityFusion(size, config)
 
     def forward(
-        self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
+        self,
+        images: Tensor,
+        titles: Tensor,
+        noise: bool | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_items: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Embedded pictures (B, N, Ti, D) and titles (B, Nt, Tt, D) -> (B, N*Ti, D) and (B, Nt*Tt, D).
 
-        noise: add Gumbel noise before the masks' top-k; by default in training only. Without any title the published
-        model skips the fusion; without any picture or title there is nothing to do.
+        noise: add Gumbel noise before the masks' top-k; by default in training only. generator: one for all samples, or
+        one each, so that a sample's noise does not depend on its neighbours. num_items (B,): how many of the N (= Nt)
+        items each sample has; rows of the others mean nothing. Without any title the published model skips the fusion;
+        without any picture or title there is nothing to do.
         """
         noise = self.training if noise is None else noise
         fused_images, fused_titles = images.flatten(1, 2), titles.flatten(1, 2)
         num_images, num_titles = fused_images.shape[1], fused_titles.shape[1]
+        real_images, real_titles = _real(images, num_items), _real(titles, num_items)
         if num_images:
-            images = self.visual_mask_generator(images, _gumbel(images, generator) if noise else None)
+            gumbel = _gumbel(images, generator, num_items) if noise else None
+            images = self.visual_mask_generator(images, gumbel, real_images)
         if num_titles:
-            titles = self.text_mask_generator(titles, _gumbel(titles, generator) if noise else None)
+            gumbel = _gumbel(titles, generator, num_items) if noise else None
+            titles = self.text_mask_generator(titles, gumbel, real_titles)
+        real = None if num_items is None else torch.cat((real_images, real_titles), dim=1)
         if self.residual and num_images + num_titles:
-            fused = self.dual_modality_fusion_encoder(images, titles)
+            fused = self.dual_modality_fusion_encoder(images, titles, real)
             return fused_images + fused[:, :num_images], fused_titles + fused[:, num_images:]
         if not num_titles:
             return images.flatten(1, 2), fused_titles
-        fused = self.dual_modality_fusion_encoder(images, titles)
+        fused = self.dual_modality_fusion_encoder(images, titles, real)
         return fused[:, :num_images], fused[:, num_images:]
 
     def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
@@ -198,8 +224,38 @@ def _positions(table: Tensor, num_tokens: int) -> Tensor:
     return table.repeat(1, -(-num_tokens // table.shape[1]), 1)[:, :num_tokens]
 
 
-def _gumbel(items: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Standard Gumbel noise (B, N, T) for items (B, N, T, D): -log of an exponential draw, made where the generator is."""
-    device = items.device if generator is None else generator.device
-    draw = torch.empty(items.shape[:3], device=device, dtype=torch.float32)
-    return -draw.exponential_(generator=generator).log().to(items.device)
+def _real(items: Tensor, num_items: Tensor | None) -> Tensor | None:
+    """True (B, N*T) on the tokens of a sample's own items; None when all are."""
+    if num_items is None:
+        return None
+    own = torch.arange(items.shape[1], device=items.device) < num_items[:, None]
+    return own[:, :, None].expand(items.shape[:3]).flatten(1)
+
+
+def _visible(real: Tensor | None) -> Tensor | None:
+    """Who may look where, (B, 1, S, S): at real tokens, and at itself, since softmax over nothing is NaN."""
+    if real is None:
+        return None
+    return real[:, None, None] | torch.eye(real.shape[1], dtype=torch.bool, device=real.device)
+
+
+def _gumbel(
+    items: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None, num_items: Tensor | None = None
+) -> Tensor:
+    """Standard Gumbel noise (B, N, T) for items (B, N, T, D): -log of an exponential draw, made where the generator is.
+
+    With a generator each, a sample draws for its own items only: what it would draw alone.
+    """
+    shape = items.shape[:3]
+    if not isinstance(generator, Sequence):
+        return _gumbel_draw(shape, generator, items.device)
+    sizes = [shape[1]] * shape[0] if num_items is None else num_items.tolist()
+    noise = torch.zeros(shape, device=items.device)
+    for row, (size, own) in enumerate(zip(sizes, generator, strict=True)):
+        noise[row, :size] = _gumbel_draw((1, size, shape[2]), own, items.device)[0]
+    return noise
+
+
+def _gumbel_draw(shape: Sequence[int], generator: torch.Generator | None, device: torch.device) -> Tensor:
+    draw = torch.empty(tuple(shape), device=device if generator is None else generator.device, dtype=torch.float32)
+    return -draw.exponential_(generator=generator).log().to(device)

@@ -1,5 +1,7 @@
 """The assembly: one module that holds every part, and the embedding of a prompt with its history."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -46,13 +48,19 @@ class UniAdGen(nn.Module):
         return self.image_head(hidden)
 
     def embed_history(
-        self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
+        self,
+        image_codes: Tensor,
+        title_ids: Tensor,
+        noise: bool | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_items: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Codes (B, N, Ti) and title tokens (B, Nt, Tt) -> the rows of their slots, (B, N*Ti, D) and (B, Nt*Tt, D).
 
-        noise and generator as in `Preference`.
+        noise, generator and num_items as in `Preference`.
         """
-        return self.preference(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise, generator)
+        titles = self.decoder.embed_tokens(title_ids)
+        return self.preference(self.image_embedding(image_codes), titles, noise, generator, num_items)
 
     def kept_history(
         self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None

@@ -1,0 +1,141 @@
+"""Batches for Ray Train's workers, made by Ray Data: places in, tensors out, in an order that is known beforehand.
+
+A dataset row is a micro-batch and a block is a row, so no block splitting can cut it (as in `refresh`). With
+`preserve_order` the streaming split hands rows out in turn, so row i goes to worker i modulo their number; workers check
+that it did. The dataset is one wave of places, the same every time: where a wave begins is asked of the board when its
+batches are made. So a run goes on at any place, and the driver's memory does not grow with its length.
+
+torch is imported where batches are made and read: Ray Data's and Ray Train's own processes import this file as well.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
+
+from adgen.errors import RunError
+from adgen.on_ray.pretraining_settings import PretrainSettings
+from adgen.on_ray.pretraining_store import on_this_node
+from adgen.training.example_files import ExampleFolder, ExampleReader, part_name
+from adgen.training.order import Order, held_out
+
+WAVE_BATCHES = 256  # micro-batches of a worker in a wave
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a run's batches come from; small and picklable."""
+
+    settings: PretrainSettings
+    start: str | None
+    examples: str
+    backgrounds: str | None
+
+    def reader(self) -> ExampleReader:
+        """The examples by number."""
+        return ExampleReader(ExampleFolder(self.examples))
+
+    @property
+    def directory(self) -> Path | None:
+        """The start on this node."""
+        return on_this_node(self.start) if self.start else None
+
+    def collator(self) -> Any:
+        """Rows to tensors."""
+        from adgen.training.stages import make_collator
+
+        return make_collator(self.directory, self.settings, self._backgrounds())
+
+    def held_out(self, reader: ExampleReader) -> list[int]:
+        """The examples that are kept for evaluation."""
+        return held_out(reader.index.num_rows, self.settings.evaluation.examples, self.settings.seed)
+
+    def order(self, reader: ExampleReader) -> Order:
+        """All other examples, for ever."""
+        return Order(reader.index.group_sizes, self.settings.seed, frozenset(self.held_out(reader)))
+
+    def _backgrounds(self) -> list[dict]:
+        if self.backgrounds is None:
+            return []
+        folder = ExampleFolder(self.backgrounds)
+        parts = range(len(folder.index().parts))
+        return [row for part in parts for row in folder.read(part_name(part)).to_pylist()]
+
+
+class MakeBatch:
+    """A row's place in the wave -> its micro-batch as bytes."""
+
+    def __init__(self, source: Source, board: Any):
+        self.source, self.board = source, board
+        self.reader = source.reader()
+        self.order = source.order(self.reader)
+        self.collator = source.collator()
+
+    def __call__(self, row: dict) -> dict:
+        number = ray.get(self.board.first_of_wave.remote()) + int(row["id"])
+        share = self.source.settings.share
+        drawn = self.order.at(share.place(number), share.micro_batch)
+        rows = self.reader.rows([example for _, example in drawn])
+        batch = self.collator(rows, [epoch for epoch, _ in drawn])
+        import safetensors.torch
+
+        tensors = safetensors.torch.save({name: tensor.contiguous() for name, tensor in batch.items()})
+        return {"number": number, "examples": json.dumps([example for _, example in drawn]), "tensors": tensors}
+
+
+def batches_dataset(source: Source, board: Any) -> ray.data.Dataset:
+    """One wave of micro-batches for all workers."""
+    data = DataContext.get_current()
+    data.enable_progress_bars = False
+    data.actor_task_retry_on_errors = False
+    settings = source.settings
+    rows = wave_size(settings) * settings.workers.num
+    pool = ActorPoolStrategy(size=settings.workers.loaders)
+    # Rows of our own, not ray.data.range: its read tasks would need a CPU, and workers may hold all of them.
+    places = ray.data.from_items([{"id": number} for number in range(rows)], override_num_blocks=rows)
+    return places.map(MakeBatch, fn_constructor_args=(source, board), compute=pool, num_cpus=0.5)
+
+
+def wave_size(settings: PretrainSettings) -> int:
+    """Micro-batches of a worker in a wave."""
+    return min(WAVE_BATCHES, settings.steps * settings.share.accumulation)
+
+
+def in_order() -> ray.train.DataConfig:
+    """The split that hands rows out in turn."""
+    return ray.train.DataConfig(execution_options=ExecutionOptions(preserve_order=True), enable_shard_locality=False)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What a worker computes at once."""
+
+    number: int
+    examples: list[int]
+    tensors: dict[str, Any]
+
+
+def read_batches(shard: Any, board: Any, first: int, rank: int, settings: PretrainSettings, meet: Any) -> Iterator[MicroBatch]:
+    """A worker's micro-batches from global number `first` on, wave after wave. meet(): a barrier of all workers.
+
+    RunError when the split handed out another row than its turn's: going on would train on the wrong order.
+    """
+    import safetensors.torch
+
+    world = settings.workers.num
+    while True:
+        if rank == 0:
+            ray.get(board.begin_wave.remote(first))
+        meet()  # nobody asks for a batch before the board knows where the wave begins
+        expected = first + rank
+        for row in shard.iter_rows():
+            if row["number"] != expected:
+                raise RunError(f"worker {rank} was given micro-batch {row['number']}, and it is the turn of {expected}")
+            yield MicroBatch(row["number"], json.loads(row["examples"]), safetensors.torch.load(row["tensors"]))
+            expected += world
+        first += wave_size(settings) * world

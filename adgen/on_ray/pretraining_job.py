@@ -1,0 +1,34 @@
+"""Ray Train's worker function, and what it is told. Its controller imports this file; the worker alone imports torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from adgen.errors import AdgenError
+from adgen.on_ray.pretraining_data import Source
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker is told."""
+
+    source: Source
+    board: Any
+    facts: dict[str, Any]
+    """Of the run, for training.json."""
+
+
+def train(config: dict[str, Job]) -> None:
+    """Ray Train's worker function. What no restart can cure goes to the board; the restarted workers then do nothing."""
+    from adgen.on_ray.pretraining_worker import Worker
+
+    job = config["job"]
+    if ray.get(job.board.read.remote())[1] is not None:
+        return
+    try:
+        Worker(job).run()
+    except AdgenError as error:
+        ray.get(job.board.fail.remote(type(error).__name__, str(error)))
+        if job.source.settings.workers.num > 1:
+            raise  # the others wait for this one: the controller ends them

@@ -1,0 +1,105 @@
+"""What training costs, by formula: FLOPs of a sequence, memory of a GPU, hours of an epoch (cluster/ARITHMETIC.md)."""
+
+from dataclasses import dataclass
+
+from adgen.model.checkpoint import on_meta, trainable_names
+from adgen.model.config import LoRAConfig, ModelConfig
+from adgen.model.lora import add_lora
+from adgen.model.names import published_name
+
+
+def sequence_flops(config: ModelConfig, prompt: int, items: int, answer: int) -> float:
+    """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of so many positions with so many history
+    items, an answer of so many tokens, and a picture. Matrix products only, attention over whole sequences."""
+    d, picture = config.decoder, config.image.tokens_per_picture
+    width, length = d.hidden_size, prompt + picture
+    kv = d.num_key_value_heads * d.head_size
+    layer = width * (2 * width + 2 * kv) + 3 * width * d.intermediate_size + 2 * length * width
+    heads = picture * (width + config.image.codebook_size) * config.image.head_size + answer * width * d.vocab_size
+    pictures = (picture + items * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width
+    return 2.0 * (length * d.num_layers * layer + heads + pictures + _history(config, items) + _foreground(config))
+
+
+def _history(config: ModelConfig, items: int) -> float:
+    """Multiply-adds of masks and fusion."""
+    p, width = config.preference, config.decoder.hidden_size
+    images, titles = items * config.image.tokens_per_history_picture, items * p.tokens_per_title
+
+    def blocks(tokens: int, number: int) -> float:
+        return number * tokens * ((4 + 2 * p.feed_forward_factor) * width**2 + 2 * tokens * width)
+
+    masks = blocks(images, p.mask_layers) + blocks(titles, p.text_mask_layers or p.mask_layers)
+    projections = (images + titles) * (2 + 2 * p.feed_forward_factor) * width**2
+    return masks + blocks(images + titles, p.fusion_layers) + projections
+
+
+def _foreground(config: ModelConfig) -> float:
+    """Multiply-adds of DINOv2, the control MLPs and the condition layers."""
+    f, width, tokens = config.foreground, config.decoder.hidden_size, config.foreground.num_tokens
+    block = (4 + 2 * f.mlp_ratio) * f.hidden_size**2 + 2 * tokens * f.hidden_size
+    patches = 3 * f.patch_size**2 * f.hidden_size
+    mlps = f.hidden_size * width + (3 + 2 * config.num_additions) * width**2
+    return tokens * (f.num_layers * block + patches + mlps)
+
+
+@dataclass(frozen=True)
+class TrainingCost:
+    """Expected memory, time and file sizes of the language stages."""
+
+    parameters: int
+    trainable: int
+    activation_bytes: float
+    gpu_bytes: dict[int, float]
+    """ZeRO stage -> bytes a GPU."""
+    checkpoint_bytes: float
+    token_flops: float
+    epoch_hours: float
+
+
+def training_cost(
+    config: ModelConfig,
+    preset: str = "released",
+    workers: int = 32,
+    micro_batch: int = 4,
+    sequence: int = 2000,
+    samples: int = 1_100_000,
+    gpu_flops: float = 989e12,
+    mfu: float = 0.4,
+) -> TrainingCost:
+    """The formulas of cluster/ARITHMETIC.md section 5 on a model's true parameter counts.
+
+    bf16 weights and gradients, fp32 master copy and two moments of what is trained; one input a decoder layer kept.
+    """
+    total, trained = count_parameters(config, preset)
+    activations = _activation_bytes(config, micro_batch, sequence)
+    state = 12 * trained / workers
+    memory = {
+        1: 2 * total + 2 * trained + state + activations,
+        2: 2 * total + (2 + 12) * trained / workers + activations,
+        3: (2 * total + (2 + 12) * trained) / workers + activations,
+    }
+    flops = 6 * total + 2 * trained
+    hours = samples * sequence * flops / (workers * gpu_flops * mfu) / 3600
+    return TrainingCost(total, trained, activations, memory, 14 * trained, flops, hours)
+
+
+def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:
+    """All parameters, and those that move, low-rank updates among both; no memory is taken."""
+    model = on_meta(config)
+    if preset == "full":
+        total = sum(parameter.numel() for parameter in model.parameters())
+        return total, total
+    add_lora(model.decoder, config.lora or LoRAConfig())
+    moving = set(trainable_names(model))
+    sizes = {published_name(name): parameter.numel() for name, parameter in model.named_parameters()}
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if name in moving)
+
+
+def _activation_bytes(config: ModelConfig, micro_batch: int, sequence: int) -> float:
+    d = config.decoder
+    kept = d.num_layers * 2 * sequence * micro_batch * d.hidden_size
+    history = config.history_items * (config.image.tokens_per_history_picture + config.preference.tokens_per_title)
+    blocks = 2 * config.preference.mask_layers + config.preference.fusion_layers
+    live = 34 * micro_batch * d.hidden_size * (sequence + blocks * history)
+    logits = 8 * micro_batch * (config.image.tokens_per_picture * config.image.codebook_size + 64 * d.vocab_size)
+    return kept + live + logits

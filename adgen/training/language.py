@@ -1,0 +1,136 @@
+"""The stages `general` and `personal`: title and picture, next token by next token (spec sections 3.3 and 9).
+
+The sequence is the whole prompt with its answer, begin of image, and the picture's K tokens. The position that reads
+picture token j receives addition j; picture token 0 is predicted at begin of image, without any.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from adgen.generation.generate import Request, generate
+from adgen.generation.prompt import Prompter
+from adgen.generation.sampling import SamplingSettings
+from adgen.model.checkpoint import save
+from adgen.model.image_tokens import to_unit_range
+from adgen.model.lora import merge_lora
+from adgen.model.uniadgen import UniAdGen
+from adgen.training.batches import IGNORED, LanguageCollator
+from adgen.training.cost import sequence_flops
+from adgen.training.settings import TrainingSettings
+from adgen.training.task import Batch, Metrics, Task, metric
+
+
+class LanguageTask(Task):
+    """Next-token losses of a Uni-AdGen model."""
+
+    def __init__(self, model: UniAdGen, prompter: Prompter, settings: TrainingSettings):
+        super().__init__()
+        self.model, self.prompter, self.settings = model, prompter, settings
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """loss = text weight * mean over samples of (title's mean) + image weight * mean over samples of (picture's mean).
+
+        A sample without a title adds nothing to the text's mean, and still counts: so the loss of a step does not depend
+        on how its samples are cut into micro-batches.
+        """
+        hidden = self.hidden(batch)
+        text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
+        weights = self.settings.losses
+        titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
+        return weights.text * text.mean() + weights.image * image.mean(), {
+            "text": metric(text, titled),
+            "image": metric(image),
+        }
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states (B, P + K, D)."""
+        model = self.model
+        prompt = model.embed_prompt(batch["ids"], batch["slots"], self.history(batch))
+        embeds = torch.cat((prompt, model.image_embedding(batch["codes"])), dim=1)
+        attention = torch.cat((batch["attention"].bool(), torch.ones_like(batch["codes"], dtype=torch.bool)), dim=1)
+        pixels = to_unit_range(batch["condition"]).to(model.dtype)
+        tokens = model.foreground.condition_tokens(pixels, batch["hidden"])
+        return model.decoder(embeds, attention, model.foreground.additions(tokens))
+
+    def history(self, batch: Batch) -> Tensor:
+        """The rows (B, R, D) of all history slots; none in the general stage, which leaves the preference modules alone."""
+        codes, titles = batch["history_codes"], batch["history_titles"]
+        if self.settings.stage == "general":
+            return torch.zeros(len(codes), 0, self.model.config.decoder.hidden_size, device=codes.device, dtype=self.model.dtype)
+        if codes.shape[1] == 0:  # every worker walks the same way through the modules, or ZeRO-3 waits for ever
+            codes, titles = (x.new_zeros(len(x), 1, x.shape[2]) for x in (codes, titles))
+        generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"].tolist()] if self.training else None
+        return torch.cat(self.model.embed_history(codes, titles, self.training, generators, batch["num_items"]), dim=1)
+
+    def title_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Each sample's mean cross entropy (B,) over its answer tokens; 0 without any."""
+        targets = batch["answer_ids"]
+        at = batch["answer_at"][..., None].expand(-1, -1, hidden.shape[-1])
+        logits = self.model.text_logits(hidden.gather(1, at))
+        losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none")
+        return losses.view_as(targets).sum(-1) / (targets != IGNORED).sum(-1).clamp_min(1)
+
+    def picture_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Each sample's mean cross entropy (B,) over its picture tokens."""
+        codes = batch["codes"]
+        predicting = hidden[:, -1 - codes.shape[1] : -1]  # from begin of image to the last token but one
+        logits = self.model.image_logits(predicting)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
+        return losses.view_as(codes).mean(-1)
+
+    def forward_flops(self, batch: Batch) -> float:
+        """By formula: see `sequence_flops`."""
+        items = 0 if self.settings.stage == "general" else batch["history_codes"].shape[1]
+        return len(batch["ids"]) * sequence_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
+
+    def tokens(self, batch: Batch) -> int:
+        """Positions, padding left out."""
+        return int(batch["attention"].sum()) + batch["codes"].numel()
+
+    @torch.no_grad()
+    def samples(self, rows: Sequence[dict], collator: LanguageCollator, seed: int) -> tuple[list[Image.Image], list[str]]:
+        """Rows of (product, reference, generated), and the titles as text."""
+        chosen = [collator.sample(row, None) for row in rows]
+        requests = [
+            Request(
+                sample.facts.product_title,
+                seed,
+                sample.facts.selling_points,
+                sample.facts.history_titles,
+                torch.from_numpy(sample.history_codes),
+                to_unit_range(torch.from_numpy(sample.condition)),
+            )
+            for sample in chosen
+        ]
+        made = generate(self.model, self.prompter, requests, self.sampling(requests))
+        pictures = [
+            [Image.fromarray(sample.condition), _decoded(self.model, sample.codes), Image.fromarray(result.picture.numpy())]
+            for sample, result in zip(chosen, made, strict=True)
+        ]
+        return [picture for row in pictures for picture in row], [result.title or "(no title)" for result in made]
+
+    def sampling(self, requests: Sequence[Request]) -> SamplingSettings:
+        """The published settings, with as many title tokens as the model has room for, 64 at most."""
+        longest = max(len(self.prompter.title_prompt(request.facts)) for request in requests)
+        room = self.model.config.decoder.max_positions - self.model.config.image.tokens_per_picture - longest
+        return SamplingSettings(max_title_tokens=max(1, min(64, room)))
+
+    def export(self, directory: Path) -> None:
+        """A model directory; low-rank updates are merged into the weights."""
+        merge_lora(self.model.decoder)
+        self.model.config = self.model.config.model_copy(update={"lora": None})
+        save(self.model, directory)
+        self.prompter.save(directory)
+
+
+def _decoded(model: UniAdGen, codes) -> Image.Image:
+    """What the tokenizer makes of a reference's codes: the best that a picture of this model can be."""
+    from adgen.model.image_tokens import to_uint8
+
+    pixels = model.image_tokenizer.decode(torch.from_numpy(codes)[None].to(model.device))
+    return Image.fromarray(to_uint8(pixels)[0].cpu().numpy())

@@ -1,0 +1,135 @@
+"""Settings that decide what is learned. Where and how fast is the job's own (adgen/on_ray/pretraining_settings.py)."""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from adgen.config import Settings
+from adgen.evaluation.pbs_config import PBSConfig
+from adgen.model.config import LoRAConfig
+
+Stage = Literal["tokenizer", "general", "personal", "pbs"]
+LANGUAGE_STAGES = ("general", "personal")
+
+
+class LossSettings(Settings):
+    """Weights of the next-token losses. Each is the mean over samples of a sample's mean over its tokens."""
+
+    text: float = Field(1.0, ge=0)
+    """Of the title answer, its closing tag and end of sentence."""
+    image: float = Field(1.0, ge=0)
+    """Of the picture's tokens."""
+
+
+class DropoutSettings(Settings):
+    """Shares of samples that are trained without a part of their condition."""
+
+    prompt: float = Field(0.1, ge=0, le=1)
+    """The whole prompt becomes the negative one and only the picture counts: what classifier-free guidance needs."""
+    foreground: float = Field(0.1, ge=0, le=1)
+    """The product's additions are zero."""
+    history: float = Field(0.0, ge=0, le=1)
+    """A personal sample shows no history."""
+
+
+class TrainableSettings(Settings):
+    """What of the model moves. `released` is the published recipe (spec section 9): low-rank updates on q, k, v and o,
+    the token table, and every module that is new over Janus-Pro. `full` is everything that the stage uses."""
+
+    preset: Literal["full", "released"] = "full"
+    freeze: tuple[str, ...] = ()
+    """Further prefixes of parameter names that stand still, such as decoder.lm_head."""
+    lora: LoRAConfig = LoRAConfig()
+    """Of the preset `released`. The updates are merged into the weights at the end."""
+
+
+class OptimizerSettings(Settings):
+    """torch's AdamW, and how its learning rate moves. The defaults are the published ones."""
+
+    learning_rate: float = Field(5e-5, gt=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    """Largest norm of all gradients together."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0)
+    """Steps over which the rate rises linearly from zero."""
+    final_share: float = Field(0.0, ge=0, le=1)
+    """Of the rate, at the end of a cosine."""
+
+
+class TokenizerSettings(Settings):
+    """The VQ tokenizer's losses and codebook."""
+
+    l1: float = Field(1.0, ge=0)
+    l2: float = Field(1.0, ge=0)
+    """Weights of the reconstruction's absolute and squared error."""
+    history: float = Field(0.5, ge=0)
+    """Weight of pictures at the history's size, beside those at full size."""
+    commitment: float = Field(0.25, ge=0)
+    """Pull of latents towards their code."""
+    decay: float = Field(0.95, gt=0, lt=1)
+    """The codebook is a moving average of the latents that chose each code: this much stays each step."""
+    revive_below: float = Field(0.1, ge=0)
+    """A code that is chosen this rarely, as a share of an even use, moves onto a latent of the batch."""
+    perceptual: float = Field(0.0, ge=0)
+    """Weight of the distance in the model's own DINOv2 features; of use where those are trained."""
+    adversarial: float = Field(0.0, ge=0)
+    """Weight of a patch discriminator's verdict (hinge loss)."""
+    adversarial_from: int = Field(0, ge=0)
+    """First step at which the verdict counts; the discriminator learns from the start."""
+
+
+class ContrastSettings(Settings):
+    """The PBS encoder's training (spec section 7): same background and other product attract, other backgrounds repel,
+    those with the same product first of all. In-batch negatives and a predictor, as MoCo v3 (Chen et al. 2021)."""
+
+    encoder: PBSConfig = PBSConfig(image_size=64, resize_to=64, patch_size=8, hidden_size=128, num_layers=4, num_heads=4)
+    temperature: float = Field(0.2, gt=0)
+    momentum: float = Field(0.99, ge=0, lt=1)
+    """Of the second encoder, which follows the first."""
+    backgrounds: Literal["drawn", "pictures"] = "drawn"
+    """`drawn` paints shop styles and knows which is which; `pictures` pastes products over the references, whose
+    backgrounds count as all different."""
+    pool: int = Field(400, gt=1)
+    """Backgrounds that are made once."""
+    same_picture: float = Field(0.5, ge=0, le=1)
+    """Share of positives on the very same background; the others are on another one of its style."""
+
+
+class EvaluationSettings(Settings):
+    """Looking at the model while it learns."""
+
+    every: int = Field(500, gt=0)
+    """Steps between evaluations; the last step has one, too."""
+    examples: int = Field(32, ge=0)
+    """Examples that are never trained on, for the loss."""
+    samples: int = Field(4, ge=0)
+    """Creatives on the sample sheet."""
+
+
+class TrainingSettings(Settings):
+    """What a stage learns, from what, for how long."""
+
+    stage: Stage = "personal"
+    seed: int = Field(0, ge=0)
+    steps: int = Field(1500, gt=0)
+    """Optimizer steps."""
+    batch: int = Field(32, gt=0)
+    """Samples of a step, over all workers and accumulations."""
+    losses: LossSettings = LossSettings()
+    dropout: DropoutSettings = DropoutSettings()
+    trainable: TrainableSettings = TrainableSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    contrast: ContrastSettings = ContrastSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.optimizer.warmup_steps > self.steps:
+            raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than steps {self.steps}")
+        if self.stage in LANGUAGE_STAGES and self.losses.text == self.losses.image == 0:
+            raise ValueError("losses.text and losses.image are both 0: nothing would be learned")
+        return self

@@ -1,0 +1,57 @@
+"""The four stages as tasks and collators: one place that knows which is which."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from adgen.errors import ModelError
+from adgen.evaluation.pbs import PBS_CONFIG_FILE, load_pbs
+from adgen.generation.prompt import Prompter
+from adgen.model.checkpoint import load, read_config
+from adgen.model.config import CONFIG_FILE
+from adgen.training.batches import LanguageCollator
+from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
+from adgen.training.language import LanguageTask
+from adgen.training.pictures import PictureCollator, TokenizerTask
+from adgen.training.settings import TrainingSettings
+from adgen.training.task import Collator, Task
+from adgen.training.trainable import choose_trainable
+
+
+def make_task(start: Path | None, settings: TrainingSettings) -> Task:
+    """The task of a stage, from a model directory (`pbs`: from an encoder's, or new). ModelError when it is another kind."""
+    check_start(start, settings)
+    if settings.stage == "pbs":
+        encoder = load_pbs(start, settings.contrast.encoder) if start else new_encoder(settings.contrast.encoder, settings.seed)
+        return ContrastTask(encoder, settings)
+    model = load(start)
+    prompter = load_prompter(start)
+    if settings.stage == "tokenizer":
+        return TokenizerTask(model, prompter, settings)
+    choose_trainable(model, settings.stage, settings.trainable, settings.seed)
+    return LanguageTask(model, prompter, settings)
+
+
+def make_collator(start: Path | None, settings: TrainingSettings, backgrounds: Sequence[dict]) -> Collator:
+    """The collator of a stage; it needs the start's sizes and tokenizer, not its weights."""
+    if settings.stage == "pbs":
+        return SceneCollator(backgrounds, settings)
+    config = read_config(start)
+    if settings.stage == "tokenizer":
+        return PictureCollator(config, settings)
+    return LanguageCollator(load_prompter(start), config, settings)
+
+
+def load_prompter(start: Path) -> Prompter:
+    """The prompter of a model directory, ours or a Janus one."""
+    return Prompter.load(start, read_config(start), add_missing=not (Path(start) / CONFIG_FILE).exists())
+
+
+def check_start(start: Path | None, settings: TrainingSettings) -> None:
+    """ModelError when a directory is of another stage's kind: an encoder for a model, or a model for an encoder."""
+    if start is None:
+        return
+    is_encoder = (start / PBS_CONFIG_FILE).exists() and not (start / CONFIG_FILE).exists()
+    if settings.stage == "pbs" and not (start / PBS_CONFIG_FILE).exists():
+        raise ModelError(f"{start}: no {PBS_CONFIG_FILE}: stage pbs starts from an encoder of that stage, or without --model")
+    if settings.stage != "pbs" and is_encoder:
+        raise ModelError(f"{start}: an encoder of stage pbs, but stage {settings.stage} starts from a model directory")

@@ -1,0 +1,64 @@
+"""What a stage is to the trainer: a module whose forward gives the loss of a batch, and what has to happen around it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+Batch = dict[str, Tensor]
+Collator = Callable[[Sequence[dict], Sequence[int] | None], Batch]
+"""Examples, and the epoch of each (None: for evaluation, nothing is drawn by chance) -> a batch."""
+Metrics = dict[str, Tensor]
+"""Each a pair (sum, count), fp32: workers and micro-batches add them up; the value is sum / count."""
+
+
+class Task(nn.Module):
+    """Base of the stages. A subclass knows its model, its losses and its files; nothing of workers or storage."""
+
+    largest_zero_stage = 3
+    """Tasks that write to their own parameters need them whole."""
+    moves_itself: tuple[str, ...] = ()
+    """Prefixes of tensors that `after_step` or buffers move, beside the optimizer."""
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+        """The loss, a mean over the batch's samples of something that depends on each alone, and what to report."""
+        raise NotImplementedError
+
+    def after_step(self, step: int) -> None:
+        """What follows optimizer step `step` on every worker: moving averages."""
+
+    def state_metrics(self) -> dict[str, float]:
+        """Numbers on what the task has learned so far, from its state alone."""
+        return {}
+
+    def forward_flops(self, batch: Batch) -> float:
+        """FLOPs of one forward pass, counted by running one: for stages without a formula."""
+        training = self.training
+        # Fused attention is not counted on CPUs; plain matrix products are.
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.eval()(batch)
+        self.train(training)
+        return float(counter.get_total_flops())
+
+    def tokens(self, batch: Batch) -> int:
+        """How many tokens (positions, latents, patches) a batch has, for the rate."""
+        raise NotImplementedError
+
+    def samples(self, rows: Sequence[dict], collator: Collator, seed: int) -> tuple[list[Image.Image], list[str]]:
+        """Pictures and a line of text for each of some held-out examples."""
+        raise NotImplementedError
+
+    def export(self, directory: Path) -> None:
+        """Write what was learned as a model directory."""
+        raise NotImplementedError
+
+
+def metric(values: Tensor, count: int | Tensor | None = None) -> Tensor:
+    """(sum, count) of per-sample values."""
+    total = values.detach().float().sum()
+    number = torch.as_tensor(values.numel() if count is None else count, device=total.device, dtype=torch.float32)
+    return torch.stack((total, number))

@@ -1,0 +1,68 @@
+"""Train the small model that ships with the package, from nothing: a synthetic shop, then all stages.
+
+    python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
+
+The same command goes on where it was interrupted. RUNS/personal/model is the model, RUNS/pbs/model the PBS encoder.
+"""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from tyro.conf import Positional, arg
+
+from adgen.config import load_settings
+from adgen.errors import AdgenError, SettingsError
+from adgen.on_ray.cluster import connected
+from adgen.on_ray.display import print_summary
+from adgen.on_ray.pretraining_display import TrainingProgress
+from adgen.on_ray.pretraining_recipe import Recipe, follow
+from adgen.on_ray.settings import ClusterSettings
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Follow a recorded recipe: a shop, then every stage. The same command goes on."""
+
+    recipe_file: Annotated[Positional[Path], arg(metavar="RECIPE.toml")]
+    """The recipe; every one of its settings can be overridden below."""
+    recipe: Annotated[Recipe, arg(name="")]
+    json: bool = False
+    """Print one JSON array, a summary a stage, as the last line of stdout."""
+
+
+def main(arguments: list[str]) -> int:
+    """Parse, train, report; the exit code."""
+    console = Console(stderr=True)
+    try:
+        command = parse(arguments)
+        with connected(ClusterSettings()), TrainingProgress(console) as progress:
+            summaries = follow(command.recipe, progress)
+    except AdgenError as error:
+        console.print(f"train_tiny: {error}", style="red", markup=False, highlight=False)
+        return 1
+    for summary in summaries:
+        print_summary(console, f"stage {summary.stage}", summary.as_dict())
+    if command.json:
+        print(json.dumps([summary.as_dict() for summary in summaries]))
+    return 0
+
+
+def parse(arguments: list[str]) -> Command:
+    """Recipe file first, then what the command line overrides."""
+    file = next((Path(a) for a in arguments[:1] if not a.startswith("-")), None)
+    recipe = load_settings(Recipe, file) if file else Recipe()
+    try:
+        return tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, recipe))
+    except ValidationError as error:
+        problems = "; ".join(problem["msg"] for problem in error.errors(include_url=False))
+        raise SettingsError(f"{file} and the command line together: {problems}") from None
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

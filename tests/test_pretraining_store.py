@@ -1,0 +1,90 @@
+"""A training run's folder, local and on S3: what counts as a checkpoint, which are kept, and how logs go on."""
+
+import pytest
+
+from adgen.errors import RunError, StoreError
+from adgen.on_ray.pretraining_log import TrainingLog
+from adgen.on_ray.pretraining_store import RunFolder, checkpoint_name, on_this_node
+from adgen.training.example_files import ExampleFolder
+
+
+@pytest.fixture
+def folder(store_uri, aws_environment) -> RunFolder:
+    return RunFolder(f"{store_uri}/run")
+
+
+def write_checkpoint(folder: RunFolder, step: int, held_out_loss: float | None, keep: int = 2) -> None:
+    """What Ray Train and then the first worker write."""
+    ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(step)}/state.pt", b"state")
+    folder.commit({"step": step, "held_out_loss": held_out_loss}, keep)
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [each["step"] for each in folder.checkpoints()]
+
+
+def test_the_newest_and_the_best_are_kept(folder):
+    for step, loss in ((2, 3.0), (4, 1.0), (6, 2.0), (8, 2.5), (10, 2.2)):
+        write_checkpoint(folder, step, loss)
+    assert steps(folder) == [4, 8, 10]
+
+
+def test_without_a_held_out_loss_the_newest_are_kept(folder):
+    for step in (2, 4, 6):
+        write_checkpoint(folder, step, None, keep=1)
+    assert steps(folder) == [6]
+
+
+def test_files_without_their_mark_are_no_checkpoint(folder):
+    write_checkpoint(folder, 2, None)
+    ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(4)}/state.pt", b"half")
+    assert steps(folder) == [2]
+
+
+def test_rays_own_list_is_forgotten(folder):
+    ExampleFolder(folder.uri)._write("checkpoints/checkpoint_manager_snapshot.json", b"")  # as a full disk leaves it
+    folder.prepare_for_ray()
+    assert folder.read_json("checkpoints/checkpoint_manager_snapshot.json") is None
+    folder.prepare_for_ray()
+
+
+def test_a_run_goes_on_with_its_own_settings_only(folder):
+    assert not folder.claim({"stage": "general", "optimizer": {"rate": 1}}, {})
+    assert folder.claim({"stage": "general", "optimizer": {"rate": 1}}, {})
+    with pytest.raises(RunError, match=r"optimizer\.rate 1, and now it is 2.*another --out"):
+        folder.claim({"stage": "general", "optimizer": {"rate": 2}}, {})
+
+
+def test_a_model_is_put_and_found_on_every_node(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for content in ("first", "second"):
+        local = tmp_path / content
+        local.mkdir()
+        (local / "weights").write_text(content)
+        (local / "training.json").write_text("{}")
+        folder.put(local, "model")
+        there = on_this_node(f"{folder.uri}/model")
+        assert (there / "weights").read_text() == content
+        assert folder.read_json("model/training.json") == {}
+        assert on_this_node(f"{folder.uri}/model") == there
+
+
+def test_logs_take_back_what_a_crash_left_beyond_the_checkpoint(folder, tmp_path):
+    log = TrainingLog(folder, 0)
+    for step in (1, 2, 3):
+        log.step(step, float(step), {"text": 1.0})
+    log.close()
+    log = TrainingLog(folder, 2)
+    log.step(3, 33.0, {})
+    log.close()
+    with folder.files.open_input_file(f"{folder.path}/losses.txt") as source:
+        assert source.read().decode() == "1 1.000000\n2 2.000000\n3 33.000000\n"
+
+
+def test_places_that_are_none_are_refused():
+    with pytest.raises(StoreError, match="out: "):
+        RunFolder("gs://bucket/run")
+
+
+def test_names_sort_as_numbers():
+    assert sorted(checkpoint_name(step) for step in (1000, 20, 3)) == [checkpoint_name(step) for step in (3, 20, 1000)]

@@ -1,0 +1,305 @@
+"""Training and inference agree: the same sequence, the same alignment, the same numbers. No Ray."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_examples import example
+from small_models import small_config, small_model, small_prompter
+
+from adgen.errors import ModelError, SettingsError
+from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill
+from adgen.generation.sampling import SamplingSettings
+from adgen.model.checkpoint import load
+from adgen.model.image_tokens import to_unit_range
+from adgen.training.batches import IGNORED, LanguageCollator
+from adgen.training.language import LanguageTask
+from adgen.training.pictures import TokenizerTask
+from adgen.training.settings import TrainableSettings, TrainingSettings
+from adgen.training.step import TorchStep
+from adgen.training.trainable import choose_trainable
+
+CONFIG = small_config()
+PROMPTER = small_prompter()
+STILL = {"prompt": 0.0, "foreground": 0.0}
+GREEDY = SamplingSettings(title_temperature=0, picture_temperature=0, guidance=1.0, control_strength=1.0, max_title_tokens=40)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Models this small run many times faster on one thread than on several that wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def training_settings(stage: str = "personal", **changes) -> TrainingSettings:
+    return TrainingSettings(**({"stage": stage, "dropout": STILL, "steps": 4, "batch": 4} | changes))
+
+
+def rows(count: int, clicks: tuple[int, ...] = (4, 2, 0, 3)) -> list[dict]:
+    return [example(number, CONFIG, clicks[number % len(clicks)]) for number in range(count)]
+
+
+def requests(collator: LanguageCollator, examples: list[dict], stage: str = "personal") -> list[Request]:
+    samples = [collator.sample(row, None) for row in examples]
+    return [
+        Request(s.facts.product_title, 0, s.facts.selling_points, s.facts.history_titles, torch.from_numpy(s.history_codes),
+                to_unit_range(torch.from_numpy(s.condition)))
+        for s in samples
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+@pytest.mark.parametrize("residual", [True, False])
+def test_teacher_forced_logits_are_those_of_cached_generation(stage, residual):
+    """Rows of different lengths and histories in one padded batch, against each one alone with a cache, step by step."""
+    preference = CONFIG.preference.model_copy(update={"residual": residual})
+    model = small_model(preference=preference)
+    settings = training_settings(stage)
+    collator, task = LanguageCollator(PROMPTER, CONFIG, settings), LanguageTask(model, PROMPTER, settings).eval()
+    examples = rows(4)
+    batch = collator(examples)
+    with torch.no_grad():
+        hidden = task.hidden(batch)
+        texts = model.text_logits(hidden.gather(1, batch["answer_at"][..., None].expand(-1, -1, hidden.shape[-1])))
+        pictures = model.image_logits(hidden[:, -1 - CONFIG.image.tokens_per_picture : -1])
+        for row, request in enumerate(requests(collator, examples)):
+            text, picture = cached_logits(model, request, examples[row]["titles"][0], batch["codes"][row])
+            answer = batch["answer_ids"][row] != IGNORED
+            assert (texts[row][answer] - text).abs().max() < 1e-4
+            assert (pictures[row] - picture).abs().max() < 1e-4
+
+
+def cached_logits(model, request: Request, title: str, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The logits of each answer token and picture token, one position at a time, as generation computes them."""
+    history = embed_history(model, PROMPTER, request)
+    opened, whole = PROMPTER.title_prompt(request.facts), PROMPTER.picture_prompt(request.facts, title)
+    assert whole.ids[: len(opened)] == opened.ids
+    cache = model.decoder.new_cache(1, len(whole) + len(codes), "cpu", torch.float32)
+    hidden = prefill(model, cache, [embed(model, opened, history)])
+    texts = [model.text_logits(hidden)]
+    for token in whole.ids[len(opened) : -1]:
+        hidden = model.decoder.extend(model.decoder.embed_tokens(torch.tensor([[token]])), cache)[:, 0]
+        texts.append(model.text_logits(hidden))
+    hidden = model.decoder.extend(model.decoder.embed_tokens(torch.tensor([[whole.ids[-1]]])), cache)[:, 0]
+    additions = foreground_additions(model, [request], strength=1.0)
+    pictures = []
+    for step, code in enumerate(codes):
+        pictures.append(model.image_logits(hidden))
+        embeds = model.image_embedding(code[None])[:, None]
+        hidden = model.decoder.extend(embeds, cache, additions=additions[:, :, step : step + 1])[:, 0]
+    return torch.cat(texts[:-1]), torch.cat(pictures)
+
+
+def test_an_overfitted_model_generates_its_references():
+    """What training drives to zero is what inference does: greedy generation repeats titles and codes."""
+    model = small_model()
+    settings = training_settings()
+    collator, examples = LanguageCollator(PROMPTER, CONFIG, settings), rows(2, clicks=(1, 2))
+    choose_trainable(model, "personal", settings.trainable)
+    task = LanguageTask(model, PROMPTER, settings)
+    step = TorchStep(task, settings.optimizer, accumulation=1)
+    batch = collator(examples)
+    task.eval()  # no dropout, no noise: two examples by heart
+    for _ in range(60):
+        loss, _ = step.forward(batch)
+        step.backward(loss)
+        step.apply(6e-3)
+        if loss < 0.03:
+            break
+    assert loss < 0.03
+    made = generate(model, PROMPTER, requests(collator, examples), GREEDY)
+    assert [result.title for result in made] == [row["titles"][0] for row in examples]
+    assert torch.equal(torch.stack([result.codes for result in made]), batch["codes"])
+
+
+def test_padded_histories_are_those_that_a_sample_has_alone():
+    """Fewer items than the batch's most: same rows, same masks, same noise."""
+    model = small_model()
+    generator = torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 64, (3, 4, 4), generator=generator)
+    titles = torch.randint(0, 300, (3, 4, 6), generator=generator)
+    num_items = torch.tensor([4, 1, 3])
+    generators = [torch.Generator().manual_seed(seed) for seed in (5, 6, 7)]
+    images, texts = model.embed_history(codes, titles, True, generators, num_items)
+    for row, (size, seed) in enumerate(zip(num_items.tolist(), (5, 6, 7), strict=True)):
+        alone = model.embed_history(codes[row, None, :size], titles[row, None, :size], True, torch.Generator().manual_seed(seed))
+        assert (images[row, : size * 4] - alone[0][0]).abs().max() < 1e-5
+        assert (texts[row, : size * 6] - alone[1][0]).abs().max() < 1e-5
+
+
+def test_a_sample_without_any_history_gives_numbers_in_a_batch_with_some():
+    model = small_model().train()
+    codes, titles = torch.zeros(2, 2, 4, dtype=torch.int64), torch.zeros(2, 2, 6, dtype=torch.int64)
+    images, texts = model.embed_history(codes, titles, None, None, torch.tensor([0, 2]))
+    assert torch.isfinite(images).all()
+    assert torch.isfinite(texts).all()
+
+
+def test_the_loss_of_a_batch_is_the_mean_of_its_halves():
+    """So that accumulation and the number of workers change nothing, dropped prompts included."""
+    settings = training_settings(dropout={"prompt": 0.4, "foreground": 0.3, "history": 0.2})
+    collator, examples = LanguageCollator(PROMPTER, CONFIG, settings), rows(8)
+    task = LanguageTask(small_model(), PROMPTER, settings)
+    for module in task.modules():
+        module.training = not isinstance(module, torch.nn.Dropout)  # Gumbel noise stays: it belongs to the sample
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    samples = [collator.sample(row, 2) for row in examples]
+    assert {len(s.prompt) == s.answer_start for s in samples} == {True, False}
+    with torch.no_grad():
+        whole = task(collator(examples, [2] * 8))[0]
+        halves = [task(collator(part, [2] * 4))[0] for part in (examples[:4], examples[4:])]
+    assert float(whole) == pytest.approx(float(sum(halves)) / 2, rel=1e-5)
+
+
+def test_a_dropped_prompt_is_the_negative_one_and_learns_no_title():
+    settings = training_settings(dropout={"prompt": 1.0, "foreground": 0.0})
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2), [0, 0])
+    assert batch["ids"][0].tolist() == list(PROMPTER.negative_prompt().ids)
+    assert (batch["answer_ids"] == IGNORED).all()
+    assert batch["num_items"].tolist() == [0, 0]
+
+
+def test_draws_belong_to_the_sample_and_the_epoch():
+    settings = training_settings(dropout={"prompt": 0.5, "foreground": 0.5})
+    collator = LanguageCollator(PROMPTER, CONFIG, settings)
+    row = example(5, CONFIG, 12)
+    first, again, later = (collator.sample(row, epoch) for epoch in (1, 1, 2))
+    assert (first.prompt, first.seed, first.hidden) == (again.prompt, again.seed, again.hidden)
+    assert first.seed != later.seed
+    drawn = [collator.sample(row, epoch).facts.history_titles for epoch in range(8)]
+    assert len(set(drawn)) > 1
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+def test_the_released_recipe_moves_its_own_set_only(stage):
+    model = small_model()
+    moving = choose_trainable(model, stage, TrainableSettings(preset="released"))
+    assert any(name.endswith("lora_A") for name in moving)
+    assert "decoder.embed_tokens.weight" in moving
+    assert any(name.startswith("foreground.adapter.") for name in moving)
+    assert any(name.startswith("preference.") for name in moving) == (stage == "personal")
+    assert not [name for name in moving if name.startswith(("image_", "decoder.lm_head", "decoder.norm"))]
+    assert not [name for name in moving if name.startswith("decoder.layers") and "lora" not in name]
+
+
+def test_frozen_names_are_checked():
+    with pytest.raises(SettingsError, match=r"decoder\.lmhead"):
+        choose_trainable(small_model(), "personal", TrainableSettings(freeze=("decoder.lmhead",)))
+    moving = choose_trainable(small_model(), "personal", TrainableSettings(freeze=("decoder.",)))
+    assert not [name for name in moving if name.startswith("decoder.")]
+
+
+@pytest.mark.parametrize("preset", ["full", "released"])
+def test_a_step_moves_what_shall_move_and_the_export_computes_the_same(preset, tmp_path):
+    model = small_model()
+    settings = training_settings(trainable={"preset": preset})
+    moving = set(choose_trainable(model, "personal", settings.trainable))
+    task = LanguageTask(model, PROMPTER, settings)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    step = TorchStep(task, settings.optimizer, accumulation=1)
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4)
+    for _ in range(2):  # an update's A moves when its B is no longer zero
+        step.backward(step.forward(batch)[0])
+        step.apply(1e-2)
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed <= moving
+    # The pads' row of a token table and the like may stand still; whole modules may not.
+    assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in moving}
+    task.eval()
+    with torch.no_grad():
+        trained = task.hidden(batch)
+        task.export(tmp_path)
+        loaded = LanguageTask(load(tmp_path), PROMPTER, settings).eval().hidden(batch)
+    assert (trained - loaded).abs().max() < 1e-4
+
+
+def test_a_checkpoint_of_another_model_or_stage_is_named(tmp_path):
+    settings = training_settings()
+    TorchStep(LanguageTask(small_model().requires_grad_(True), PROMPTER, settings), settings.optimizer, 1).save(tmp_path)
+    other = small_config(decoder=CONFIG.decoder.model_copy(update={"intermediate_size": 128}))
+    wider = LanguageTask(small_model(decoder=other.decoder).requires_grad_(True), PROMPTER, settings)
+    with pytest.raises(ModelError, match=r"mlp\.down_proj\.weight has shape \[64, 96\], the model needs \[64, 128\]"):
+        TorchStep(wider, settings.optimizer, 1).load(tmp_path)
+    with pytest.raises(ModelError, match="the checkpoint lacks codebook"):
+        TorchStep(TokenizerTask(small_model(), PROMPTER, settings), settings.optimizer, 1).load(tmp_path)
+
+
+def test_a_resumed_step_goes_on_to_the_bit(tmp_path):
+    settings = training_settings()
+    collator = LanguageCollator(PROMPTER, CONFIG, settings)
+
+    def fresh() -> TorchStep:
+        model = small_model()
+        choose_trainable(model, "personal", settings.trainable)
+        return TorchStep(LanguageTask(model, PROMPTER, settings).train(), settings.optimizer, 1)
+
+    def go(step: TorchStep, number: int) -> float:
+        torch.manual_seed(number)
+        loss = step.forward(collator(rows(4), [number] * 4))[0]
+        step.backward(loss)
+        step.apply(1e-3)
+        return float(loss.detach())
+
+    whole = fresh()
+    losses = [go(whole, number) for number in range(2)]
+    whole.save(tmp_path)
+    losses += [go(whole, number) for number in range(2, 4)]
+    resumed = fresh()
+    resumed.load(tmp_path)
+    assert [go(resumed, number) for number in range(2, 4)] == losses[2:]
+
+
+def test_a_sample_that_is_too_long_is_named():
+    collator = LanguageCollator(PROMPTER, CONFIG, training_settings())
+    row = example(7, CONFIG) | {"titles": ["long title " * 200]}
+    with pytest.raises(ModelError, match="example 7: prompt, title and picture need"):
+        collator([row])
+
+
+def test_training_loads_no_ray():
+    code = "import sys, adgen.training.stages, adgen.training.step, adgen.training.deepspeed_step; "
+    code += "print(sorted({'ray', 'boto3', 'deepspeed'} & sys.modules.keys()))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_job_that_ray_train_imports_loads_no_torch():
+    """Its controller and Ray Data's own processes import it as well, and torch takes seconds of CPU in each."""
+    code = "import sys, adgen.on_ray.pretraining_job, adgen.on_ray.pretraining_makers; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "False"
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    settings = training_settings()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2), [0, 0])
+    gradients = []
+    for checkpointing in (False, True):
+        model = small_model(preference=CONFIG.preference.model_copy(update={"dropout": 0.0}))
+        choose_trainable(model, "personal", settings.trainable)
+        model.decoder.gradient_checkpointing = checkpointing
+        LanguageTask(model, PROMPTER, settings).train()(batch)[0].backward()
+        gradients.append(model.decoder.layers[0].mlp.up_proj.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-6)
+    assert gradients[0].abs().sum() > 0
+
+
+def test_bf16_computes_in_bf16_and_keeps_fp32_weights():
+    settings = training_settings()
+    model = small_model()
+    choose_trainable(model, "personal", settings.trainable)
+    step = TorchStep(LanguageTask(model, PROMPTER, settings).eval(), settings.optimizer, 1, bf16=True)
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2))
+    with torch.no_grad():
+        exact = step.task(batch)[0]
+        rounded = step.forward(batch)[0]
+    assert exact != rounded
+    assert float(rounded) == pytest.approx(float(exact), rel=0.02)
+    step.backward(step.forward(batch)[0])
+    step.apply(1e-3)
+    assert model.dtype == torch.float32

@@ -1,0 +1,255 @@
+"""The tokenizer and PBS stages, the order of examples, the schedule, and what training costs by formula. No Ray."""
+
+import itertools
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from small_examples import example
+from small_models import small_config, small_model, small_prompter
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from adgen.errors import ModelError
+from adgen.evaluation.pbs import PBSConfig, load_pbs, pbs
+from adgen.model.config import PRESETS
+from adgen.shop.drawing.backgrounds import STYLES, draw_background
+from adgen.shop.drawing.products import draw_cutout
+from adgen.shop.people import COLOUR_NAMES, KIND_NAMES, PATTERNS
+from adgen.training.batches import LanguageCollator
+from adgen.training.codebook import MovingCodebook
+from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
+from adgen.training.cost import count_parameters, training_cost
+from adgen.training.discriminator import PatchDiscriminator, adversarial_losses
+from adgen.training.language import LanguageTask
+from adgen.training.order import Order, Share, held_out
+from adgen.training.pictures import PictureCollator, TokenizerTask, as_png
+from adgen.training.schedule import learning_rate
+from adgen.training.settings import OptimizerSettings, TrainingSettings
+from adgen.training.stages import make_task
+from adgen.training.step import TorchStep
+
+CONFIG = small_config()
+ENCODER = PBSConfig(image_size=32, resize_to=32, patch_size=8, hidden_size=32, num_layers=2, num_heads=2, feature_size=16)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+# -- tokenizer ---------------------------------------------------------------------------------------------------------
+
+
+def shop_pictures(count: int, size: int = 16) -> list[dict]:
+    styles = list(STYLES)
+    pictures = [draw_background(styles[n % len(styles)], size, np.random.default_rng(n)) for n in range(count)]
+    return [{"picture": as_png(picture), "number": n} for n, picture in enumerate(pictures)]
+
+
+def train(task, collator, rows, steps: int, rate: float) -> list[float]:
+    step = TorchStep(task.train(), OptimizerSettings(), accumulation=1)
+    losses = []
+    for number in range(steps):
+        loss, _ = step.forward(collator(rows, [number] * len(rows)))
+        step.backward(loss)
+        step.apply(rate)
+        task.after_step(number)
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("terms", [{}, {"adversarial": 0.1, "perceptual": 0.05}])
+def test_the_tokenizer_learns_pictures_and_its_codes_are_what_it_decodes(terms):
+    settings = TrainingSettings(stage="tokenizer", tokenizer=terms)
+    task = TokenizerTask(small_model(), small_prompter(), settings)
+    rows, collator = shop_pictures(24), PictureCollator(CONFIG, settings)
+    before = task.eval().reconstructed(collator(rows)["pixels"])[0].sub(collator(rows)["pixels"]).abs().mean()
+    train(task, collator, rows, 40, 4e-3)
+    pixels = collator(rows)["pixels"]
+    with torch.no_grad():
+        made, _ = task.eval().reconstructed(pixels)
+        tokenizer = task.model.image_tokenizer
+        assert (tokenizer.decode(tokenizer.encode(pixels)) - made).abs().max() < 1e-4
+        assert (made - pixels).abs().mean() < 0.6 * before
+    measures = task.state_metrics()
+    assert measures["codebook_use"] > 0.5
+    assert measures["perplexity"] > 8
+
+
+def test_only_the_tokenizer_moves_in_its_stage():
+    settings = TrainingSettings(stage="tokenizer")
+    task = TokenizerTask(small_model(), small_prompter(), settings)
+    moving = [name for name, parameter in task.named_parameters() if parameter.requires_grad]
+    assert moving
+    assert all(name.startswith("model.image_tokenizer.vqvae.") and "quantize" not in name for name in moving)
+
+
+def test_a_dead_code_moves_to_where_the_latents_are():
+    book = MovingCodebook(num_codes=4, width=3, decay=0.5, revive_below=0.1, seed=0)
+    table = F.normalize(torch.randn(4, 3, generator=torch.Generator().manual_seed(1)), dim=-1)
+    latents = F.normalize(torch.tensor([[1.0, 0.1, 0.0], [0.9, 0.0, 0.1], [0.0, 1.0, 0.1], [0.1, 0.9, 0.0]]), dim=-1)
+    for step in range(12):
+        codes = (latents @ table.T).argmax(-1)
+        book.see(latents, codes)
+        book.follow(table, step)
+    assert (latents @ table.T).max(-1).values.min() > 0.99
+    assert torch.allclose(table.norm(dim=-1), torch.ones(4))
+    assert book.measures()["perplexity"] > 1.5
+
+
+def test_maker_and_judge_move_their_own_weights_only():
+    judge = PatchDiscriminator(8)
+    made, real = torch.randn(2, 3, 32, 32, requires_grad=True), torch.randn(2, 3, 32, 32)
+    maker_loss, judge_loss = adversarial_losses(judge, real, made)
+    maker_loss.mean().backward()
+    assert made.grad.abs().sum() > 0
+    assert all(parameter.grad is None for parameter in judge.parameters())
+    made.grad = None
+    judge_loss.mean().backward()
+    assert made.grad is None
+    assert all(parameter.grad is not None for parameter in judge.parameters())
+
+
+# -- pbs ---------------------------------------------------------------------------------------------------------------
+
+
+def scenes(styles: int = 4) -> tuple[list[dict], list[dict]]:
+    rng = np.random.default_rng(0)
+    names = list(STYLES)[:styles]
+    backgrounds = [{"group": g, "background": as_png(draw_background(n, 32, rng))} for g, n in enumerate(names) for _ in range(4)]
+    looks = [(KIND_NAMES[n % len(KIND_NAMES)], COLOUR_NAMES[n % 5], PATTERNS[n % 3]) for n in range(16)]
+    cutouts = [{"number": n, "cutout": as_png(draw_cutout(*look, 32, rng))} for n, look in enumerate(looks)]
+    return cutouts, backgrounds
+
+
+def test_the_encoder_learns_backgrounds_and_overlooks_products(tmp_path):
+    settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})
+    cutouts, backgrounds = scenes()
+    collator = SceneCollator(backgrounds, settings)
+    task = ContrastTask(new_encoder(ENCODER, 0), settings)
+    losses = train(task, collator, cutouts, 80, 1e-3)
+    assert np.mean(losses[-10:]) < 0.6 * losses[0]
+    task.eval().export(tmp_path)
+    encoder = load_pbs(tmp_path)
+    batch = collator(cutouts)
+    with torch.no_grad():
+        anchor, positive, negative = (encoder(batch[name]) for name in ("anchor", "positive", "negative"))
+    assert pbs(anchor, positive).mean() - pbs(anchor, negative).mean() > 0.3
+    with torch.no_grad():
+        assert torch.allclose(task.encoder(batch["anchor"]), anchor, atol=1e-5)
+
+
+def test_scenes_are_what_the_loss_takes_them_for():
+    settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump(), "same_picture": 0.0})
+    cutouts, backgrounds = scenes()
+    collator = SceneCollator(backgrounds, settings)
+    groups = [row["group"] for row in backgrounds]
+    for number in range(30):
+        here, there, elsewhere = collator.drawn_backgrounds((0, 0, number))
+        assert groups[here] == groups[there] != groups[elsewhere]
+    batch = collator(cutouts, [0] * len(cutouts))
+    assert (batch["group"] != batch["other"]).all()
+    assert batch["anchor"].shape == (16, 3, 32, 32)
+
+
+def test_the_follower_lags_behind_and_has_no_gradient():
+    settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump(), "momentum": 0.9})
+    task = ContrastTask(new_encoder(ENCODER, 0), settings)
+    first = task.follower.cls_token.clone()
+    with torch.no_grad():
+        task.encoder.cls_token.add_(1.0)
+    task.after_step(0)
+    assert torch.allclose(task.follower.cls_token - first, torch.full_like(first, 0.1), atol=1e-6)
+    assert not any(parameter.requires_grad for parameter in task.follower.parameters())
+
+
+def test_a_start_of_another_kind_is_refused(tmp_path):
+    from small_models import save_small_model
+
+    save_small_model(tmp_path / "model")
+    ContrastTask(new_encoder(ENCODER, 0), TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})).export(
+        tmp_path / "encoder"
+    )
+    with pytest.raises(ModelError, match="an encoder of stage pbs, but stage personal"):
+        make_task(tmp_path / "encoder", TrainingSettings(stage="personal"))
+    with pytest.raises(ModelError, match=r"no pbs\.json"):
+        make_task(tmp_path / "model", TrainingSettings(stage="pbs"))
+    with pytest.raises(ModelError, match="has shape"):
+        make_task(tmp_path / "encoder", TrainingSettings(stage="pbs"))
+
+
+# -- order and schedule ------------------------------------------------------------------------------------------------
+
+
+def test_every_epoch_is_a_permutation_and_another_one():
+    order = Order((5, 5, 3), seed=1, window=2)
+    epochs = [[example for _, example in order.at(13 * epoch, 13)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(13)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert order.at(13, 1)[0][0] == 1
+    assert order.at(20, 10) == Order((5, 5, 3), seed=1, window=2).at(20, 10)
+    assert order.at(0, 13) != Order((5, 5, 3), seed=2, window=2).at(0, 13)
+
+
+def test_held_out_examples_never_come():
+    kept = held_out(40, 8, seed=3)
+    assert kept == held_out(40, 8, seed=3)
+    assert len(kept) == 4  # a tenth at most
+    order = Order((20, 20), seed=3, held_out=frozenset(kept))
+    assert sorted(example for _, example in order.at(0, len(order))) == [n for n in range(40) if n not in kept]
+
+
+def test_a_step_has_the_same_examples_whoever_computes_them():
+    one, two = Share(batch=8, micro_batch=4, workers=1), Share(batch=8, micro_batch=4, workers=2)
+    assert (one.accumulation, two.accumulation) == (2, 1)
+    assert {one.place(number) for number in range(2)} == {two.place(rank) for rank in range(2)} == {0, 4}
+
+
+def test_the_schedule():
+    cosine = OptimizerSettings(learning_rate=1.0, schedule="cosine", warmup_steps=4, final_share=0.1)
+    rates = [learning_rate(step, 20, cosine) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert all(a >= b for a, b in itertools.pairwise(rates[3:]))
+    assert rates[12] == pytest.approx(0.55)
+    assert rates[20] == pytest.approx(0.1)
+    assert {learning_rate(step, 20, OptimizerSettings(learning_rate=0.5)) for step in range(20)} == {0.5}
+
+
+# -- cost --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+def test_the_flops_formula_counts_what_runs(stage):
+    settings = TrainingSettings(stage=stage)
+    task = LanguageTask(small_model(), small_prompter(), settings).eval()
+    batch = LanguageCollator(small_prompter(), CONFIG, settings)([example(n, CONFIG) for n in range(3)])
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task(batch)
+    assert task.forward_flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
+
+
+def test_costs_are_those_of_the_arithmetic_page():
+    from test_arithmetic import inputs_and_results
+
+    names, _ = inputs_and_results(("1B", "7B"))
+    for column, preset in (("1B", "janus-pro-1b"), ("7B", "janus-pro-7b")):
+        page = names[column]
+        released, full = training_cost(PRESETS[preset]()), training_cost(PRESETS[preset](), "full")
+        for stage in (1, 2, 3):
+            assert released.gpu_bytes[stage] == pytest.approx(page[f"zero{stage}"], rel=0.02)
+            assert full.gpu_bytes[stage] == pytest.approx(page[f"full_zero{stage}"], rel=0.02)
+        assert released.epoch_hours == pytest.approx(page["epoch_hours"], rel=0.02)
+        assert full.epoch_hours == pytest.approx(page["full_epoch_hours"], rel=0.02)
+        assert released.checkpoint_bytes == pytest.approx(page["checkpoint"], rel=0.02)
+
+
+def test_the_released_set_has_the_published_size():
+    golden = json.loads((Path(__file__).parent / "golden/real_keys/trainable_keys.json").read_text())
+    assert count_parameters(PRESETS["janus-pro-7b"](), "released")[1] == golden["n_params"]
