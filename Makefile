@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test lint train-tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -30,6 +30,9 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 
 test: install ## all tests
 	$(BIN)/python -m pytest
+
+train-tiny: install ## the small model from nothing (two cores: about 80 minutes; the same command goes on)
+	$(BIN)/python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
 
 lint: install ## style
 	$(BIN)/ruff check .
