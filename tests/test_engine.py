@@ -2,20 +2,23 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import small_config, small_model, small_prompter
-from test_generate import SAMPLED, requests
+from small_models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter
+from test_generate import SAMPLED, chain, requests
 
 from adgen.config import validate_settings
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation import batch
+from adgen.generation import engine as engine_module
 from adgen.generation.deepspeed_layers import wrap_decoder
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import Request, generate
 from adgen.generation.layers import StepLayers
+from adgen.generation.reading import read_prompts
 from adgen.generation.slots import Slots
 from adgen.model.config import LoRAConfig
 
@@ -165,3 +168,90 @@ def test_bad_settings_name_the_field(field):
 
 def test_the_small_model_shares_key_value_heads():
     assert small_config().decoder.num_key_value_heads < small_config().decoder.num_heads
+
+
+# -- titles that close -----------------------------------------------------------------------------------------------
+
+
+def scripted(merge: bool):
+    """A model whose titles close as "mug!", or end in the middle and are empty, as the seed decides: at different steps."""
+    prompter = small_prompter(bpe_tokenizer(merge_across_tags=merge))
+    model = script_titles(small_model(), chain(prompter, ["m", "u", "g", "!", "</", "prompt", ">"]))
+    ids = prompter._full.get_vocab()
+    embeddings = model.decoder.embed_tokens.weight
+    for token, following in (("m", "!"), ("u", prompter.template.tokens.end_of_sentence)):
+        model.decoder.lm_head.weight[ids[following]] += embeddings[ids[token]]
+    return model, prompter
+
+
+@pytest.mark.parametrize("merge", [False, True], ids=["plain", "merging"])
+@pytest.mark.parametrize("settings", [{}, {"deepspeed": False, "num_slots": 2}, {"num_slots": 7}], ids=str)
+def test_titles_that_close_at_different_steps_are_those_of_the_simple_loop(merge, settings):
+    model, prompter = scripted(merge)
+    rows = [replace(request, seed=seed) for seed, request in enumerate(requests() * 2)]
+    expected = generate(model, prompter, rows, SAMPLED)
+    assert {result.title for result in expected} == {"mug!", ""}, "the titles were meant to differ"
+    engine = Engine(model, prompter, EngineSettings(**{"num_slots": 5} | settings), SAMPLED)
+    assert_same(engine.generate(rows), expected)
+
+
+def test_dropped_history_continues_a_cache_as_a_fresh_one_would_be_read(monkeypatch):
+    def made():
+        model, prompter = scripted(merge=True)
+        settings = EngineSettings(num_slots=5, deepspeed=False, drop_masked_history=True)
+        return Engine(model, prompter, settings, SAMPLED).generate(requests())
+
+    def read_afresh(layers, slots, cached, pictures, readings):
+        for row in range(slots.num_slots):
+            slots.conditional.row(row).cut(0)
+        return read_prompts(layers, slots, readings)
+
+    continued = made()
+    monkeypatch.setattr(batch, "continue_prompts", read_afresh)
+    assert [r.codes.tolist() for r in made()] == [r.codes.tolist() for r in continued]
+
+
+# -- at the edges ----------------------------------------------------------------------------------------------------
+
+
+def test_unmerged_low_rank_updates_are_merged_and_not_lost():
+    lora = LoRAConfig(rank=2)
+
+    def updated():
+        model = small_model(lora=lora)
+        for name, parameter in model.named_parameters():
+            if "lora" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.3)
+        return model
+
+    expected = generate(updated(), small_prompter(), requests(), SAMPLED)
+    engine = Engine(updated(), small_prompter(), EngineSettings(num_slots=2), SAMPLED)
+    assert engine.model_config.lora is None
+    assert [r.codes.tolist() for r in engine.generate(requests())] == [r.codes.tolist() for r in expected]
+
+
+@pytest.mark.parametrize("speculation", [1, 4])
+def test_a_prompt_that_fills_the_models_positions_is_painted_to_its_end(speculation):
+    sampling = SAMPLED.model_copy(update={"max_title_tokens": 1, "picture_temperature": 0.0})
+    request, prompter = requests()[0], small_prompter()
+    needed = len(prompter.picture_prompt(request.facts, "")) + small_config().image.tokens_per_picture
+    config = small_config(decoder=small_config().decoder.model_copy(update={"max_positions": needed}))
+    model = small_model(decoder=config.decoder)
+    [expected] = generate(model, small_prompter(config=config), [request], sampling)
+    engine = Engine(model, small_prompter(config=config), EngineSettings(num_slots=1, speculation=speculation), sampling)
+    assert_same(engine.generate([request]), [expected])
+
+
+def test_a_request_that_cannot_be_taken_is_refused_before_the_first_batch():
+    engine = small_engine(num_slots=2)
+    with pytest.raises(ModelError, match="9 codes, this model needs 4"):
+        engine.generate([*requests(), Request("mug", 1, history_codes=torch.zeros(1, 9, dtype=torch.int64))])
+    assert engine.num_calls == 0
+
+
+def test_a_cpu_that_runs_out_of_memory_halves_too():
+    assert engine_module._out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"))
+    interrupted = RuntimeError("capture failed")
+    interrupted.__context__ = torch.OutOfMemoryError("CUDA out of memory")
+    assert engine_module._out_of_memory(interrupted)
+    assert not engine_module._out_of_memory(RuntimeError("something else"))

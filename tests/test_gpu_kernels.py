@@ -38,10 +38,15 @@ for cache_type, heads, groups, size, shared in (torch.float32, 4, 2, 32, 70), (t
         for mine, theirs in (half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values):
             assert torch.equal(mine[layer][working].float(), theirs[layer][working].float())
     queries, _, _ = split_heads(*step, groups)
-    for stretches in 2, 5:
-        again = gpu.look(queries, half, 1, stretches)
+    for stretch in 128, 64:
+        again = gpu.look(queries, half, 1, stretch)
         torch.testing.assert_close(again[working], expected[working], atol=2e-6, rtol=2e-6)
         assert not again[~working].any()
+    # A larger cache, which a neighbour's long prompt may ask for, adds empty stretches and changes no bit.
+    grown = [torch.cat((t, torch.randn(t.shape[0], t.shape[1], 150, t.shape[3]).to(t.dtype)), dim=2) for t in
+             (half.cache.keys[1].float(), half.cache.values[1].float())]
+    half.cache.keys[1], half.cache.values[1] = (t.to(cache_type) for t in grown)
+    assert torch.equal(gpu.look(queries, half, 1, 64)[working], again[working])
 """)
 
 
@@ -61,10 +66,9 @@ for size in 1000, 4096:
 """)
 
 
-def test_the_number_of_stretches_follows_shapes_alone():
-    from adgen.generation.kernels.gpu_attention import _stretches
+def test_a_stretch_follows_from_the_batch_and_the_gpu_alone():
+    from adgen.generation.kernels.gpu_attention import _stretch
 
-    assert _stretches(programs=4096, tokens=2000, processors=132) == 1
-    assert _stretches(programs=64, tokens=2000, processors=132) == 9
-    assert _stretches(programs=1, tokens=2000, processors=132) == 15
-    assert _stretches(programs=1, tokens=100, processors=132) == 1
+    assert _stretch(programs=4096, processors=132) == 4096
+    assert _stretch(programs=64, processors=132) == 256
+    assert _stretch(programs=1, processors=132) == 128

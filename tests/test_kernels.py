@@ -114,7 +114,7 @@ def test_halves_that_share_a_cache_go_one_after_another():
 @needs_compiler
 @pytest.mark.parametrize("cache_type", CACHE_TYPES[1:], ids=str)
 def test_values_are_rounded_into_the_cache_as_torch_rounds_them(cache_type):
-    """Ties, subnormals, zeros and what is too large (which saturates) included."""
+    """Ties, subnormals and zeros included; what is too large for float8 saturates in C, and is NaN in torch."""
     exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     exact = exact[exact.isfinite()].unique()
     halves = torch.tensor([(a + b) / 2 for a, b in pairwise(exact.tolist())])
@@ -194,6 +194,31 @@ def test_compiled_kernels_are_kept_for_the_next_process_and_are_ours_alone(tmp_p
     assert first.stat().st_mtime_ns == stamp
     assert first.parent.stat().st_mode & 0o077 == 0
     assert [p.name for p in first.parent.iterdir()] == [first.name], "a half-made file was left behind"
+
+
+@needs_compiler
+def test_a_kernel_file_cut_short_is_compiled_again_and_a_folder_open_to_others_is_not_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = cpu._compiled()
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1000])
+    assert cpu._compiled() == path
+    assert len(path.read_bytes()) == len(whole)
+    path.parent.chmod(0o777)
+    with pytest.raises(OSError, match="others may write there"):
+        cpu._compiled()
+
+
+@needs_compiler
+def test_a_cache_of_another_size_at_the_same_address_is_another_cache():
+    half, *step = example(torch.float32)
+    attend_cpu(*step, (half,), 1)
+    cache = half.cache
+    for tensors in (cache.keys, cache.values):
+        tensors[1] = tensors[1].view(-1)[: 6 * 2 * 100 * 32].view(6, 2, 100, 32)  # where it lay, half as long
+    cache.lengths.clamp_(max=99)
+    expected = attend_torch(*step, half, 1)
+    torch.testing.assert_close(attend_cpu(*step, (half,), 1)[half.active], expected[half.active], atol=2e-6, rtol=2e-6)
 
 
 @needs_compiler

@@ -101,6 +101,8 @@ def _places(half: Half, layer: int) -> tuple[int, ...]:
         half.cache.lengths.data_ptr(),
         half.active.data_ptr(),
         half.prefix.keys[layer].data_ptr() if half.prefix else 0,
+        half.num_shared,
+        *half.cache.keys[layer].shape,
     )
 
 

@@ -17,7 +17,7 @@ from adgen.generation.layers import StepLayers
 from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.reading import continue_prompts, read_prompts, reading, require_room, show_products
+from adgen.generation.reading import check_request, continue_prompts, read_prompts, reading, show_products
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.speculating import SpeculativePainter
@@ -69,11 +69,13 @@ class BatchRunner:
         with measure("title", device):
             written, titles = self._write_titles(rows, hidden)
         with measure("prefill", device):
-            hidden = self._read_back(rows, written, titles)
+            hidden, prompt_tokens = self._read_back(rows, written, titles)
         with measure("picture", device):
             codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
         with measure("vq", device):
             pictures = self._decode(codes)
+        self._timings.rows += len(rows.requests)
+        self._timings.prompt_tokens += prompt_tokens
         self._timings.title_steps += max(map(len, written))
         self._timings.picture_steps += self._painter.num_steps
         made = zip(titles, codes.cpu(), pictures, strict=True)
@@ -83,7 +85,7 @@ class BatchRunner:
         """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""
         model = self._model
         prompts = [self._prompter.title_prompt(request.facts) for request in requests]
-        needed = require_room(model.config, prompts, self._sampling)
+        needed = max(check_request(model, self._prompter, request, self._sampling) for request in requests)
         rows = _Rows(requests, prompts, [self._history(request) for request in requests])
         self._make_room(needed)
         self.slots.start([request.seed for request in requests])
@@ -97,16 +99,14 @@ class BatchRunner:
         titles = zip(rows.requests, written, strict=True)
         return written, [read_title(self._model, self._prompter, request, ids) for request, ids in titles]
 
-    def _read_back(self, rows: _Rows, written: Sequence[Sequence[int]], titles: Sequence[str | None]) -> Tensor:
-        """Titles as the tokenizer spells them; hidden states (B, D) at begin-of-image."""
+    def _read_back(self, rows: _Rows, written: Sequence[Sequence[int]], titles: Sequence[str | None]) -> tuple[Tensor, int]:
+        """Titles as the tokenizer spells them; hidden states (B, D) at begin-of-image, and how many tokens lie before it."""
         model, prompter = self._model, self._prompter
         pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles, strict=True)]
         self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
-        self._timings.rows += len(pictures)
-        self._timings.prompt_tokens += sum(map(len, pictures))
         cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, written, strict=True)]
         readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, rows.histories, strict=True)]
-        return continue_prompts(self._layers, self.slots, cached, pictures, readings)
+        return continue_prompts(self._layers, self.slots, cached, pictures, readings), sum(map(len, readings))
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> pictures (B, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""

@@ -22,11 +22,13 @@ from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.memory_plan import row_capacity
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
+from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
+from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 
 ENGINE_VERSION = "2"
@@ -123,12 +125,16 @@ class Engine:
             self._group.close()
 
     def _generate(self, requests: Sequence[Request]) -> list[Result]:
+        for request in requests:
+            check_request(self._model, self._prompter, request, self.sampling)
         results: list[Result] = []
         while len(results) < len(requests):
             batch = requests[len(results) : len(results) + self.num_slots]
             try:
                 results += self._run(batch)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not _out_of_memory(error):
+                    raise
                 if self._group is not None or self.num_slots == 1:
                     raise RunError(
                         f"out of memory with engine.num_slots {self.num_slots} on {self.settings.tensor_parallel} rank(s): lower "
@@ -227,10 +233,27 @@ def serve_rank(engine: Engine) -> int:
             log.info("the leader's caller has been told: %s", error)
 
 
+def _out_of_memory(error: BaseException | None) -> bool:
+    """Whether memory ran out: CUDA has a type for it, CPUs a message, and a capture that it interrupts an error of its own."""
+    if error is None:
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error) or _out_of_memory(error.__context__)
+
+
+def _require_float8(device: torch.device, settings: EngineSettings) -> None:
+    if settings.cache_dtype != "same" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise SettingsError(f"engine.cache_dtype {settings.cache_dtype} needs a GPU of compute capability 8.9 or newer")
+
+
 def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
     """Bring the model into its dtype and place, through DeepSpeed if it is wanted and there."""
     device = torch.device(device or model.device)
+    _require_float8(device, settings)
     dtype = settings.torch_dtype(device)
+    if model.config.lora is not None and settings.tensor_parallel == 1:
+        # Projections are joined by their weights: updates beside them would be lost.
+        merge_lora(model.decoder)
+        model.config = model.config.model_copy(update={"lora": None})
     if settings.deepspeed:
         try:
             wrap_decoder(model, dtype, settings.tensor_parallel, device)

@@ -15,6 +15,7 @@ from torch import Tensor
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompt, Prompter, PromptFacts
 from adgen.generation.sampling import PICTURE, TITLE, SamplingSettings, guided, gumbel_noise, sample
+from adgen.model.config import ModelConfig
 from adgen.model.decoder import KeyValueCache
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
@@ -121,13 +122,19 @@ def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: b
 def history_tokens(model: UniAdGen, prompter: Prompter, request: Request) -> tuple[Tensor, Tensor]:
     """Codes (1, N, Ti) and title tokens (1, Nt, Tt) of a request's history. ModelError for codes of another size."""
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)
-    expected = model.config.image.tokens_per_history_picture
-    if num_pictures and request.history_codes.shape[1] != expected:
-        raise ModelError(f"a history picture has {request.history_codes.shape[1]} codes, this model needs {expected}")
+    expected = check_codes(model.config, request)
     codes = request.history_codes.to(model.device).reshape(1, num_pictures, expected)
     ids = [prompter.history_title_ids(title) for title in request.history_titles]
     size = model.config.preference.tokens_per_title
     return codes, torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
+
+
+def check_codes(config: ModelConfig, request: Request) -> int:
+    """Codes that a history picture must have; ModelError when the request's have another number."""
+    expected = config.image.tokens_per_history_picture
+    if len(request.history_codes) and request.history_codes.shape[1] != expected:
+        raise ModelError(f"a history picture has {request.history_codes.shape[1]} codes, this model needs {expected}")
+    return expected
 
 
 def _preference_generator(request: Request, noise: bool) -> torch.Generator | None:
@@ -185,7 +192,7 @@ def write_titles(
         tokens = sample(logits, sampling.title_temperature, noise, sampling.title_top_k)
         for row in running:
             written[row].append(int(tokens[row]))
-        running = [row for row in running if not _title_ended(prompter, written[row])]
+        running = [row for row in running if not title_ended(prompter, written[row])]
         if not running or step == sampling.max_title_tokens - 1:
             break
         grows = torch.zeros_like(seeds)
@@ -204,7 +211,8 @@ def read_title(model: UniAdGen, prompter: Prompter, request: Request, written: l
     return title
 
 
-def _title_ended(prompter: Prompter, written: list[int]) -> bool:
+def title_ended(prompter: Prompter, written: list[int]) -> bool:
+    """Whether the closing tag or the end of sentence is written."""
     return written[-1] == prompter.eos_id or prompter.read_title(written) is not None
 
 

@@ -19,6 +19,9 @@ from adgen.generation.linears import Prepare, joined
 from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
 from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
 
+MAX_AHEAD = 16
+"""Positions behind the model's last that a step may touch: drafts past the end of a picture, which are never kept."""
+
 
 class StepLayer(nn.Module):
     """One layer: norms as they are, q/k/v and gate/up joined."""
@@ -62,7 +65,7 @@ class StepLayers(nn.Module):
         for index in range(len(decoder.layers)):
             self.layers.append(StepLayer(decoder.layers[index], prepare))
             decoder.layers[index] = nn.Identity()  # free its weights before the next layer is joined
-        positions = torch.arange(decoder.config.max_positions, device=device)[None]
+        positions = torch.arange(decoder.config.max_positions + MAX_AHEAD, device=device)[None]
         cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)
         self.rope = Rope(cos[0, 0], sin[0, 0])
 

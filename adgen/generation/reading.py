@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from adgen.errors import ModelError
-from adgen.generation.generate import Request, common_prefix, embed
+from adgen.generation.generate import Request, check_codes, common_prefix, embed
 from adgen.generation.layers import StepLayers
-from adgen.generation.prompt import Prompt
+from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.sampling import SamplingSettings
 from adgen.generation.slots import Slots
-from adgen.model.config import ModelConfig
 from adgen.model.uniadgen import UniAdGen
 
 
-def require_room(config: ModelConfig, prompts: Sequence[Prompt], sampling: SamplingSettings) -> int:
-    """Tokens that the longest row may come to hold. ModelError when that is more than the model has positions."""
-    needed = max(map(len, prompts)) + sampling.max_title_tokens + config.image.tokens_per_picture
+def check_request(model: UniAdGen, prompter: Prompter, request: Request, sampling: SamplingSettings) -> int:
+    """Tokens that the request's row may come to hold. ModelError when that is more than the model has positions, or when its
+    history has codes of another size."""
+    if request.has_history:
+        check_codes(model.config, request)
+    config = model.config
+    # A title that never closes is replaced by an empty one, whose tags may take more tokens than were written.
+    written = len(prompter.title_prompt(request.facts)) + sampling.max_title_tokens
+    needed = max(written, len(prompter.picture_prompt(request.facts, ""))) + config.image.tokens_per_picture
     if needed > config.decoder.max_positions:
         raise ModelError(
             f"prompt, title and picture need {needed} positions, the model has {config.decoder.max_positions}: lower "

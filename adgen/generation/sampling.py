@@ -82,8 +82,9 @@ def truncated(logits: Tensor, temperature: float, top_k: int = 0, top_p: float =
     """Logits (B, V) with -inf outside the top_k (0: all) most likely tokens, and outside the fewest of these that together
     have probability top_p (Holtzman et al. 2020)."""
     if 0 < top_k < logits.shape[-1]:
-        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < threshold, -torch.inf)
+        # Exactly k, where the published library keeps all ties with the k-th: in bf16 there are many.
+        likely = logits.topk(top_k, dim=-1)
+        logits = torch.full_like(logits, -torch.inf).scatter(-1, likely.indices, likely.values)
     if top_p < 1:
         falling, order = logits.sort(dim=-1, descending=True)
         probability = (falling / temperature).softmax(-1)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from adgen.generation.captured import CapturedStep
+from adgen.generation.generate import title_ended
 from adgen.generation.layers import StepLayers
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import TITLE, SamplingSettings, draw_tokens
@@ -63,8 +64,3 @@ class TitleWriter:
     def _read_token(self) -> None:
         embeds = self._model.decoder.embed_tokens(self._slots.code)
         self._slots.hidden.copy_(self._layers.step(embeds, (self._slots.conditional,)))
-
-
-def title_ended(prompter: Prompter, written: list[int]) -> bool:
-    """Whether the closing tag or the end of sentence is written."""
-    return written[-1] == prompter.eos_id or prompter.read_title(written) is not None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 PROVENANCE = ("num_slots", "num_threads", "device", "versions", "tokens")
 """Columns of a lineage row that the engine's worker fills."""
 
-_LIBRARIES = ("torch", "transformers", "deepspeed")
+_LIBRARIES = ("torch", "transformers", "deepspeed", "triton", "torchao")
 
 
 def provenance(result: "Result", settings: "RefreshSettings") -> dict[str, Any]:
@@ -50,6 +50,7 @@ def device_text(device: str, ranks: int = 1) -> str:
 def versions_text() -> str:
     """The engine's version and those of the libraries that compute, as `engine/1 torch/2.11.0`."""
     from adgen.generation.engine import ENGINE_VERSION
+    from adgen.generation.kernels import cpu
 
     found = {"engine": ENGINE_VERSION}
     for name in _LIBRARIES:
@@ -57,6 +58,7 @@ def versions_text() -> str:
             found[name] = version(name)
         except PackageNotFoundError:
             found[name] = "none"
+    found["kernels"] = cpu.library_name()
     return " ".join(f"{name}/{number}" for name, number in found.items())
 
 

@@ -128,7 +128,7 @@ def _work_off(
     unfinished = journal.unfinished()
     progress.phase("generate", sum(part.rows for part in unfinished))
     device = cluster_device(settings.device)
-    if run.document.num_slots is None:
+    if run.document.num_slots is None and any(part.kind == "generate" for part in unfinished):
         run.update(num_slots=plan_slots(settings, device))
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     settings = settings.model_copy(update={"device": device, "engine": engine})

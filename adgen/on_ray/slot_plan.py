@@ -25,7 +25,8 @@ def plan_slots(settings: RefreshSettings, device: str) -> int:
 def smallest_memory() -> int:
     """Bytes of the smallest GPU of the nodes that are there now; one that joins later and is smaller halves its slots."""
     nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
-    here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes]
+    # None yet, on a cluster that grows on demand: one task without a place brings one up.
+    here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes] or ["DEFAULT"]
     return min(ray.get([_gpu_memory.options(scheduling_strategy=place).remote() for place in here]))
 
 

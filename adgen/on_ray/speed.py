@@ -58,10 +58,13 @@ class RunSpeed:
         nothing was generated or no price is known."""
         if not self.pictures or not self.engine_seconds:
             return {"share_of_floor": None, "device_seconds_per_1000": None, "cost_per_1000": None}
+        trades = settings.engine.trades()
+        # A step of several drafts, or a prompt of which tokens are left out, has no floor in this arithmetic.
+        has_floor = not {"speculation", "drop_masked_history"} & trades.keys()
         seconds = 1000 * self.engine_seconds * settings.engine.tensor_parallel / self.pictures
         price = settings.forecast.price_an_hour
         return {
-            "share_of_floor": round(self.floor_seconds / self.engine_seconds, 4),
+            "share_of_floor": round(self.floor_seconds / self.engine_seconds, 4) if has_floor else None,
             "device_seconds_per_1000": round(seconds, 1),
             "cost_per_1000": round(seconds / 3600 * price, 4) if price else None,
         }

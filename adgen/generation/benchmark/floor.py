@@ -10,7 +10,7 @@ e: bytes an element (weights and caches may be narrower); B: batch; P: prompt to
 M: negative prompt tokens; N: image tokens.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
@@ -116,17 +116,6 @@ def per_thousand(seconds_a_creative: float, price_an_hour: float = 0.0) -> dict[
     return {"device_seconds_per_1000": seconds, "cost_per_1000": seconds / 3600 * price_an_hour}
 
 
-def speed_of_run(work: Workload, machine: Machine, seconds_a_creative: float, price_an_hour: float = 0.0) -> dict[str, float]:
-    """What a run's report says of its speed: share_of_floor, device_seconds_per_1000, cost_per_1000.
-
-    work: the run's mean batch. machine: as measured by `jobs/benchmark.py engine` on the same kind of machine, in the run's
-    dtype (`machine.machine_of` its saved JSON). seconds_a_creative: of one engine, generation alone.
-    """
-    return {"share_of_floor": floor(work, machine).seconds / work.batch / seconds_a_creative} | per_thousand(
-        seconds_a_creative, price_an_hour
-    )
-
-
 def picture_work(work: Workload) -> Work:
     """All N image steps of a batch: N times the head, N - 1 times the decoder (the last token is not read any more)."""
     sizes, image, e, rows = work.config.decoder, work.config.image, work.element_bytes, work.batch
@@ -156,14 +145,15 @@ def title_work(work: Workload) -> Work:
     """The title loop's steps: conditional rows alone, text head."""
     sizes, rows, steps = work.config.decoder, work.batch, work.title_tokens
     w, kv, head = work.weight, work.kv, sizes.vocab_size * sizes.hidden_size
-    seen = rows * (work.prompt_tokens * steps + sum(range(steps)))
+    reads = max(steps - 1, 0)  # the last token is not read any more
+    seen = rows * (work.prompt_tokens * reads + sum(range(1, reads + 1)))
     moved = {
-        "decoder weights": w * decoder_parameters(sizes) * steps,
+        "decoder weights": w * decoder_parameters(sizes) * reads,
         "text head weights": w * head * steps,
-        "keys and values": kv * (seen + rows * steps),
+        "keys and values": kv * (seen + rows * reads),
     }
     flops = {
-        "decoder": 2 * linear_parameters(sizes) * rows * steps,
+        "decoder": 2 * linear_parameters(sizes) * rows * reads,
         "text head": 2 * head * rows * steps,
         "attention": attention_flops(sizes) * seen,
     }
@@ -245,8 +235,3 @@ def _count(act: Any) -> int:
     with FlopCounterMode(display=False) as counter:
         act()
     return counter.get_total_flops()
-
-
-def as_dict(floor: Floor) -> dict[str, float]:
-    """For JSON."""
-    return asdict(floor) | {"seconds": floor.seconds, "ms_per_step": floor.ms_per_step}

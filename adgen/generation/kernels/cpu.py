@@ -46,7 +46,7 @@ def library() -> ctypes.CDLL | None:
     """The compiled kernels, or None where they cannot be had; says once why."""
     try:
         loaded = ctypes.CDLL(str(_compiled()))
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         log.warning("no C kernels on this machine, decoding on the CPU will be slower: %s", _first_line(error))
         return None
     loaded.adgen_attend.argtypes = [ctypes.POINTER(Attention), ctypes.c_int64, ctypes.c_int]
@@ -54,6 +54,11 @@ def library() -> ctypes.CDLL | None:
     loaded.adgen_draw.argtypes = [pointer, pointer, pointer, pointer, size, real, real, size, size, pointer]
     loaded.adgen_draw.restype = None
     return loaded
+
+
+def library_name() -> str:
+    """Which kernels these are, by a hash of source, compiler and processor; `none` where torch does their work."""
+    return _compiled().stem if library() else "none"
 
 
 def attend(halves: ctypes.Array, cache_type: torch.dtype) -> None:
@@ -82,15 +87,18 @@ def _compiled() -> Path:
     text = source.read_bytes()
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
     name = hashlib.sha256(b"\0".join((text, " ".join(_FLAGS).encode(), version, _processor()))).hexdigest()[:24]
-    target = _cache_folder() / f"decode-{name}.so"
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder, resources.as_file(source) as path:
-            fresh = Path(folder) / target.name
-            done = subprocess.run([compiler, *_FLAGS, str(path), "-o", str(fresh)], capture_output=True, text=True, timeout=300)
-            if done.returncode:
-                raise OSError(f"{compiler}: {done.stderr.strip()}")
-            fresh.replace(target)
-    return target
+    folder = _cache_folder()
+    for known in folder.glob(f"decode-{name}-*.so"):
+        # Its name ends with its size: to load what a full disk or a power cut has left of a library kills the process.
+        if known.stat().st_size == int(known.stem.rsplit("-", 1)[1]):
+            return known
+        known.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh, resources.as_file(source) as path:
+        made = Path(fresh) / "decode.so"
+        done = subprocess.run([compiler, *_FLAGS, str(path), "-o", str(made)], capture_output=True, text=True, timeout=300)
+        if done.returncode:
+            raise OSError(f"{compiler}: {done.stderr.strip()}")
+        return made.replace(folder / f"decode-{name}-{made.stat().st_size}.so")
 
 
 def _cache_folder() -> Path:
@@ -98,8 +106,9 @@ def _cache_folder() -> Path:
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = root / "adgen" / "kernels"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if folder.stat().st_uid != os.getuid():
-        raise OSError(f"{folder} belongs to somebody else")
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        raise OSError(f"{folder} belongs to somebody else, or others may write there")
     return folder
 
 

@@ -3,7 +3,7 @@
 One program takes one row, one key/value head and one stretch of its tokens; programs behind a row's end leave at once, so
 the cost follows the lengths, which stay on the device (nothing here is read back: the step can be captured). Where rows
 and heads alone do not fill the GPU, the tokens are cut into stretches whose softmaxes are put together afterwards
-(flash-decoding, Dao et al. 2023). The number of stretches depends on shapes alone, so a row's bits never depend on its
+(flash-decoding, Dao et al. 2023). A stretch's length depends on the batch's shape alone, so a row's bits never depend on its
 neighbours.
 
 The kernel's numbers are tested on CPUs with Triton's interpreter.
@@ -22,7 +22,8 @@ from adgen.generation.caches import Half
 
 _BLOCK = 64  # tokens that one loop step reads
 _PROGRAMS_PER_PROCESSOR = 4  # enough to hide the latency of memory
-_MIN_STRETCH = 128
+_STRETCHES = (4096, 2048, 1024, 512, 256, 128)  # from few to many programs: a part too short does not pay
+_USUAL_TOKENS = 4096
 
 
 @triton.jit
@@ -87,24 +88,29 @@ def attend_gpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) ->
     return look(q, half, layer).to(qkv.dtype)
 
 
-def look(q: Tensor, half: Half, layer: int, num_stretches: int | None = None) -> Tensor:
+def look(q: Tensor, half: Half, layer: int, stretch: int | None = None) -> Tensor:
     """Rotated queries (R, H, E) over the tokens of the cache, the newest included -> (R, H*E) fp32."""
     keys, prefix = half.cache.keys[layer], half.prefix
     rows, groups, capacity, size = keys.shape
     per_group = q.shape[1] // groups
     most = half.num_shared + capacity
-    parts = num_stretches or _stretches(rows * groups, most, _processors(q.device))
+    stretch = stretch or _stretch(rows * groups, _processors(q.device))
+    parts = -(-most // stretch)
     out = torch.empty(rows, groups, parts, per_group, size, device=q.device, dtype=torch.float32)
     tops, sums = (torch.empty(rows, groups, parts, per_group, device=q.device, dtype=torch.float32) for _ in range(2))
     shared = (keys, half.cache.values[layer]) if prefix is None else (prefix.keys[layer], prefix.values[layer])
     _look[(rows, groups, parts)](
         q.contiguous(), keys, half.cache.values[layer], *shared, half.cache.lengths, half.active, out, tops, sums,
-        half.num_shared, capacity, -(-most // parts), size**-0.5,
+        half.num_shared, capacity, stretch, size**-0.5,
         G=groups, Q=per_group, E=size, S=parts, QP=triton.next_power_of_2(per_group), EP=triton.next_power_of_2(size), BLOCK=_BLOCK,
     )  # fmt: skip
     share = (tops - tops.amax(2, keepdim=True)).exp()  # (R, G, S, Q); a stretch without tokens has sum 0
-    total = (sums * share).sum(2).clamp_min(1e-30)
-    return ((out * share[..., None]).sum(2) / total[..., None]).flatten(1)
+    # One after another: stretches that a larger cache adds are zeros, and must not regroup the sums of the others.
+    total, result = torch.zeros_like(sums[:, :, 0]), torch.zeros_like(out[:, :, 0])
+    for part in range(parts):
+        total = total + sums[:, :, part] * share[:, :, part]
+        result = result + out[:, :, part] * share[:, :, part, :, None]
+    return (result / total.clamp_min(1e-30)[..., None]).flatten(1)
 
 
 def _append(cached: Tensor, fresh: Tensor, half: Half) -> None:
@@ -115,10 +121,13 @@ def _append(cached: Tensor, fresh: Tensor, half: Half) -> None:
     cached.scatter_(2, at, fresh[:, :, None].to(cached.dtype))
 
 
-def _stretches(programs: int, tokens: int, processors: int) -> int:
-    """Into how many parts the tokens are cut, so that the GPU is full and no part is too short to pay."""
-    wanted = -(-processors * _PROGRAMS_PER_PROCESSOR // programs)
-    return max(1, min(wanted, tokens // _MIN_STRETCH))
+def _stretch(programs: int, processors: int) -> int:
+    """Tokens that one program takes. It follows from the engine's shapes and its GPU alone, and not from the cache's
+    capacity, which a neighbour's long prompt may enlarge: a row's bits would change with it."""
+    for stretch in _STRETCHES:
+        if programs * (_USUAL_TOKENS // stretch) >= processors * _PROGRAMS_PER_PROCESSOR:
+            break
+    return stretch
 
 
 @functools.cache
