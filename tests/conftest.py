@@ -77,7 +77,7 @@ def ray_cluster() -> Iterator[None]:
     from adgen.on_ray.cluster import quiet_ray
 
     quiet_ray()
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     quiet_ray()
     yield
     ray.shutdown()
