@@ -83,7 +83,7 @@ def write_golden() -> None:
 
     from adgen.on_ray.pretraining import pretrain
 
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         inputs = training_inputs(Path(folder))
         pretrain(small_run(inputs, Path(folder) / "out"), Silent())

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-import ray
 import torch
 from small_training import STEPS, Silent, golden, losses, small_run, training_inputs, without_references
 
@@ -23,26 +22,12 @@ from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.model.weight_files import read_tensors, write_tensors
-from adgen.on_ray.cluster import quiet_ray
 from adgen.on_ray.pretraining import pretrain
 from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop
 from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
 
 ROOT = Path(__file__).parents[1]
 SAME = 2e-4  # relative: what fp32 sums in another order come to after 20 steps
-
-
-@pytest.fixture(scope="module")
-def ray_cluster():
-    """The Ray of this process, or one of our own."""
-    if ray.is_initialized():
-        yield
-        return
-    quiet_ray()
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    quiet_ray()
-    yield
-    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
