@@ -12,16 +12,25 @@ from adgen.generation.kernels import cpu
 
 READS_BACK = {
     "tolist", "item", "cpu", "numpy", "__bool__", "__int__", "__float__", "__index__", "nonzero", "equal", "unique",
-    "masked_select", "__array__", "__contains__",
+    "masked_select", "__array__", "__contains__", "is_nonzero", "allclose", "argwhere", "bincount", "repeat_interleave",
 }  # fmt: skip
+
+
+def shape_is_data(name: str, arguments: tuple) -> bool:
+    """Choosing by a mask, or asking where it is true: the result's shape must be known before anything can go on."""
+    if name in ("__getitem__", "__setitem__"):
+        chosen = arguments[1] if isinstance(arguments[1], tuple) else (arguments[1],)
+        return any(isinstance(index, torch.Tensor) and index.dtype == torch.bool for index in chosen)
+    return (name == "where" and len(arguments) == 1) or (name == "to" and "cpu" in map(str, arguments[1:]))
 
 
 class NothingReadBack(TorchFunctionMode):
     """Raises when a result, or its shape, must travel to the host: a GPU would have to be waited for."""
 
     def __torch_function__(self, function, types, arguments=(), keywords=None):
-        if getattr(function, "__name__", "") in READS_BACK:
-            raise AssertionError(f"{function.__name__} waits for the device")
+        name = getattr(function, "__name__", "")
+        if name in READS_BACK or shape_is_data(name, arguments):
+            raise AssertionError(f"{name} waits for the device")
         return function(*arguments, **(keywords or {}))
 
 
@@ -49,7 +58,11 @@ def test_no_value_comes_back_to_the_host_inside_the_image_loop(engine, with_addi
         for _ in range(3):
             engine._runner._painter._step(with_additions)
     assert engine._runner.slots.steps.tolist() == [4, 4]
-    for read in (torch.Tensor.tolist, lambda t: int(t[0]), lambda t: bool((t > 0).any()), lambda t: t[t > 0].cpu()):
+    reads = (
+        torch.Tensor.tolist, lambda t: int(t[0]), lambda t: bool((t > 0).any()), lambda t: t[t > 0], torch.argwhere,
+        lambda t: t.to("cpu"), lambda t: torch.where(t > 0), torch.Tensor.is_nonzero, torch.bincount,
+    )  # fmt: skip
+    for read in reads:
         with pytest.raises(AssertionError, match="waits for the device"), NothingReadBack():
             read(engine._runner.slots.steps)
 
