@@ -5,7 +5,6 @@ import signal
 import time
 from contextlib import suppress
 from pathlib import Path
-from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -14,6 +13,7 @@ from ray.util.placement_group import placement_group_table
 from small_models import save_small_model
 from test_refresh import Silent, published_rows, run, settings, shop  # noqa: F401
 
+from adgen.creatives.storage import S3Access
 from adgen.errors import EngineLost, ModelError, RunError
 from adgen.on_ray import ranks
 from adgen.on_ray.cluster import num_engines, slot_resources
@@ -21,6 +21,7 @@ from adgen.on_ray.ranks import GenerateTogether, remove_groups
 from adgen.on_ray.refresh import refresh
 from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import ClusterSettings, RefreshSettings
+from adgen.on_ray.stages import Context
 
 UNEQUAL = ("generated_at", "seconds")
 SIZES = {"plan": {"pairs_per_shard": 2}}
@@ -115,8 +116,9 @@ def scripted_rank() -> type:
 
     @ray.remote
     class ScriptedRank:
-        def __init__(self, context: SimpleNamespace, rank: int):
+        def __init__(self, context: Context, rank: int):
             self.marks = Path(context.run_id)
+            self.num_slots = context.settings.engine.num_slots
 
         def meeting_point(self) -> tuple[str, int]:
             return "here", 1
@@ -134,6 +136,8 @@ def scripted_rank() -> type:
         def generate(self, row: dict) -> dict:
             if row["index"] == 666:
                 raise ModelError("not this one")
+            if self.num_slots > row.get("fits", self.num_slots):
+                raise RunError(f"out of memory with engine.num_slots {self.num_slots} on 2 rank(s)")
             while not (self.marks.parent / "well").exists():
                 time.sleep(0.05)
             return row | {"made": True}
@@ -153,8 +157,8 @@ def stage(ray_cluster, tmp_path, monkeypatch):
     def make(deaths: int) -> GenerateTogether:
         for number in range(deaths):
             (marks / str(number)).touch()
-        made = SimpleNamespace(device="cpu", engine=SimpleNamespace(tensor_parallel=2))
-        return GenerateTogether(SimpleNamespace(settings=made, run_id=str(marks)))
+        made = RefreshSettings(device="cpu", engine={"tensor_parallel": 2, "num_slots": 1000})
+        return GenerateTogether(Context(made, S3Access(), str(marks), "", ""))
 
     yield make
     remove_groups("")
@@ -171,6 +175,14 @@ def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage
     told = stage(deaths=99)({"index": 1})
     with pytest.raises(EngineLost, match=r"2 tensor-parallel ranks was lost 3 times in a row: .*start it again when"):
         raise_told(told)
+
+
+def test_a_group_without_memory_is_followed_by_one_with_half_the_slots(stage):
+    large = stage(deaths=0)
+    assert large({"index": 1, "fits": 125}) == {"index": 1, "fits": 125, "made": True}
+    assert large.context.settings.engine.num_slots == 125, "from 1000, by halves; which are no tries"
+    with pytest.raises(EngineLost, match=r"out of memory with engine\.num_slots 1 on"):
+        raise_told(large({"index": 1, "fits": 0}))
 
 
 def test_a_refused_request_leaves_the_group_as_it_is(stage):

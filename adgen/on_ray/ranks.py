@@ -6,6 +6,7 @@ all of them, so that two engines can never hold half a reservation each and wait
 
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -40,17 +41,34 @@ class GenerateTogether:
 
     @telling
     def __call__(self, row: Row) -> Row:
-        """Adds title and picture to each pair without a reason. EngineLost: TRIES groups died over this shard."""
-        for tries_left in reversed(range(TRIES)):
+        """Adds title and picture to each pair without a reason. EngineLost: TRIES groups died over this shard.
+
+        A group that ran out of memory is followed by one with half its slots, which is no try of those.
+        """
+        tries_left = TRIES
+        while True:
             try:
                 self.ranks = self.ranks or Ranks(self.context, self.slots)
                 return self.ranks.generate(row)
-            except EngineLost:
+            except EngineLost as error:
                 if self.ranks:
                     self.ranks.close()
                 self.ranks = None
+                if fewer := _half_the_slots(self.context, error):
+                    self.context = fewer
+                    continue
+                tries_left -= 1
                 if not tries_left:
                     raise
+
+
+def _half_the_slots(context: Context, error: EngineLost) -> Context | None:
+    """The same run with half as many creatives at once, where memory was what was missing and there is a half."""
+    engine = context.settings.engine
+    if "out of memory" not in str(error) or (engine.num_slots or 1) < 2:
+        return None
+    engine = engine.model_copy(update={"num_slots": engine.num_slots // 2})
+    return replace(context, settings=context.settings.model_copy(update={"engine": engine}))
 
 
 class Ranks:
