@@ -8,7 +8,7 @@ import torch
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
 
-from adgen.errors import ModelError, SettingsError
+from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
@@ -227,6 +227,29 @@ def test_a_checkpoint_of_another_model_or_stage_is_named(tmp_path):
         TorchStep(wider, settings.optimizer, 1).load(tmp_path)
     with pytest.raises(ModelError, match="the checkpoint lacks codebook"):
         TorchStep(TokenizerTask(small_model(), PROMPTER, settings), settings.optimizer, 1).load(tmp_path)
+
+
+def test_a_start_in_bf16_is_trained_in_fp32(tmp_path):
+    """AdamW on bf16 weights would lose most of its small steps to rounding."""
+    from adgen.model.checkpoint import save
+    from adgen.training.stages import make_task
+
+    save(small_model().to(torch.bfloat16), tmp_path)
+    PROMPTER.save(tmp_path)
+    task = make_task(tmp_path, training_settings())
+    assert {parameter.dtype for parameter in task.parameters()} == {torch.float32}
+
+
+def test_gradients_that_are_no_numbers_leave_the_weights_as_they_were():
+    settings = training_settings()
+    task = LanguageTask(small_model().requires_grad_(True), PROMPTER, settings)
+    step = TorchStep(task, settings.optimizer, accumulation=1)
+    before = {name: value.clone() for name, value in task.state_dict().items()}
+    weight = next(p for p in task.parameters() if p.requires_grad)
+    weight.grad = torch.full_like(weight, torch.nan)
+    with pytest.raises(RunError, match="norm of the gradients is nan: the weights are left as they were"):
+        step.apply(1e-3)
+    assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
 def test_a_resumed_step_goes_on_to_the_bit(tmp_path):

@@ -22,6 +22,7 @@ from adgen.on_ray.pretraining_log import TrainingLog
 from adgen.on_ray.pretraining_setup import fresh_task, make_step, other_workers, worker_device
 from adgen.on_ray.pretraining_speed import Speed
 from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, checkpoint_name
+from adgen.records import digest
 from adgen.training.schedule import learning_rate
 from adgen.training.step import finite
 from adgen.training.task import Metrics
@@ -76,7 +77,8 @@ class Worker:
         total = torch.zeros(2, device=self.device)
         for batch in batches:
             tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
-            torch.manual_seed(self.settings.seed * 2**40 + batch.number)  # dropout is a function of seed and place
+            # Dropout is a function of seed and place.
+            torch.manual_seed(int(digest("dropout", self.settings.seed, batch.number)[:15], 16))
             loss, found = self.step.forward(tensors)
             if not finite(loss):
                 raise RunError(

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from adgen.errors import ModelError
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.generation.prompt import Prompter
@@ -23,7 +25,8 @@ def make_task(start: Path | None, settings: TrainingSettings) -> Task:
     if settings.stage == "pbs":
         encoder = load_pbs(start, settings.contrast.encoder) if start else new_encoder(settings.contrast.encoder, settings.seed)
         return ContrastTask(encoder, settings)
-    model = load(start)
+    # In fp32 whatever the files are in: an optimizer that moves bf16 weights loses most of its small steps to rounding.
+    model = load(start, dtype=torch.float32)
     prompter = load_prompter(start)
     if settings.stage == "tokenizer":
         return TokenizerTask(model, prompter, settings)

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from adgen.errors import ModelError
+from adgen.errors import ModelError, RunError
 from adgen.training.settings import OptimizerSettings
 from adgen.training.task import Batch, Metrics, Task
 from adgen.training.trainable import adamw
@@ -48,6 +48,11 @@ class TorchStep:
             group["lr"] = learning_rate
         moving = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(moving, self.clip)
+        if not torch.isfinite(norm):
+            raise RunError(
+                f"the norm of the gradients is {float(norm)}: the weights are left as they were, and the last checkpoint is kept; "
+                "lower optimizer.learning_rate and train again from there"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
