@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
         with connected(ClusterSettings(address=command.settings.address)), TrainingProgress(console) as progress:
             summary = pretrain(command.settings, progress)
     except AdgenError as error:
-        console.print(f"pretrain: {error}", style="red", markup=False, highlight=False)
+        console.print(f"pretrain: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     print_summary(console, f"stage {summary.stage}", summary.as_dict())
     if command.json:

@@ -83,7 +83,7 @@ def attempt(command: Command, campaign: str, console: Console) -> dict[str, Any]
 
 def tell(console: Console, what: str, error: AdgenError) -> None:
     """An error for people."""
-    console.print(f"{what}: {error}", style="red", markup=False, highlight=False)
+    console.print(f"{what}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 
 
 def parse(arguments: list[str]) -> Command:

@@ -44,7 +44,7 @@ def main(arguments: list[str]) -> int:
         with connected(ClusterSettings()), TrainingProgress(console) as progress:
             summaries = follow(command.recipe, progress)
     except AdgenError as error:
-        console.print(f"train_tiny: {error}", style="red", markup=False, highlight=False)
+        console.print(f"train_tiny: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1
     for summary in summaries:
         print_summary(console, f"stage {summary.stage}", summary.as_dict())
