@@ -212,15 +212,15 @@ def janus_pro_1b() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """A few million parameters, every module present: what tests, demo and a laptop run."""
+    """7.7 million parameters, every module present: what tests, demo and a laptop run, and what ships with the package."""
     return ModelConfig(
         name="tiny",
         decoder=DecoderConfig(
-            hidden_size=256,
-            intermediate_size=704,
+            hidden_size=192,
+            intermediate_size=512,
             num_layers=6,
-            num_heads=4,
-            num_key_value_heads=4,
+            num_heads=3,
+            num_key_value_heads=3,
             vocab_size=2048,
             max_positions=1024,
         ),
@@ -230,7 +230,7 @@ def tiny() -> ModelConfig:
             channel_multiplier=(1, 1, 2, 2),
             num_res_blocks=1,
             latent_channels=64,
-            head_size=256,
+            head_size=192,
             image_size=64,
             history_size=32,
             history_source_size=64,
