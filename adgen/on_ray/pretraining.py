@@ -72,6 +72,7 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
     """Train one stage. Ray must be connected. RunError (of any kind) says why it stopped; nothing that was saved is lost."""
     began = time.time()
     settings.require()
+    settings = settings.with_whole_paths()
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)

@@ -1,5 +1,6 @@
 """Settings of the pretraining job: what is learned (`TrainingSettings`), and where and how fast."""
 
+import os
 from pathlib import Path
 from typing import Literal, Self
 
@@ -7,6 +8,7 @@ from pydantic import Field, model_validator
 
 from adgen.config import Settings
 from adgen.errors import SettingsError
+from adgen.shop.locations import is_s3, local_path
 from adgen.training.order import Share
 from adgen.training.settings import TrainingSettings
 
@@ -66,6 +68,12 @@ class PretrainSettings(TrainingSettings):
     """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
     workers: WorkerSettings = WorkerSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
+
+    def with_whole_paths(self) -> Self:
+        """The same with absolute local folders: Ray Train's workers run in a folder of their own."""
+        places = {name: getattr(self, name) for name in ("inputs", "out", "cache")}
+        whole = {name: os.path.abspath(local_path(uri)) for name, uri in places.items() if uri and not is_s3(uri)}
+        return self.model_copy(update=whole)
 
     @property
     def share(self) -> Share:
