@@ -5,6 +5,7 @@ Two processes on gloo, without Ray; all cases in one start of the two, since sta
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ import torch.multiprocessing as mp
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
 
-from adgen.errors import ModelError, SettingsError
+from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.batches import LanguageCollator
-from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config, make_universal
+from adgen.training.cost import checkpoint_bytes
+from adgen.training.deepspeed_files import TAG, UNIVERSAL, make_universal
+from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 from adgen.training.language import LanguageTask
 from adgen.training.settings import TrainingSettings
 from adgen.training.step import TorchStep
@@ -24,6 +27,7 @@ from adgen.training.task import Task
 from adgen.training.trainable import choose_trainable
 
 STEPS, BATCH, SAVED_AFTER, RATE = 6, 4, 3, 3e-3
+IN_BF16 = 0.02  # relative: what rounding to 8 bits comes to after some steps
 ROOT = Path(__file__).parents[1]
 SETTINGS = TrainingSettings(stage="personal", steps=STEPS, batch=BATCH, dropout={"prompt": 0.3, "foreground": 0.3})
 CONFIG = small_config(preference=small_config().preference.model_copy(update={"dropout": 0.0}))
@@ -67,7 +71,7 @@ def meet(rank: int, world_size: int, file: str) -> None:
 
 
 def two_workers(rank: int, folder: str) -> None:
-    """ZeRO 1, 2 and 3 from the start; then each again from the checkpoint in its middle."""
+    """ZeRO 1, 2 and 3 from the start; then each again from the checkpoint in its middle; then all in bf16."""
     meet(rank, 2, f"{folder}/two")
     found = {}
     for zero in (1, 2, 3):
@@ -82,22 +86,80 @@ def two_workers(rank: int, folder: str) -> None:
         again = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, zero, 2, 1, 1.0, False))
         again.load(Path(folder) / f"zero{zero}")
         found[f"resumed{zero}"] = run(again, SAVED_AFTER, STEPS, rank, 2)
+        found[f"spoilt{zero}"] = spoilt(again, rank)
+        found |= {f"{name}{zero}": value for name, value in in_bf16(zero, rank, Path(folder)).items()}
     if rank == 0:
         (Path(folder) / "losses.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
 
 
+def in_bf16(zero: int, rank: int, folder: Path) -> dict:
+    """Two accumulated micro-batches a step; a checkpoint in the middle; what the export holds, and a spoilt step."""
+    config = deepspeed_config(None, zero, 1, 2, 1.0, True)
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
+    losses = run(step, 0, SAVED_AFTER, rank, 2, accumulation=2)
+    step.save(folder / f"bf16zero{zero}")
+    dist.barrier()
+    losses += run(step, SAVED_AFTER, STEPS, rank, 2, accumulation=2)
+    with step.whole_task(fresh_task, exact=True) as whole:
+        exported = compared(whole) if rank == 0 else {}
+    with step.whole_task(fresh_task) as whole:
+        seen = str(whole.model.dtype) if rank == 0 else ""
+    again = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
+    again.load(folder / f"bf16zero{zero}")
+    resumed = run(again, SAVED_AFTER, STEPS, rank, 2, accumulation=2)
+    return {"bf16_": losses, "bf16_resumed": resumed, "bf16_export": exported, "bf16_seen": seen,
+            "bf16_spoilt": spoilt(again, rank)}  # fmt: skip
+
+
+def compared(whole: LanguageTask) -> dict[str, float]:
+    """An export beside its start: the largest change of what stands still, and the share of what moves that bf16 could not hold."""
+    start = dict(fresh_task().named_parameters())
+    still = max(float((p - start[n]).abs().max()) for n, p in whole.named_parameters() if not start[n].requires_grad)
+    moved = torch.cat([p.detach().flatten() for n, p in whole.named_parameters() if start[n].requires_grad])
+    return {
+        "still": still,
+        "beyond_bf16": float((moved.bfloat16().float() != moved).float().mean()),
+        "checksum": checksum(whole),
+        "fp32": float(all(p.dtype == torch.float32 for p in whole.parameters())),
+    }
+
+
+def spoilt(step: DeepSpeedStep, rank: int) -> dict:
+    """A step whose gradients are no numbers on the second worker alone."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    moving = [parameter for parameter in step.task.parameters() if parameter.requires_grad]
+    before = [safe_get_full_fp32_param(parameter).clone() for parameter in moving]
+    accumulation = step.engine.gradient_accumulation_steps()
+    for turn in range(accumulation):
+        loss, _ = step.forward(micro_batch(0, turn * 2 + rank, 2 * accumulation))
+        if rank == 1:
+            loss.register_hook(lambda gradient: gradient * float("nan"))
+        step.backward(loss)
+    try:
+        step.apply(RATE)
+        said = "nothing"
+    except RunError as error:
+        said = str(error)
+    after = [safe_get_full_fp32_param(parameter) for parameter in moving]
+    return {"said": said, "moved": not all(map(torch.equal, before, after))}
+
+
 def one_worker(rank: int, folder: str) -> None:
-    """Goes on with two workers' checkpoints, by the universal form; two micro-batches make a step."""
+    """Goes on with two workers' checkpoints, by the universal form; two or four micro-batches make a step."""
     meet(0, 1, f"{folder}/one")
     found = {}
-    for zero in (2, 3):
-        make_universal(Path(folder) / f"zero{zero}", zero)
-        config = deepspeed_config(None, zero, 2, 2, 1.0, False)
+    for zero, bf16 in ((2, False), (3, False), (1, True), (2, True)):
+        name = f"{'bf16' if bf16 else ''}zero{zero}"
+        (Path(folder) / name / f"{UNIVERSAL}.part").mkdir()  # as a conversion that was killed leaves it
+        make_universal(Path(folder) / name, zero)
+        accumulation = 4 if bf16 else 2
+        config = deepspeed_config(None, zero, BATCH // accumulation, accumulation, 1.0, bf16)
         step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config, universal=True)
-        step.load(Path(folder) / f"zero{zero}")
-        found[f"zero{zero}"] = run(step, SAVED_AFTER, STEPS, accumulation=2)
+        step.load(Path(folder) / name)
+        found[name] = run(step, SAVED_AFTER, STEPS, accumulation=accumulation)
     (Path(folder) / "alone.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -147,6 +209,74 @@ def test_one_worker_goes_on_with_what_two_began(folder, sharded):
     found = json.loads((folder / "alone.json").read_text())
     for zero in (2, 3):
         assert found[f"zero{zero}"] == pytest.approx(sharded[f"zero{zero}"][SAVED_AFTER:], rel=1e-4)
+    for zero in (1, 2):
+        assert found[f"bf16zero{zero}"] == pytest.approx(sharded[f"bf16_{zero}"][SAVED_AFTER:], rel=IN_BF16)
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_bf16_gives_the_curve_within_its_rounding_and_resumes_to_the_bit(plain, sharded, zero):
+    losses, _ = plain
+    assert sharded[f"bf16_{zero}"] == pytest.approx(losses, rel=IN_BF16)
+    assert sharded[f"bf16_{zero}"] != pytest.approx(losses, rel=1e-5)
+    assert sharded[f"bf16_resumed{zero}"] == pytest.approx(sharded[f"bf16_{zero}"][SAVED_AFTER:], rel=1e-6)
+    assert sharded[f"bf16_seen{zero}"] == "torch.bfloat16"
+
+
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_bf16_run_exports_the_fp32_weights_and_what_stood_still_as_it_was(plain, sharded, zero):
+    exported = sharded[f"bf16_export{zero}"]
+    assert exported["fp32"]
+    assert exported["still"] == 0.0
+    assert exported["beyond_bf16"] > 0.9
+    assert exported["checksum"] == pytest.approx(plain[1], rel=1e-3)
+
+
+@pytest.mark.parametrize("name", [f"{kind}{zero}" for kind in ("spoilt", "bf16_spoilt") for zero in (1, 2, 3)])
+def test_gradients_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(sharded, name):
+    assert "the weights are left as they were" in sharded[name]["said"]
+    assert not sharded[name]["moved"]
+
+
+@pytest.mark.parametrize(("zero", "bf16"), [(1, True), (2, True), (3, True), (1, False), (3, False)])
+def test_a_checkpoint_has_the_bytes_of_the_formula(folder, zero, bf16):
+    """The test model's embeddings and heads are of its own sizes: what is compared is bytes a parameter, of those that move
+    and of those that stand still."""
+    path = folder / f"{'bf16' if bf16 else ''}zero{zero}"
+    written = sum(file.stat().st_size for file in (path / TAG).rglob("*.pt"))
+    parameters = list(fresh_task().parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    assert written == pytest.approx(checkpoint_bytes(total, trained, zero, bf16), rel=0.06)
+
+
+def test_a_checkpoint_with_objects_in_it_is_not_unpickled(folder, tmp_path):
+    """DeepSpeed alone would run what a stranger put in."""
+    shutil.copytree(folder / "zero1", tmp_path / "zero1", ignore=shutil.ignore_patterns(UNIVERSAL))
+    [file] = (tmp_path / "zero1" / TAG).glob("mp_rank_00_model_states.pt")
+    state = torch.load(file, weights_only=False)
+    torch.save(state | {"stranger": Runs(tmp_path / "ran")}, file)
+    with pytest.raises(ModelError, match="cannot be made universal"):
+        make_universal(tmp_path / "zero1", 1)
+    mp.spawn(refused_by_one, (str(tmp_path),), nprocs=1)
+    assert not (tmp_path / "ran").exists()
+
+
+class Runs:
+    """Pickled so that reading it makes a folder."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def refused_by_one(rank: int, folder: str) -> None:
+    meet(0, 1, f"{folder}/refused")
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 1, 4, 1, 1.0, False))
+    with pytest.raises(ModelError, match="holds more than data, and is not unpickled"):
+        step.load(Path(folder) / "zero1")
+    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -154,7 +284,8 @@ def test_the_clusters_files_are_taken_with_our_batch(zero):
     config = deepspeed_config(ROOT / f"cluster/deepspeed/zero{zero}.json", None, 3, 5, 0.5, True)
     assert config["zero_optimization"]["stage"] == zero
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 5)
-    assert config["bf16"] == {"enabled": True}
+    assert config["bf16"]["enabled"]
+    assert config["data_types"] == {"grad_accum_dtype": "fp32"}
     assert config["gradient_clipping"] == 0.5
 
 
@@ -162,6 +293,9 @@ def test_files_that_cannot_be_taken_are_refused(tmp_path):
     path = tmp_path / "deepspeed.json"
     path.write_text('{"optimizer": {"type": "AdamW"}}')
     with pytest.raises(SettingsError, match=r"deepspeed\.json: optimizer: torch's AdamW"):
+        deepspeed_config(path, 1, 1, 1, 1.0, False)
+    path.write_text('{"fp16": {"enabled": true}}')
+    with pytest.raises(SettingsError, match=r"deepspeed\.json: fp16: training is in bf16 or fp32"):
         deepspeed_config(path, 1, 1, 1, 1.0, False)
     path.write_text("{")
     with pytest.raises(SettingsError, match="not a DeepSpeed JSON file"):

@@ -18,7 +18,7 @@ from adgen.model.initialize import initialize_part
 from adgen.model.lora import LoRALinear, add_lora, merge_lora
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.uniadgen import UniAdGen
-from adgen.model.weight_files import read_tensors, weight_files, write_tensors
+from adgen.model.weight_files import read_tensors, tensor_names, weight_files, write_tensors
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -79,6 +79,14 @@ def load_dinov2(model: UniAdGen, directory: str | Path) -> None:
     wanted = {published_name(name) for name in model.state_dict() if name.startswith("foreground.adapter.")}
     if wanted - filled:
         raise ModelError(f"{directory}: {len(wanted - filled)} DINOv2 keys are missing, first {min(wanted - filled)}")
+
+
+def has_foreground(directory: str | Path) -> bool:
+    """Whether a model directory has weights for seeing products: ours do, a Janus-Pro directory does not by itself."""
+    directory = Path(directory)
+    if (directory / CONFIG_FILE).exists():
+        return True
+    return any(name.startswith("language_model.model.adapter.") for path in weight_files(directory) for name in tensor_names(path))
 
 
 def on_meta(config: ModelConfig) -> UniAdGen:

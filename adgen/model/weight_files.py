@@ -37,6 +37,19 @@ def read_tensors(path: Path, inside: str | None = None) -> Iterator[tuple[str, T
         yield from _read_torch(path, inside)
 
 
+def tensor_names(path: Path) -> list[str]:
+    """The names in one file, without reading tensors from safetensors. ModelError as `read_tensors`."""
+    if path.suffix != ".safetensors":
+        return [name for name, _ in read_tensors(path)]
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ModelError(f"{path}: damaged or truncated safetensors file: {error}") from None
+    except FileNotFoundError:
+        raise ModelError(f"{path}: no such file") from None
+
+
 def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: int = 5 * 2**30) -> None:
     """Write `model.safetensors`, or numbered shards and their index where it would be larger than `max_shard_bytes`."""
     shards: list[dict[str, Tensor]] = [{}]

@@ -17,7 +17,7 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 import adgen.errors
-from adgen.errors import RunError
+from adgen.errors import OwnedElsewhere, RunError, SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import model_digest
 from adgen.model.config import CONFIG_FILE, PRESETS
@@ -25,12 +25,14 @@ from adgen.on_ray.pretraining_board import Board
 from adgen.on_ray.pretraining_data import Source, batches_dataset, in_order
 from adgen.on_ray.pretraining_examples import TABLES, Prepared, prepare_examples
 from adgen.on_ray.pretraining_job import Job, train
+from adgen.on_ray.pretraining_owner import Ownership
 from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, on_this_node
 from adgen.on_ray.stages import pick_device
 from adgen.records import digest
 from adgen.shop.locations import is_s3
 from adgen.shop.tables import open_inputs
+from adgen.training.settings import UNTRAINED
 from adgen.training.stages import check_start
 
 START = "start"
@@ -73,12 +75,15 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
     began = time.time()
     settings.require()
     settings = settings.with_whole_paths()
+    with Ownership(settings.out) as owner:
+        return _pretrain(settings, progress, owner, began)
+
+
+def _pretrain(settings: PretrainSettings, progress: Progress, owner: Ownership, began: float) -> Summary:
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)
-    directory = on_this_node(start) if start else None
-    identity = settings.identity() | {"start": model_digest(directory) if start else None, "inputs": _stamps(settings)}
-    resumed = folder.claim(identity, {"settings": settings.model_dump(mode="json")})
+    resumed = folder.claim(_identity(settings, start), {"settings": settings.model_dump(mode="json")})
     summary = Summary(settings.stage, f"{folder.uri}/{MODEL}", settings.steps, resumed=resumed)
     if (done := folder.read_json(f"{MODEL}/{FACTS}")) is not None:
         summary.held_out_loss, summary.examples, summary.finished_before = done["held_out_loss"], done["examples"], True
@@ -87,20 +92,22 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
     prepared = prepare_examples(settings, start)
     summary.examples, summary.reasons = prepared.num_examples, prepared.reasons
     progress.phase("train", settings.steps)
-    last = run_workers(settings, folder, start, prepared, progress)
+    last = run_workers(settings, folder, start, prepared, progress, owner)
     summary.loss, summary.held_out_loss = last.get("loss"), last.get("held_out_loss")
     summary.seconds = round(time.time() - began, 1)
     return summary
 
 
 def run_workers(
-    settings: PretrainSettings, folder: RunFolder, start: str | None, prepared: Prepared, progress: Progress
+    settings: PretrainSettings, folder: RunFolder, start: str | None, prepared: Prepared, progress: Progress, owner: Ownership
 ) -> dict[str, Any]:
     """Ray Train's part: returns the last step's numbers when the model is written; raises what stopped it."""
     folder.prepare_for_ray()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how long a report may wait for the controller
     board = Board.remote()
-    source = Source(settings, start, prepared.examples, prepared.backgrounds)
+    owner.tell = lambda message: ray.get(board.fail.remote(OwnedElsewhere.__name__, message))
+    owner.check()
+    source = Source(settings, start, prepared.examples, prepared.backgrounds, settings.dinov2 or None)
     facts = {"stage": settings.stage, "seed": settings.seed, "settings": settings.identity(), "examples_digest": prepared.digest}
     on_gpu = pick_device(settings.device) == "cuda"
     trainer = TorchTrainer(
@@ -137,10 +144,13 @@ def resolve_start(settings: PretrainSettings, folder: RunFolder) -> str | None:
     """Where training starts: the folder or URI as given, or OUT/start with new weights for the name of a size. None: a
     new encoder. ModelError when it is of another kind than the stage's."""
     if not settings.model:
+        check_start(None, settings, settings.dinov2)
         return None
     if settings.model in PRESETS and not Path(settings.model).exists():
+        if settings.dinov2:
+            raise SettingsError(f"dinov2 is {settings.dinov2!r}, but a new model of size {settings.model} has no use for it")
         return _new_model(settings, folder)
-    check_start(on_this_node(settings.model), settings)
+    check_start(on_this_node(settings.model), settings, settings.dinov2)
     return settings.model if is_s3(settings.model) else str(on_this_node(settings.model))
 
 
@@ -149,7 +159,7 @@ def _new_model(settings: PretrainSettings, folder: RunFolder) -> str:
     if folder.read_json(f"{START}/{CONFIG_FILE}") is None:
         with tempfile.TemporaryDirectory(prefix="adgen-start-") as scratch:
             write_starter_model(scratch, _texts(open_inputs(settings.inputs, TABLES)), settings.model, settings.seed)
-            folder.put(Path(scratch), START)
+            folder.put(Path(scratch), START, last=CONFIG_FILE)  # what is looked for above
     return f"{folder.uri}/{START}" if not folder.is_local else str(Path(folder.path) / START)
 
 
@@ -163,6 +173,15 @@ def _texts(inputs: Any) -> list[str]:
                 values = pc.list_flatten(values) if column != "title" else values
                 texts.update(text for text in values.to_pylist() if text)
     return sorted(texts)
+
+
+def _identity(settings: PretrainSettings, start: str | None) -> dict[str, Any]:
+    """All that decides what is learned: settings, and what lies at the places that they name."""
+    identity = settings.identity() | {"start": model_digest(on_this_node(start)) if start else None, "inputs": _stamps(settings)}
+    if settings.dinov2:
+        own = settings.dinov2
+        identity["dinov2"] = own if own == UNTRAINED else model_digest(on_this_node(own))
+    return identity
 
 
 def _stamps(settings: PretrainSettings) -> str:

@@ -8,6 +8,7 @@ batches are made. So a run goes on at any place, and the driver's memory does no
 torch is imported where batches are made and read: Ray Data's and Ray Train's own processes import this file as well.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import ray
 import ray.train
 from ray.data import ActorPoolStrategy, DataContext, ExecutionOptions
 
-from adgen.errors import RunError
+from adgen.errors import AdgenError, RunError
 from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.on_ray.pretraining_store import on_this_node
 from adgen.training.example_files import ExampleFolder, ExampleReader, part_name
 from adgen.training.order import Order, held_out
+from adgen.training.settings import UNTRAINED
 
 WAVE_BATCHES = 256  # micro-batches of a worker in a wave
 
@@ -35,6 +37,8 @@ class Source:
     start: str | None
     examples: str
     backgrounds: str | None
+    dinov2: str | None = None
+    """A directory or URI for a start that cannot see products yet, or UNTRAINED."""
 
     def reader(self) -> ExampleReader:
         """The examples by number."""
@@ -44,6 +48,11 @@ class Source:
     def directory(self) -> Path | None:
         """The start on this node."""
         return on_this_node(self.start) if self.start else None
+
+    @property
+    def dinov2_here(self) -> str | None:
+        """`dinov2` on this node."""
+        return self.dinov2 if self.dinov2 in (None, UNTRAINED) else str(on_this_node(self.dinov2))
 
     def collator(self) -> Any:
         """Rows to tensors."""
@@ -72,11 +81,26 @@ class MakeBatch:
 
     def __init__(self, source: Source, board: Any):
         self.source, self.board = source, board
-        self.reader = source.reader()
-        self.order = source.order(self.reader)
-        self.collator = source.collator()
+        with self._told():
+            self.reader = source.reader()
+            self.order = source.order(self.reader)
+            self.collator = source.collator()
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """What is wrong with settings or data goes to the board: to Ray it would look like a crash, to be tried again."""
+        try:
+            yield
+        except AdgenError as error:
+            ray.get(self.board.fail.remote(type(error).__name__, str(error)))
+            raise
 
     def __call__(self, row: dict) -> dict:
+        with self._told():
+            return self.micro_batch(row)
+
+    def micro_batch(self, row: dict) -> dict:
+        """The row's tensors, and which examples they are."""
         number = ray.get(self.board.first_of_wave.remote()) + int(row["id"])
         share = self.source.settings.share
         drawn = self.order.at(share.place(number), share.micro_batch)

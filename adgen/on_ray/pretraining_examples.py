@@ -115,7 +115,7 @@ def _make(
     if (index := folder.index()) is not None:
         return index
     numbers = []
-    for number, table in enumerate(query_parts(inputs, query, clicks)):
+    for number, table in enumerate(query_parts(inputs, query, clicks, settings.join_memory)):
         numbers.append(number)
         if not folder.has(f"todo/{part_name(number)}"):
             folder.write(f"todo/{part_name(number)}", table)
@@ -161,9 +161,13 @@ def read_index(folder: ExampleFolder, numbers: list[int]) -> Index:
     return Index(parts, dict(reasons))
 
 
-def query_parts(inputs: Inputs, query: str, clicks: ExampleFolder | None) -> Iterator[pa.Table]:
-    """The query's rows in parts, over the input tables (and what clicked products look like) as Arrow streams."""
-    with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}) as connection:
+def query_parts(inputs: Inputs, query: str, clicks: ExampleFolder | None, memory: str = "2GB") -> Iterator[pa.Table]:
+    """The query's rows in parts, over the input tables (and what clicked products look like) as Arrow streams. DuckDB takes
+    so much memory, and spills the rest to a folder that goes with the query."""
+    with (
+        tempfile.TemporaryDirectory(prefix="adgen-duckdb-") as spill,  # of this user and query alone: it holds histories
+        duckdb.connect(config={"memory_limit": memory, "temp_directory": spill}) as connection,
+    ):
         connection.execute("SET preserve_insertion_order = true")
         names = {"products": "products", "histories": "histories", "references": "refs_table"}
         for table, name in names.items():

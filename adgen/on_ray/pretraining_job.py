@@ -20,7 +20,8 @@ class Job:
 
 
 def train(config: dict[str, Job]) -> None:
-    """Ray Train's worker function. What no restart can cure goes to the board; the restarted workers then do nothing."""
+    """Ray Train's worker function. What no restart can cure goes to the board, here or where batches are made; the restarted
+    workers then do nothing."""
     from adgen.on_ray.pretraining_worker import Worker
 
     job = config["job"]
@@ -28,7 +29,10 @@ def train(config: dict[str, Job]) -> None:
         return
     try:
         Worker(job).run()
-    except AdgenError as error:
-        ray.get(job.board.fail.remote(type(error).__name__, str(error)))
+    except Exception as error:
+        if isinstance(error, AdgenError):
+            ray.get(job.board.fail.remote(type(error).__name__, str(error)))
+        elif ray.get(job.board.read.remote())[1] is None:
+            raise  # a crash: the controller starts all again
         if job.source.settings.workers.num > 1:
             raise  # the others wait for this one: the controller ends them

@@ -10,7 +10,7 @@ from adgen.config import Settings
 from adgen.errors import SettingsError
 from adgen.shop.locations import is_s3, local_path
 from adgen.training.order import Share
-from adgen.training.settings import TrainingSettings
+from adgen.training.settings import LANGUAGE_STAGES, UNTRAINED, TrainingSettings
 
 
 class WorkerSettings(Settings):
@@ -28,7 +28,8 @@ class WorkerSettings(Settings):
     zero_stage: Literal[1, 2, 3] | None = None
     """ZeRO stage; default the file's, or 1."""
     bf16: bool | None = None
-    """Default: on GPUs for the language stages. The torch engine keeps fp32 weights and computes in bf16."""
+    """Default: on GPUs for the language stages, the only ones that can. The torch engine keeps fp32 weights and computes in
+    bf16; DeepSpeed computes with bf16 weights beside an fp32 copy, which is what it exports."""
     gradient_checkpointing: bool = False
     """Keep one input a decoder layer and compute the rest again: less memory, a third more time."""
     cpus: float = Field(default=1.0, gt=0)
@@ -61,8 +62,13 @@ class PretrainSettings(TrainingSettings):
     """Where to start: a model directory (path or URI), or the name of a size (tiny, janus-pro-1b, ...) for new weights."""
     out: str = ""
     """Folder or URI of the run: checkpoints, logs, samples and in the end OUT/model."""
+    dinov2: str = ""
+    """A DINOv2 directory in Hugging Face layout (path or URI), for a start that has no weights for seeing products: a Janus-Pro
+    directory. `random` begins with untrained ones."""
     cache: str = ""
     """Folder or URI of prepared examples, shared by runs; default OUT/examples."""
+    join_memory: str = Field(default="2GB", pattern=r"^\d+(\.\d+)?[KMGT]i?B$")
+    """Of the driver, while it joins tables; what does not fit is spilled to TMPDIR."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     address: str | None = None
     """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
@@ -71,7 +77,9 @@ class PretrainSettings(TrainingSettings):
 
     def with_whole_paths(self) -> Self:
         """The same with absolute local folders: Ray Train's workers run in a folder of their own."""
-        places = {name: getattr(self, name) for name in ("inputs", "out", "cache")}
+        places = {name: getattr(self, name) for name in ("inputs", "out", "cache", "dinov2")}
+        if self.dinov2 == UNTRAINED:
+            del places["dinov2"]
         whole = {name: os.path.abspath(local_path(uri)) for name, uri in places.items() if uri and not is_s3(uri)}
         return self.model_copy(update=whole)
 
@@ -93,7 +101,10 @@ class PretrainSettings(TrainingSettings):
     def identity(self) -> dict:
         """The settings that a run may not change while it is resumed: all that decides what is learned."""
         names = set(TrainingSettings.model_fields) - {"evaluation"}
-        return self.model_dump(mode="json", include=names) | {"examples": self.evaluation.examples}
+        own = {"examples": self.evaluation.examples}
+        if self.stage == "pbs":  # a sample is contrasted with those of its micro-batch: it decides what is learned
+            own["micro_batch"] = self.share.micro_batch
+        return self.model_dump(mode="json", include=names) | own
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
@@ -106,6 +117,8 @@ class PretrainSettings(TrainingSettings):
             raise ValueError(f"workers.engine torch runs one worker, not {num}: leave it to auto, or take deepspeed")
         if self.stage in ("tokenizer", "pbs") and self.workers.zero_stage == 3:
             raise ValueError(f"stage {self.stage} moves weights by itself and needs them whole: workers.zero_stage 1 or 2")
+        if self.stage not in LANGUAGE_STAGES and self.workers.bf16:
+            raise ValueError(f"stage {self.stage} moves weights by small averages, which bf16 would lose: workers.bf16 false")
         if self.stage == "pbs" and share.micro_batch < 2:
             raise ValueError("stage pbs contrasts the samples of a micro-batch: workers.micro_batch of 2 at least")
         return self

@@ -27,7 +27,7 @@ def worker_device(settings: PretrainSettings, on_this_machine: int) -> str:
 
 def fresh_task(source: Source) -> Task:
     """The stage's task as it starts."""
-    task = make_task(source.directory, source.settings)
+    task = make_task(source.directory, source.settings, source.dinov2_here)
     model = getattr(task, "model", None)
     if model is not None:
         model.decoder.gradient_checkpointing = source.settings.workers.gradient_checkpointing

@@ -9,7 +9,6 @@ from adgen.training.task import Batch, Task
 
 # Dense bf16 FLOP/s of the data sheets.
 _KNOWN = {"H100": 989e12, "H200": 989e12, "B200": 2250e12, "A100": 312e12, "L40S": 362e12, "A10G": 70e12}
-_BACKWARD = 3  # forward, and twice as much backward; what checkpointing computes again does not count
 
 
 class Speed:
@@ -26,12 +25,13 @@ class Speed:
         self.started, self.tokens, self.work = time.monotonic(), 0, 0.0
 
     def count(self, task: Task, batch: Batch) -> None:
-        """A micro-batch was computed. A formula, or one counted pass for each shape that comes."""
+        """A micro-batch was computed, forward and what gradients it needed: by formula, or one counted pass for each shape
+        that comes. What checkpointing computes again does not count."""
         self.tokens += task.tokens(batch)
         shape = tuple(tuple(tensor.shape) for tensor in batch.values())
         if shape not in self._flops:
             began = time.monotonic()
-            self._flops[shape] = _BACKWARD * task.forward_flops(batch)
+            self._flops[shape] = task.step_flops(batch)
             self.started += time.monotonic() - began
         self.work += self._flops[shape]
 

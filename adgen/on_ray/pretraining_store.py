@@ -11,6 +11,7 @@ checkpoints lags a report behind, and would not survive a disk that was full whe
 """
 
 import json
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -95,11 +96,19 @@ class RunFolder:
         """A checkpoint's last write; older ones that are neither among the newest `keep` nor the best go."""
         self.write_json(f"{CHECKPOINTS}/{checkpoint_name(facts['step'])}/{COMPLETE}", facts)
         known = self.checkpoints()
-        judged = [each for each in known if each["held_out_loss"] is not None]
+        judged = [each for each in known if each["held_out_loss"] is not None and math.isfinite(each["held_out_loss"])]
         best = min(judged, key=lambda each: each["held_out_loss"])["step"] if judged else None
         for old in known[:-keep]:
             if old["step"] != best:
                 self.files.delete_dir(f"{self.path}/{CHECKPOINTS}/{checkpoint_name(old['step'])}")
+
+    def remove_unfinished(self, newest: int) -> None:
+        """What an earlier try wrote beyond the newest complete checkpoint: files of another number of workers would stay
+        among the new ones."""
+        selector = pafs.FileSelector(f"{self.path}/{CHECKPOINTS}", allow_not_found=True)
+        for info in self.files.get_file_info(selector):
+            if info.base_name.startswith("step-") and info.base_name > checkpoint_name(newest):
+                self.files.delete_dir(info.path)
 
     def prepare_for_ray(self) -> None:
         """Ray Train shall go by what its workers find here, not by a list of its own from an earlier try."""
@@ -120,16 +129,16 @@ class RunFolder:
         )
         return into
 
-    def put(self, local: Path, name: str) -> None:
-        """Copy a local folder's files here: to a folder all at once, to S3 with training.json last. `local` is used up."""
+    def put(self, local: Path, name: str, last: str = FACTS) -> None:
+        """Copy a local folder's files here: to a folder all at once, to S3 with the file `last` last, so that what has it is
+        whole. `local` is used up."""
         if not self.is_local:
-            facts = (local / FACTS).read_bytes() if (local / FACTS).exists() else None
-            (local / FACTS).unlink(missing_ok=True)
+            mark = (local / last).read_bytes()
+            (local / last).unlink()
             pafs.copy_files(
                 str(local), f"{self.path}/{name}", source_filesystem=pafs.LocalFileSystem(), destination_filesystem=self.files
             )
-            if facts is not None:
-                self._write(f"{name}/{FACTS}", facts)
+            self._write(f"{name}/{last}", mark)
             return
         target = Path(self.path) / name
         target.parent.mkdir(parents=True, exist_ok=True)

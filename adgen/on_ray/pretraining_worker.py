@@ -1,10 +1,8 @@
 """What each of Ray Train's workers does: batches in, steps, checkpoints, and the model in the end."""
 
-import contextlib
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,13 +13,15 @@ import torch
 import torch.distributed as dist
 
 import adgen
-from adgen.errors import RunError, StoreError
+from adgen import errors
+from adgen.errors import RunError
+from adgen.on_ray.pretraining_checkpoint import checkpoint_here, require_number, writing
 from adgen.on_ray.pretraining_data import MicroBatch, read_batches
 from adgen.on_ray.pretraining_job import Job
 from adgen.on_ray.pretraining_log import TrainingLog
 from adgen.on_ray.pretraining_setup import fresh_task, make_step, other_workers, worker_device
 from adgen.on_ray.pretraining_speed import Speed
-from adgen.on_ray.pretraining_store import CHECKPOINTS, FACTS, MODEL, RunFolder, checkpoint_name
+from adgen.on_ray.pretraining_store import FACTS, MODEL, RunFolder, checkpoint_name
 from adgen.records import digest
 from adgen.training.schedule import learning_rate
 from adgen.training.step import finite
@@ -40,6 +40,8 @@ class Worker:
         self.share = self.settings.share
         self.found = self._newest_checkpoint()
         self.number = self.found["step"] if self.found else 0
+        if self.rank == 0:
+            self.folder.remove_unfinished(self.number)
         self.task = fresh_task(self.source)
         self.step = make_step(self.task, self.settings, self.found, self.device)
         if self.found:
@@ -73,6 +75,7 @@ class Worker:
     def one_step(self, batches: list[MicroBatch]) -> None:
         """Forward, backward, apply; then what the task does by itself, and the logs."""
         self.task.train()
+        self.task.before_step(self.number)
         metrics: Metrics = {}
         total = torch.zeros(2, device=self.device)
         for batch in batches:
@@ -138,34 +141,28 @@ class Worker:
     def checkpoint(self) -> None:
         """State of all workers to the run's folder; complete when `complete.json` is there."""
         self.held_out_loss = self.evaluate()
-        with self._writing(), tempfile.TemporaryDirectory(prefix="adgen-checkpoint-") as folder:
+        require_number(self.held_out_loss, self.number)
+        last_good = self.found["step"] if self.found else None
+        with writing(self.folder, self.number, last_good), tempfile.TemporaryDirectory(prefix="adgen-checkpoint-") as folder:
             self.step.save(Path(folder))
             state = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": self.number}, checkpoint=state, checkpoint_dir_name=checkpoint_name(self.number))
         self.meet()
         if self.rank == 0:
             self.log.scalars(self.number, {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss})
-            with self._writing():
+            self._require_run()
+            with writing(self.folder, self.number, last_good):
                 self.log.sync()
                 self.folder.commit(self._checkpoint_facts(), self.settings.checkpoint.keep)
         self.meet()
         self.found = self._checkpoint_facts()
         self.speed.restart()
 
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """StoreError when the store, or this machine's disk, does not take a checkpoint. What else goes wrong here, such as
-        another worker's end, is no StoreError: a restart cures it."""
-        try:
-            yield
-        except (OSError, RuntimeError) as error:
-            if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):  # torch's word for a full disk
-                raise
-            before = checkpoint_name(self.found["step"]) if self.found else "none"
-            raise StoreError(
-                f"the checkpoint of step {self.number} could not be written to {self.folder.uri}: {error}. The last good one "
-                f"({before}) stays. Make room and run the same command again"
-            ) from error
+    def _require_run(self) -> None:
+        """What stopped the run meanwhile, such as another driver that has it now: then nothing more is committed."""
+        if (failure := ray.get(self.board.read.remote())[1]) is not None:
+            kind, message = failure
+            raise getattr(errors, kind, RunError)(message)
 
     def _checkpoint_facts(self) -> dict[str, Any]:
         return {
@@ -185,24 +182,19 @@ class Worker:
         return found[0][0] if found[0] else None
 
     def _load_checkpoint(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="adgen-resume-") as scratch:
-            local = self.folder.fetch(f"{CHECKPOINTS}/{checkpoint_name(self.number)}", Path(scratch))
-            if other_workers(self.found, self.settings):
-                from adgen.training.deepspeed_step import UNIVERSAL, make_universal
-
-                if self.local_rank == 0 and not (local / UNIVERSAL).exists():
-                    make_universal(local, self.found["zero_stage"])
-                self.meet()
+        other = other_workers(self.found, self.settings)
+        with checkpoint_here(self.folder, self.found, other, self.rank, self.local_rank, self.meet) as local:
             self.step.load(local)
-            self.meet()
 
     # -- the end -------------------------------------------------------------------------------------------------
 
     def write_model(self) -> None:
         """The model directory, `training.json` last."""
+        require_number(self.held_out_loss, self.number)
         self.task.eval()
-        with self.step.whole_task(partial(fresh_task, self.source)) as task:
+        with self.step.whole_task(partial(fresh_task, self.source), exact=True) as task:
             if self.rank == 0:
+                self._require_run()
                 with tempfile.TemporaryDirectory(prefix="adgen-model-") as scratch:
                     task.export(Path(scratch))
                     self._write_facts(Path(scratch))

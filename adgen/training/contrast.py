@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adgen.errors import InputError
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs, pbs, preprocess
 from adgen.records import unit_interval
 from adgen.shop.drawing.backgrounds import set_on_background
@@ -39,6 +40,11 @@ class SceneCollator:
         self.members: dict[int, list[int]] = {}
         for index, (group, _) in enumerate(self.backgrounds):
             self.members.setdefault(group, []).append(index)
+        if len(self.members) < 2:
+            raise InputError(
+                f"all {len(self.backgrounds)} backgrounds are of one group ({', '.join(map(str, self.members)) or 'none'}): a hard "
+                "negative needs a background of another one. Raise contrast.pool, or give references with other pictures"
+            )
 
     def __call__(self, rows: Sequence[dict], epochs: Sequence[int] | None = None) -> Batch:
         cutouts = [Image.open(io.BytesIO(row["cutout"])) for row in rows]

@@ -1,5 +1,6 @@
 """What training costs, by formula: FLOPs of a sequence, memory of a GPU, hours of an epoch (cluster/ARITHMETIC.md)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adgen.model.checkpoint import on_meta, trainable_names
@@ -8,16 +9,39 @@ from adgen.model.lora import add_lora
 from adgen.model.names import published_name
 
 
-def sequence_flops(config: ModelConfig, prompt: int, items: int, answer: int) -> float:
+def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int) -> dict[str, float]:
     """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of so many positions with so many history
-    items, an answer of so many tokens, and a picture. Matrix products only, attention over whole sequences."""
+    items, an answer of so many tokens, and a picture. Matrix products only, attention over whole sequences. By the prefix of
+    the weights' names; products of activations with each other, which have no weights, under `decoder.attention`."""
     d, picture = config.decoder, config.image.tokens_per_picture
     width, length = d.hidden_size, prompt + picture
     kv = d.num_key_value_heads * d.head_size
-    layer = width * (2 * width + 2 * kv) + 3 * width * d.intermediate_size + 2 * length * width
-    heads = picture * (width + config.image.codebook_size) * config.image.head_size + answer * width * d.vocab_size
-    pictures = (picture + items * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width
-    return 2.0 * (length * d.num_layers * layer + heads + pictures + _history(config, items) + _foreground(config))
+    layer = width * (2 * width + 2 * kv) + 3 * width * d.intermediate_size
+    parts = {
+        "decoder.layers.": length * d.num_layers * layer,
+        "decoder.attention": length * d.num_layers * 2 * length * width,
+        "decoder.lm_head.": answer * width * d.vocab_size,
+        "image_head.": picture * (width + config.image.codebook_size) * config.image.head_size,
+        "image_embedding.": (picture + items * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width,
+        "preference.": _history(config, items),
+        "foreground.": _foreground(config),
+    }
+    return {name: 2.0 * part for name, part in parts.items()}
+
+
+def gradient_flops(parts: dict[str, float], moving: Sequence[str]) -> float:
+    """FLOPs of the backward pass for `forward_flops`' parts when the parameters `moving` move: as much as forward for the
+    gradients of activations, and as much again for those of weights that move. What only reads inputs (picture embeddings,
+    preference, foreground) has no backward pass where it stands still. Low-rank updates are left out: they are a hundredth."""
+    full = [name for name in moving if not name.endswith((".lora_A", ".lora_B"))]
+    total = 0.0
+    for prefix, part in parts.items():
+        moves = any(name.startswith(prefix) for name in full)
+        if prefix.startswith(("decoder.", "image_head.")):
+            total += part * (1 + (moves or prefix == "decoder.attention"))
+        elif moves:
+            total += 2 * part
+    return total
 
 
 def _history(config: ModelConfig, items: int) -> float:
@@ -68,19 +92,27 @@ def training_cost(
 ) -> TrainingCost:
     """The formulas of cluster/ARITHMETIC.md section 5 on a model's true parameter counts.
 
-    bf16 weights and gradients, fp32 master copy and two moments of what is trained; one input a decoder layer kept.
+    bf16 weights and gradients, fp32 sums of gradients, master copy and two moments of what is trained; one input a decoder
+    layer kept.
     """
     total, trained = count_parameters(config, preset)
     activations = _activation_bytes(config, micro_batch, sequence)
     state = 12 * trained / workers
     memory = {
-        1: 2 * total + 2 * trained + state + activations,
-        2: 2 * total + (2 + 12) * trained / workers + activations,
-        3: (2 * total + (2 + 12) * trained) / workers + activations,
+        1: 2 * total + (2 + 4) * trained + state + activations,
+        2: 2 * total + (4 + 12) * trained / workers + activations,
+        3: (2 * total + (4 + 12) * trained) / workers + activations,
     }
     flops = 6 * total + 2 * trained
     hours = samples * sequence * flops / (workers * gpu_flops * mfu) / 3600
-    return TrainingCost(total, trained, activations, memory, 14 * trained, flops, hours)
+    return TrainingCost(total, trained, activations, memory, checkpoint_bytes(total, trained), flops, hours)
+
+
+def checkpoint_bytes(total: int, trained: int, zero_stage: int = 2, bf16: bool = True) -> float:
+    """Bytes that DeepSpeed writes: all weights (with ZeRO-3 those that stand still alone: the others are in the fp32 copies),
+    and an fp32 copy and two moments of what moves."""
+    weights = total - trained if zero_stage == 3 else total
+    return (2.0 if bf16 else 4.0) * weights + 12.0 * trained
 
 
 def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:

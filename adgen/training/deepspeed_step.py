@@ -7,7 +7,8 @@ rate is set by the caller, so DeepSpeed keeps no schedule.
 import contextlib
 import json
 import logging
-import subprocess
+import math
+import pickle
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from adgen.errors import ModelError, SettingsError
+from adgen.errors import ModelError, RunError, SettingsError
+from adgen.training.deepspeed_files import TAG, UNIVERSAL, data_only
 from adgen.training.settings import OptimizerSettings
-from adgen.training.step import load_task
+from adgen.training.step import load_task, spoilt_gradients
 from adgen.training.task import Batch, Metrics, Task
 from adgen.training.trainable import adamw
 
-TAG, UNIVERSAL = "deepspeed", "universal"
 _OWN = "moved.pt"
 
 
@@ -38,6 +39,7 @@ class DeepSpeedStep:
         """config: DeepSpeed's, from `deepspeed_config`. universal: the checkpoint to load is of another number of workers."""
         deepspeed = _import_quietly()
         self.zero_stage = config["zero_optimization"]["stage"]
+        self.dtype = torch.bfloat16 if config["bf16"]["enabled"] else torch.float32
         self.task = task.to(device)
         self.device = torch.device(device)
         self.universal = universal
@@ -59,11 +61,15 @@ class DeepSpeedStep:
             self.engine.step()  # counts the micro-batch
 
     def apply(self, learning_rate: float) -> float:
-        """Move the weights; the norm of all gradients before clipping."""
+        """Move the weights; the norm of all gradients before clipping. RunError on every worker, and nothing moved, when it
+        is no number on any of them: DeepSpeed finds out before its optimizer's step, and then leaves it out."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
-        return float(self.engine.get_global_grad_norm() or 0.0)
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        if not self.engine.was_step_applied() or not math.isfinite(norm):
+            raise RunError(spoilt_gradients(norm))
+        return norm
 
     def save(self, folder: Path) -> None:
         """Write this worker's shards into `folder`."""
@@ -76,8 +82,10 @@ class DeepSpeedStep:
         """Take over a checkpoint. ModelError when there is none, or it does not fit."""
         tag = UNIVERSAL if self.universal else TAG
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), data_only():
                 path, _ = self.engine.load_checkpoint(str(folder), tag=tag)
+        except pickle.UnpicklingError as error:
+            raise ModelError(f"{folder}: holds more than data, and is not unpickled: {str(error).splitlines()[0]}") from None
         except (RuntimeError, KeyError, AssertionError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             raise ModelError(f"{folder}: the checkpoint does not fit this model, stage or DeepSpeed setting: {reason}") from None
@@ -91,22 +99,36 @@ class DeepSpeedStep:
         return {name: tensor for name, tensor in self.task.state_dict().items() if name.startswith(self.task.moves_itself)}
 
     @contextlib.contextmanager
-    def whole_task(self, make: Callable[[], Task]) -> Iterator[Task | None]:
-        """The task with all its weights, to use outside of training: on the first worker with ZeRO-3, None on others.
+    def whole_task(self, make: Callable[[], Task], exact: bool = False) -> Iterator[Task | None]:
+        """The task with all its weights, to use outside of training: on the first worker, None on others where it needs a twin.
+
+        exact: as the optimizer keeps the weights, in fp32, and what stands still as the start has it. Training itself goes
+        with roundings of both where it is in bf16, and a rounded tokenizer finds other codes than those that were learned.
 
         ZeRO-3's hooks gather for every worker at once, which one worker alone must not set off: it gets a twin without
-        hooks from `make`.
+        hooks from `make`. So does whoever wants the exact weights of a bf16 task; that twin stays on the CPU.
         """
-        if self.zero_stage < 3:
+        if self.zero_stage < 3 and not (exact and self.dtype != torch.float32):
             yield self.task
             return
-        deepspeed = _import_quietly()
-        twin = None
-        with deepspeed.zero.GatheredParameters(list(self.task.parameters())):
-            if dist.get_rank() == 0:
-                twin = make().to(self.device)
-                twin.load_state_dict(self.task.state_dict())
-        yield twin.eval() if twin is not None else None
+        twin = make() if dist.get_rank() == 0 else None
+        self._take_masters(twin)
+        if twin is not None:
+            twin = twin.eval() if exact else twin.to(self.device, self.dtype).eval()
+        yield twin
+
+    @torch.no_grad()
+    def _take_masters(self, twin: Task | None) -> None:
+        """Fill in what moves, from the fp32 copies that lie in shards with all workers; tasks that move tensors by
+        themselves never come here (fp32 and ZeRO 1 or 2 is all that they have)."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        own = dict(twin.named_parameters()) if twin is not None else {}
+        for name, parameter in self.task.named_parameters():
+            if parameter.requires_grad:
+                whole = safe_get_full_fp32_param(parameter)  # every worker gives its part
+                if twin is not None:
+                    own[name].copy_(whole)
 
 
 def deepspeed_config(
@@ -122,30 +144,20 @@ def deepspeed_config(
         for name in ("optimizer", "scheduler"):
             if name in base:
                 raise SettingsError(f"{path}: {name}: torch's AdamW and our schedule are used; set optimizer.* instead")
+        if base.get("fp16", {}).get("enabled"):
+            raise SettingsError(f"{path}: fp16: training is in bf16 or fp32; set workers.bf16 instead")
     zero = dict(base.get("zero_optimization", {}))
     zero["stage"] = zero.get("stage", 1) if zero_stage is None else zero_stage
     return base | {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
         "gradient_clipping": clip,
-        "bf16": {"enabled": bf16},
+        "bf16": {"enabled": bf16, "check_grad_overflow": True},
+        # Sums of bf16 gradients lose their small terms in bf16.
+        "data_types": ({"grad_accum_dtype": "fp32"} if bf16 else {}) | base.get("data_types", {}),
         "zero_optimization": zero,
         "steps_per_print": 10**9,
     }
-
-
-def make_universal(folder: Path, zero_stage: int) -> None:
-    """Turn a checkpoint into one that any number of workers can load, beside it. ModelError with what the tool said."""
-    command = [
-        sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal",
-        "--input_folder", str(folder / TAG), "--output_folder", str(folder / UNIVERSAL),
-        *(["--inject_missing_state"] if zero_stage < 3 else []),
-    ]  # fmt: skip
-    if not (folder / TAG).is_dir():
-        raise ModelError(f"{folder}: cannot be made universal: no {TAG} folder in it")
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode or not (folder / UNIVERSAL).is_dir():
-        raise ModelError(f"{folder}: cannot be made universal: {(done.stderr.strip().splitlines() or ['no output'])[-1]}")
 
 
 def _import_quietly():

@@ -20,7 +20,7 @@ from adgen.model.image_tokens import to_unit_range
 from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.batches import IGNORED, LanguageCollator
-from adgen.training.cost import sequence_flops
+from adgen.training.cost import forward_flops, gradient_flops
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch, Metrics, Task, metric
 
@@ -83,10 +83,12 @@ class LanguageTask(Task):
         losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
         return losses.view_as(codes).mean(-1)
 
-    def forward_flops(self, batch: Batch) -> float:
-        """By formula: see `sequence_flops`."""
+    def step_flops(self, batch: Batch) -> float:
+        """By formula: see `forward_flops` and `gradient_flops`."""
         items = 0 if self.settings.stage == "general" else batch["history_codes"].shape[1]
-        return len(batch["ids"]) * sequence_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
+        parts = forward_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
+        moving = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return len(batch["ids"]) * (sum(parts.values()) + gradient_flops(parts, moving))
 
     def tokens(self, batch: Batch) -> int:
         """Positions, padding left out."""

@@ -111,9 +111,11 @@ class TokenizerTask(Task):
         side = self.model.config.foreground.condition_size
         return self.model.foreground.features(F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False))
 
+    def before_step(self, step: int) -> None:
+        self.step = step
+
     def after_step(self, step: int) -> None:
         self.codebook.follow(self.table.data, step)
-        self.step = step + 1
 
     def state_metrics(self) -> dict[str, float]:
         return self.codebook.measures()

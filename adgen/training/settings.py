@@ -10,6 +10,7 @@ from adgen.model.config import LoRAConfig
 
 Stage = Literal["tokenizer", "general", "personal", "pbs"]
 LANGUAGE_STAGES = ("general", "personal")
+UNTRAINED = "random"  # in the place of a DINOv2 directory
 
 
 class LossSettings(Settings):
@@ -99,12 +100,12 @@ class ContrastSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    """Looking at the model while it learns."""
+    """Looking at the model while it learns. The held-out loss is taken with every checkpoint (checkpoint.every)."""
 
     every: int = Field(500, gt=0)
-    """Steps between evaluations; the last step has one, too."""
+    """Steps between sample sheets; the last step has one, too."""
     examples: int = Field(32, ge=0)
-    """Examples that are never trained on, for the loss."""
+    """Examples that are never trained on, for the held-out loss: a tenth of all at most."""
     samples: int = Field(4, ge=0)
     """Creatives on the sample sheet."""
 

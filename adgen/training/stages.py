@@ -8,25 +8,28 @@ import torch
 from adgen.errors import ModelError
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.generation.prompt import Prompter
-from adgen.model.checkpoint import load, read_config
+from adgen.model.checkpoint import has_foreground, load, load_dinov2, read_config
 from adgen.model.config import CONFIG_FILE
 from adgen.training.batches import LanguageCollator
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import PictureCollator, TokenizerTask
-from adgen.training.settings import TrainingSettings
+from adgen.training.settings import UNTRAINED, TrainingSettings
 from adgen.training.task import Collator, Task
 from adgen.training.trainable import choose_trainable
 
 
-def make_task(start: Path | None, settings: TrainingSettings) -> Task:
-    """The task of a stage, from a model directory (`pbs`: from an encoder's, or new). ModelError when it is another kind."""
-    check_start(start, settings)
+def make_task(start: Path | None, settings: TrainingSettings, dinov2: str | Path | None = None) -> Task:
+    """The task of a stage, from a model directory (`pbs`: from an encoder's, or new). dinov2: a directory in Hugging Face
+    layout, or UNTRAINED, for a start that cannot see products yet. ModelError when it is another kind."""
+    check_start(start, settings, dinov2)
     if settings.stage == "pbs":
         encoder = load_pbs(start, settings.contrast.encoder) if start else new_encoder(settings.contrast.encoder, settings.seed)
         return ContrastTask(encoder, settings)
     # In fp32 whatever the files are in: an optimizer that moves bf16 weights loses most of its small steps to rounding.
     model = load(start, dtype=torch.float32)
+    if dinov2 and str(dinov2) != UNTRAINED:
+        load_dinov2(model, dinov2)
     prompter = load_prompter(start)
     if settings.stage == "tokenizer":
         return TokenizerTask(model, prompter, settings)
@@ -49,12 +52,29 @@ def load_prompter(start: Path) -> Prompter:
     return Prompter.load(start, read_config(start), add_missing=not (Path(start) / CONFIG_FILE).exists())
 
 
-def check_start(start: Path | None, settings: TrainingSettings) -> None:
-    """ModelError when a directory is of another stage's kind: an encoder for a model, or a model for an encoder."""
+def check_start(start: Path | None, settings: TrainingSettings, dinov2: str | Path | None = None) -> None:
+    """ModelError when a directory is of another stage's kind (an encoder for a model, or a model for an encoder), when it has
+    no weights for seeing products and `dinov2` gives none, and when it has its own and `dinov2` would replace them."""
     if start is None:
+        if dinov2:
+            raise ModelError(f"dinov2 is {str(dinov2)!r}, but a new encoder of stage {settings.stage} has no use for it")
         return
     is_encoder = (start / PBS_CONFIG_FILE).exists() and not (start / CONFIG_FILE).exists()
     if settings.stage == "pbs" and not (start / PBS_CONFIG_FILE).exists():
         raise ModelError(f"{start}: no {PBS_CONFIG_FILE}: stage pbs starts from an encoder of that stage, or without --model")
     if settings.stage != "pbs" and is_encoder:
         raise ModelError(f"{start}: an encoder of stage pbs, but stage {settings.stage} starts from a model directory")
+    _check_sight(start, settings, dinov2)
+
+
+def _check_sight(start: Path, settings: TrainingSettings, dinov2: str | Path | None) -> None:
+    seeing = settings.stage == "pbs" or has_foreground(start)
+    if not seeing and not dinov2:
+        size = read_config(start).foreground.hidden_size
+        raise ModelError(
+            f"{start}: a Janus-Pro directory has no DINOv2, through which products are seen: give dinov2 = a DINOv2 directory in "
+            f"Hugging Face layout (hidden_size {size}, such as facebook/dinov2-small), or dinov2 = {UNTRAINED!r} to begin with "
+            "random weights"
+        )
+    if seeing and dinov2:
+        raise ModelError(f"dinov2 is {str(dinov2)!r}, but {start} has its own weights for that: leave it out")

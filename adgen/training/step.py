@@ -49,10 +49,7 @@ class TorchStep:
         moving = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(moving, self.clip)
         if not torch.isfinite(norm):
-            raise RunError(
-                f"the norm of the gradients is {float(norm)}: the weights are left as they were, and the last checkpoint is kept; "
-                "lower optimizer.learning_rate and train again from there"
-            )
+            raise RunError(spoilt_gradients(float(norm)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -68,7 +65,7 @@ class TorchStep:
         self.optimizer.load_state_dict(state["optimizer"])
 
     @contextlib.contextmanager
-    def whole_task(self, make: Callable[[], Task]) -> Iterator[Task | None]:
+    def whole_task(self, make: Callable[[], Task], exact: bool = False) -> Iterator[Task | None]:
         """The task with all its weights, to use outside of training; here it always has them."""
         yield self.task
 
@@ -86,6 +83,14 @@ def load_task(task: Task, tensors: dict[str, Tensor], source: str) -> None:
                 "it was made for a model of other sizes"
             )
     task.load_state_dict(tensors)
+
+
+def spoilt_gradients(norm: float) -> str:
+    """What to say when the gradients are no numbers."""
+    return (
+        f"the norm of the gradients is {norm}: the weights are left as they were, and the last checkpoint is kept; "
+        "lower optimizer.learning_rate and train again from there"
+    )
 
 
 def finite(loss: Tensor) -> bool:

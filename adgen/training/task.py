@@ -28,6 +28,9 @@ class Task(nn.Module):
         """The loss, a mean over the batch's samples of something that depends on each alone, and what to report."""
         raise NotImplementedError
 
+    def before_step(self, step: int) -> None:
+        """Optimizer step `step` begins: what a loss knows of time comes from here, so that a resumed run knows it too."""
+
     def after_step(self, step: int) -> None:
         """What follows optimizer step `step` on every worker: moving averages."""
 
@@ -35,12 +38,13 @@ class Task(nn.Module):
         """Numbers on what the task has learned so far, from its state alone."""
         return {}
 
-    def forward_flops(self, batch: Batch) -> float:
-        """FLOPs of one forward pass, counted by running one: for stages without a formula."""
+    def step_flops(self, batch: Batch) -> float:
+        """FLOPs of a forward pass and of the gradients that it needs, counted by running both: for stages without a formula."""
         training = self.training
-        # Fused attention is not counted on CPUs; plain matrix products are.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            self.eval()(batch)
+        moving = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        # Fused attention is not counted on CPUs; plain matrix products are. autograd.grad leaves every .grad as it is.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            torch.autograd.grad(self.eval()(batch)[0], moving, allow_unused=True)
         self.train(training)
         return float(counter.get_total_flops())
 
