@@ -151,7 +151,7 @@ def one_worker(rank: int, folder: str) -> None:
     """Goes on with two workers' checkpoints, by the universal form; two or four micro-batches make a step."""
     meet(0, 1, f"{folder}/one")
     found = {}
-    for zero, bf16 in ((2, False), (3, False), (1, True), (2, True)):
+    for zero, bf16 in ((2, False), (3, False), (1, True)):
         name = f"{'bf16' if bf16 else ''}zero{zero}"
         (Path(folder) / name / f"{UNIVERSAL}.part").mkdir()  # as a conversion that was killed leaves it
         make_universal(Path(folder) / name, zero)
@@ -209,8 +209,7 @@ def test_one_worker_goes_on_with_what_two_began(folder, sharded):
     found = json.loads((folder / "alone.json").read_text())
     for zero in (2, 3):
         assert found[f"zero{zero}"] == pytest.approx(sharded[f"zero{zero}"][SAVED_AFTER:], rel=1e-4)
-    for zero in (1, 2):
-        assert found[f"bf16zero{zero}"] == pytest.approx(sharded[f"bf16_{zero}"][SAVED_AFTER:], rel=IN_BF16)
+    assert found["bf16zero1"] == pytest.approx(sharded["bf16_1"][SAVED_AFTER:], rel=IN_BF16)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -239,14 +238,27 @@ def test_gradients_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(s
 
 @pytest.mark.parametrize(("zero", "bf16"), [(1, True), (2, True), (3, True), (1, False), (3, False)])
 def test_a_checkpoint_has_the_bytes_of_the_formula(folder, zero, bf16):
-    """The test model's embeddings and heads are of its own sizes: what is compared is bytes a parameter, of those that move
-    and of those that stand still."""
+    """Of its tensors: names and such are a tenth of a model this small, and nothing of one of billions."""
     path = folder / f"{'bf16' if bf16 else ''}zero{zero}"
-    written = sum(file.stat().st_size for file in (path / TAG).rglob("*.pt"))
+    files = list((path / TAG).rglob("*.pt"))
+    written = sum(tensor_bytes(torch.load(file, weights_only=False)) for file in files)
+    assert written < sum(file.stat().st_size for file in files) < 1.2 * written
     parameters = list(fresh_task().parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    assert written == pytest.approx(checkpoint_bytes(total, trained, zero, bf16), rel=0.06)
+    assert written == pytest.approx(checkpoint_bytes(total, trained, zero, bf16), rel=0.01)
+
+
+def tensor_bytes(state, seen: set[int] | None = None) -> int:
+    """Of all tensors in a state, each storage once."""
+    seen = set() if seen is None else seen
+    if isinstance(state, torch.Tensor):
+        storage = state.untyped_storage()
+        fresh = storage.data_ptr() not in seen
+        seen.add(storage.data_ptr())
+        return storage.nbytes() if fresh else 0
+    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+    return sum(tensor_bytes(part, seen) for part in parts)
 
 
 def test_a_checkpoint_with_objects_in_it_is_not_unpickled(folder, tmp_path):

@@ -16,13 +16,15 @@ import torch
 from small_training import STEPS, Silent, golden, losses, small_run, training_inputs, without_references
 
 from adgen.config import load_settings
-from adgen.errors import InputError, ModelError, RunError, SettingsError, StoreError
+from adgen.errors import InputError, ModelError, OwnedElsewhere, RunError, SettingsError, StoreError
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
+from adgen.model.config import ModelConfig
 from adgen.model.weight_files import read_tensors, write_tensors
 from adgen.on_ray.pretraining import pretrain
+from adgen.on_ray.pretraining_owner import Ownership
 from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop
 from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
 
@@ -90,18 +92,21 @@ def test_a_finished_run_is_not_trained_again(finished, inputs):
 def test_two_workers_one_of_them_killed_give_the_same_losses(finished, inputs, tmp_path):
     """Ray Train starts the group again; the run goes on at its last complete checkpoint, in the same order."""
     out = tmp_path / "out"
-    settings = small_run(inputs, out, workers={"num": 2, "zero_stage": 2, "max_failures": 2}, checkpoint={"every": 6})
+    workers = {"num": 2, "zero_stage": 2, "max_failures": 2}
+    settings = small_run(inputs, out, workers=workers, checkpoint={"every": 6, "keep": 9})
     killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(out / CHECKPOINTS / checkpoint_name(6) / "complete.json", killed))
+    mark = out / CHECKPOINTS / checkpoint_name(6) / "complete.json"
+    killer = threading.Thread(target=kill_a_worker, args=(mark, killed))
     killer.start()
     pretrain(settings, Silent())
     killer.join()
     assert killed, "no worker was found to kill"
+    assert mark.stat().st_mtime_ns == killed[1], "the first checkpoint was made again: nothing was resumed"
     assert losses(out) == pytest.approx(golden(), rel=SAME)
 
 
 def kill_a_worker(when: Path, killed: list[int]) -> None:
-    """SIGKILL one of our own Ray Train workers as soon as the file `when` is there."""
+    """SIGKILL one of our own Ray Train workers as soon as the file `when` is there; its process id and the file's time."""
     deadline = time.time() + 240
     while not when.exists():
         if time.time() > deadline:
@@ -110,7 +115,7 @@ def kill_a_worker(when: Path, killed: list[int]) -> None:
     workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(cmdline(p))]
     if workers:
         os.kill(workers[-1].pid, signal.SIGKILL)
-        killed.append(workers[-1].pid)
+        killed += [workers[-1].pid, when.stat().st_mtime_ns]
 
 
 def cmdline(process: psutil.Process) -> list[str]:
@@ -124,16 +129,109 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster, inputs, tmp_pat
     """The kernel says ENOSPC: a file of the second checkpoint leads to /dev/full. The first one is whole, and the same
     command would go on from it, as it does after a killed driver below."""
     out = tmp_path / "out"
-    settings = small_run(inputs, out, checkpoint={"every": 2}, evaluation={"examples": 4, "samples": 0})
-    full = out / CHECKPOINTS / checkpoint_name(4)
-    full.mkdir(parents=True)
-    (full / "state.pt").symlink_to("/dev/full")
-    with pytest.raises(StoreError, match=r"step 4 could not be written .*No space left on device.*step-00000002\) stays"):
+    settings = small_run(inputs, out, checkpoint={"every": 8}, evaluation={"examples": 4, "samples": 0})
+    filler = threading.Thread(target=fill_the_disk, args=(out / CHECKPOINTS,))
+    filler.start()
+    with pytest.raises(StoreError, match=r"step 16 could not be written .*No space left on device.*-00000008\) stays. Make room"):
         pretrain(settings, Silent())
-    assert [each["step"] for each in RunFolder(str(out)).checkpoints()] == [2]
-    state = torch.load(out / CHECKPOINTS / checkpoint_name(2) / "state.pt", weights_only=True)
+    filler.join()
+    assert [each["step"] for each in RunFolder(str(out)).checkpoints()] == [8]
+    state = torch.load(out / CHECKPOINTS / checkpoint_name(8) / "state.pt", weights_only=True)
     assert set(state) == {"task", "optimizer"}
-    assert losses(out) == pytest.approx(golden()[:4], rel=1e-5)
+    assert losses(out) == pytest.approx(golden()[:16], rel=1e-5)
+
+
+def fill_the_disk(checkpoints: Path) -> None:
+    """When the first checkpoint is complete (a run begins by removing what is half-written), let the second lead to /dev/full."""
+    wait_for(checkpoints / checkpoint_name(8) / "complete.json")
+    full = checkpoints / checkpoint_name(16)
+    full.mkdir()
+    (full / "state.pt").symlink_to("/dev/full")
+
+
+def wait_for(path: Path, seconds: float = 240) -> None:
+    deadline = time.time() + seconds
+    while not path.exists() and time.time() < deadline:
+        time.sleep(0.02)
+
+
+# -- every stage, interrupted ---------------------------------------------------------------------------------------------
+
+ENCODER = {"image_size": 32, "resize_to": 32, "patch_size": 8, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
+STAGES = {
+    "tokenizer": {"tokenizer": {"adversarial": 0.1, "adversarial_from": 3}, "optimizer": {"learning_rate": 2e-3}},
+    "general": {"dropout": {"prompt": 0.5, "foreground": 0.5}, "workers": {"engine": "deepspeed", "bf16": True}},
+    "personal": {"dropout": {"prompt": 0.3, "history": 0.3}},
+    "pbs": {"model": "", "contrast": {"encoder": ENCODER, "pool": 20, "momentum": 0.9}},
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_stage_goes_on_to_the_bit(ray_cluster, inputs, tmp_path, monkeypatch, stage):
+    """A run whose process ended after its first checkpoint, against one that was left alone: the same losses and the same
+    weights. The personal model has dropout inside; the places are relative to where the command is given."""
+    monkeypatch.chdir(tmp_path)
+    if stage == "personal":
+        with_dropout(inputs / "model", Path("model"))
+    changes = {"stage": stage, "steps": 4, "checkpoint": {"every": 2}, "evaluation": {"examples": 4, "samples": 2, "every": 4}}
+    changes |= {"cache": "cache", "model": "model" if stage == "personal" else str(inputs / "model")} | STAGES[stage]
+    whole = pretrain(small_run(inputs, "whole", **changes), Silent())
+    assert not whole.resumed
+    first = as_a_crash_leaves_it(Path("whole"), Path("again"), 2)
+    resumed = pretrain(small_run(inputs, "again", **changes), Silent())
+    assert resumed.resumed
+    assert first.stat().st_mtime_ns == (Path("whole") / first.relative_to("again")).stat().st_mtime_ns
+    assert losses(Path("again")) == losses(Path("whole"))
+    assert len(losses(Path("whole"))) == 4
+    assert resumed.held_out_loss == whole.held_out_loss
+    name = "pbs.safetensors" if stage == "pbs" else "model.safetensors"
+    tensors, before = (dict(read_tensors(Path(out) / "model" / name)) for out in ("again", "whole"))
+    assert all(torch.equal(tensors[key], before[key]) for key in before)
+    assert {tensor.dtype for tensor in before.values() if tensor.is_floating_point()} == {torch.float32}
+    assert list(Path("cache").iterdir())
+
+
+def with_dropout(model: Path, into: Path) -> None:
+    """The model again, with dropout in its preference modules."""
+    shutil.copytree(model, into)
+    config = ModelConfig.load(into)
+    config.model_copy(update={"preference": config.preference.model_copy(update={"dropout": 0.2})}).save(into)
+
+
+def as_a_crash_leaves_it(whole: Path, into: Path, step: int) -> Path:
+    """A finished run's folder as it was when its process died after checkpoint `step`, with a later one half-written; the
+    mark of the checkpoint."""
+    shutil.copytree(whole, into, ignore=shutil.ignore_patterns("model", "samples", "tensorboard"))
+    for late in sorted((into / CHECKPOINTS).glob("step-*"))[1:]:
+        (late / "complete.json").unlink()
+    return into / CHECKPOINTS / checkpoint_name(step) / "complete.json"
+
+
+def test_what_is_wrong_with_an_example_is_said_as_it_is(ray_cluster, inputs, tmp_path):
+    """A batch that cannot be made is no crash of a worker, to be tried again and again."""
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    config = ModelConfig.load(tmp_path / "model")
+    decoder = config.decoder.model_copy(update={"max_positions": 40})
+    config.model_copy(update={"decoder": decoder}).save(tmp_path / "model")
+    settings = small_run(inputs, tmp_path / "out", model=str(tmp_path / "model"), workers={"max_failures": 1})
+    with pytest.raises(ModelError, match=r"example \d+: prompt, title and picture need \d+ positions, the model has 40"):
+        pretrain(settings, Silent())
+
+
+def test_weights_that_became_no_numbers_are_never_saved(ray_cluster, inputs, tmp_path):
+    """A rate so high that one step spoils what the held-out examples are judged by."""
+    settings = small_run(
+        inputs,
+        tmp_path / "out",
+        steps=1,
+        stage="general",
+        optimizer={"learning_rate": 1e30},
+        evaluation={"examples": 4, "samples": 0},
+    )
+    with pytest.raises(RunError, match=r"step 1: the held-out loss is (nan|inf): nothing is saved"):
+        pretrain(settings, Silent())
+    assert RunFolder(str(tmp_path / "out")).checkpoints() == []
+    assert not (tmp_path / "out" / "model").exists()
 
 
 def test_a_loss_that_is_no_number_names_the_batch(ray_cluster, inputs, tmp_path):
@@ -160,6 +258,34 @@ def test_another_stage_or_setting_in_the_same_folder_is_refused(inputs, tmp_path
         folder.claim(small_run(inputs, tmp_path, optimizer={"learning_rate": 0.1}).identity(), {})
 
 
+def test_what_a_sample_is_contrasted_with_belongs_to_a_run(inputs, tmp_path):
+    """In stage pbs the micro-batch decides what is learned; elsewhere it is only a matter of memory."""
+    pbs, personal = (
+        [small_run(inputs, tmp_path, stage=stage, workers={"micro_batch": m}) for m in (2, 4)] for stage in ("pbs", "personal")
+    )
+    assert personal[0].identity() == personal[1].identity()
+    folder = RunFolder(str(tmp_path))
+    folder.claim(pbs[0].identity(), {})
+    with pytest.raises(RunError, match="with micro_batch 2, and now it is 4"):
+        folder.claim(pbs[1].identity(), {})
+
+
+def test_relative_places_are_of_the_folder_where_the_command_is_given(inputs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = small_run(inputs, "runs/x", cache="cache", inputs="shop", dinov2="dino").with_whole_paths()
+    assert (whole.out, whole.cache) == (f"{tmp_path}/runs/x", f"{tmp_path}/cache")
+    assert (whole.inputs, whole.dinov2) == (f"{tmp_path}/shop", f"{tmp_path}/dino")
+    there = small_run(inputs, "s3://bucket/run", cache="s3://bucket/cache", dinov2="random").with_whole_paths()
+    assert (there.out, there.cache, there.dinov2) == ("s3://bucket/run", "s3://bucket/cache", "random")
+
+
+def test_two_jobs_cannot_have_one_folder(inputs, tmp_path):
+    holder = Ownership(str(tmp_path / "out"), beat_seconds=0.1)
+    with holder, pytest.raises(OwnedElsewhere, match=f"is driven by {holder.me}"):
+        pretrain(small_run(inputs, tmp_path / "out"), Silent())
+    assert not (tmp_path / "out" / "run.json").exists()
+
+
 def test_inputs_without_references_are_refused(inputs, tmp_path):
     empty = without_references(inputs / "shop", tmp_path / "empty")
     with pytest.raises(InputError, match="table 'references' has no rows"):
@@ -180,6 +306,9 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
         ({"workers": {"num": 2, "engine": "torch"}}, "runs one worker"),
         ({"stage": "tokenizer", "workers": {"zero_stage": 3}}, "zero_stage 1 or 2"),
         ({"losses": {"text": 0, "image": 0}}, "nothing would be learned"),
+        ({"stage": "tokenizer", "workers": {"bf16": True}}, r"stage tokenizer .*workers\.bf16 false"),
+        ({"stage": "pbs", "workers": {"bf16": True}}, r"stage pbs .*workers\.bf16 false"),
+        ({"join_memory": "lots"}, "join_memory"),
     ):
         with pytest.raises(ValueError, match=message):
             small_run(inputs, tmp_path, **changes)
@@ -225,7 +354,8 @@ def test_a_recipes_shop_is_drawn_once(tmp_path):
 
 @pytest.mark.kill
 def test_a_killed_driver_goes_on_from_s3(inputs, tmp_path, s3_access, s3_uri, aws_environment):
-    """SIGKILL to `jobs/pretrain.py` after its first checkpoint; the same command finishes, with the same losses."""
+    """SIGKILL to `jobs/pretrain.py` after its first checkpoint; the same command finishes, with the same losses, and does not
+    begin again: the checkpoint is the one that was there."""
     out = f"{s3_uri}/run"
     command = [
         sys.executable, str(ROOT / "jobs" / "pretrain.py"), str(settings_file(tmp_path, inputs)), "--out", out, "--json",
@@ -239,10 +369,13 @@ def test_a_killed_driver_goes_on_from_s3(inputs, tmp_path, s3_access, s3_uri, aw
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert RunFolder(out).read_json("model/training.json") is None
+    mark = f"{RunFolder(out).path}/{CHECKPOINTS}/{checkpoint_name(4)}/complete.json"
+    written = RunFolder(out).files.get_file_info(mark).mtime_ns
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["resumed"]
+    assert RunFolder(out).files.get_file_info(mark).mtime_ns == written, "the first checkpoint was made again"
     RunFolder(out).fetch("model", tmp_path / "model")
     assert load(tmp_path / "model").config.name == "small"
     folder = RunFolder(out)
@@ -253,7 +386,7 @@ def test_a_killed_driver_goes_on_from_s3(inputs, tmp_path, s3_access, s3_uri, aw
 
 def settings_file(folder: Path, inputs: Path) -> Path:
     """The golden's settings as TOML, with more checkpoints."""
-    settings = small_run(inputs, "", checkpoint={"every": 4, "keep": 1})
+    settings = small_run(inputs, "", checkpoint={"every": 4, "keep": 9})
     path = folder / "pretrain.toml"
     path.write_text(
         f"""
@@ -269,7 +402,7 @@ def settings_file(folder: Path, inputs: Path) -> Path:
         learning_rate = {settings.optimizer.learning_rate}
         [checkpoint]
         every = 4
-        keep = 1
+        keep = 9
         [evaluation]
         examples = 4
         samples = 0

@@ -1,8 +1,12 @@
 """A training run's folder, local and on S3: what counts as a checkpoint, which are kept, and how logs go on."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 from adgen.errors import RunError, StoreError
+from adgen.on_ray import pretraining_store
 from adgen.on_ray.pretraining_log import TrainingLog
 from adgen.on_ray.pretraining_store import RunFolder, checkpoint_name, on_this_node
 from adgen.training.example_files import ExampleFolder
@@ -41,6 +45,25 @@ def test_files_without_their_mark_are_no_checkpoint(folder):
     assert steps(folder) == [2]
 
 
+def test_a_loss_that_is_no_number_is_never_the_best(folder):
+    for step, loss in ((2, float("nan")), (4, 1.0), (6, 3.0), (8, 2.0)):
+        write_checkpoint(folder, step, loss, keep=1)
+    assert steps(folder) == [4, 8]
+
+
+def test_what_a_crash_left_beyond_the_newest_checkpoint_goes(folder):
+    write_checkpoint(folder, 2, None)
+    ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(4)}/deepspeed/of_three_workers.pt", b"half")
+    ExampleFolder(folder.uri)._write("checkpoints/notes.txt", b"somebody's")
+    folder.remove_unfinished(2)
+    ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(4)}/state.pt", b"whole")
+    folder.commit({"step": 4, "held_out_loss": None}, keep=2)
+    assert steps(folder) == [2, 4]
+    there = folder.fetch(f"checkpoints/{checkpoint_name(4)}", Path(tempfile.mkdtemp()))
+    assert sorted(path.name for path in there.rglob("*") if path.is_file()) == ["complete.json", "state.pt"]
+    assert ExampleFolder(folder.uri).has("checkpoints/notes.txt")
+
+
 def test_rays_own_list_is_forgotten(folder):
     ExampleFolder(folder.uri)._write("checkpoints/checkpoint_manager_snapshot.json", b"")  # as a full disk leaves it
     folder.prepare_for_ray()
@@ -67,6 +90,24 @@ def test_a_model_is_put_and_found_on_every_node(folder, tmp_path, monkeypatch):
         assert (there / "weights").read_text() == content
         assert folder.read_json("model/training.json") == {}
         assert on_this_node(f"{folder.uri}/model") == there
+
+
+def test_a_copy_that_is_cut_short_has_no_mark(s3_uri, aws_environment, tmp_path, monkeypatch):
+    """The file that says that all are there comes last, whatever its name."""
+    folder = RunFolder(f"{s3_uri}/run")
+    for name in ("adgen.json", "model.safetensors", "z.json"):
+        (tmp_path / name).write_text("{}")
+    copy = pretraining_store.pafs.copy_files
+
+    def cut_short(*arguments, **named):
+        copy(*arguments, **named)
+        raise OSError("the machine is gone")
+
+    monkeypatch.setattr(pretraining_store.pafs, "copy_files", cut_short)
+    with pytest.raises(OSError, match="gone"):
+        folder.put(tmp_path, "start", last="adgen.json")
+    assert folder.read_json("start/adgen.json") is None
+    assert folder.read_json("start/z.json") == {}
 
 
 def test_logs_take_back_what_a_crash_left_beyond_the_checkpoint(folder, tmp_path):

@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
+from test_checkpoint import save_janus
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from adgen.errors import ModelError
+from adgen.errors import InputError, ModelError
 from adgen.evaluation.pbs import PBSConfig, load_pbs, pbs
+from adgen.model.checkpoint import load
 from adgen.model.config import PRESETS
+from adgen.model.names import published_name
 from adgen.shop.drawing.backgrounds import STYLES, draw_background
 from adgen.shop.drawing.products import draw_cutout
 from adgen.shop.people import COLOUR_NAMES, KIND_NAMES, PATTERNS
@@ -29,8 +33,9 @@ from adgen.training.order import Order, Share, held_out
 from adgen.training.pictures import PictureCollator, TokenizerTask, as_png
 from adgen.training.schedule import learning_rate
 from adgen.training.settings import OptimizerSettings, TrainingSettings
-from adgen.training.stages import make_task
+from adgen.training.stages import check_start, make_task
 from adgen.training.step import TorchStep
+from adgen.training.trainable import choose_trainable
 
 CONFIG = small_config()
 ENCODER = PBSConfig(image_size=32, resize_to=32, patch_size=8, hidden_size=32, num_layers=2, num_heads=2, feature_size=16)
@@ -81,6 +86,19 @@ def test_the_tokenizer_learns_pictures_and_its_codes_are_what_it_decodes(terms):
     measures = task.state_metrics()
     assert measures["codebook_use"] > 0.5
     assert measures["perplexity"] > 8
+
+
+def test_the_verdict_counts_from_its_step_on_in_a_resumed_task_too():
+    settings = TrainingSettings(stage="tokenizer", tokenizer={"adversarial": 1.0, "adversarial_from": 3})
+    pixels = PictureCollator(CONFIG, settings)(shop_pictures(4))
+    losses = []
+    for step in (2, 3):
+        task = TokenizerTask(small_model(), small_prompter(), settings).eval()  # as a new process has it
+        task.before_step(step)
+        losses.append(float(task(pixels)[0].detach()))
+    maker = task(pixels)[1]["maker"]
+    assert losses[1] - losses[0] == pytest.approx(float(maker[0] / maker[1]), rel=1e-4)
+    assert losses[0] != losses[1]
 
 
 def test_only_the_tokenizer_moves_in_its_stage():
@@ -159,6 +177,12 @@ def test_scenes_are_what_the_loss_takes_them_for():
     assert batch["anchor"].shape == (16, 3, 32, 32)
 
 
+def test_backgrounds_of_one_group_are_refused():
+    settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})
+    with pytest.raises(InputError, match=r"all 4 backgrounds are of one group \(0\).*contrast\.pool"):
+        SceneCollator(scenes(styles=1)[1], settings)
+
+
 def test_the_follower_lags_behind_and_has_no_gradient():
     settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump(), "momentum": 0.9})
     task = ContrastTask(new_encoder(ENCODER, 0), settings)
@@ -183,6 +207,29 @@ def test_a_start_of_another_kind_is_refused(tmp_path):
         make_task(tmp_path / "model", TrainingSettings(stage="pbs"))
     with pytest.raises(ModelError, match="has shape"):
         make_task(tmp_path / "encoder", TrainingSettings(stage="pbs"))
+
+
+def test_a_janus_start_needs_a_dinov2_or_a_word(tmp_path):
+    """Training from a Janus-Pro directory must not begin with random eyes because nobody thought of them."""
+    directory, dino = tmp_path / "janus", tmp_path / "dino"
+    save_janus(directory, tied=False)
+    start = load(directory)
+    small_prompter(config=start.config).save(directory)
+    eyes = {k: v for k, v in start.state_dict().items() if k.startswith("foreground.adapter.")}
+    dino.mkdir()
+    prefix = "language_model.model.adapter.model."
+    save_file({published_name(k).removeprefix(prefix): v + 1 for k, v in eyes.items()}, dino / "model.safetensors")
+    for stage in ("tokenizer", "general", "personal"):
+        with pytest.raises(ModelError, match=r"has no DINOv2.*give dinov2 = .*hidden_size \d+.*'random'"):
+            check_start(directory, TrainingSettings(stage=stage))
+    settings = TrainingSettings(stage="tokenizer")
+    check_start(directory, settings, "random")
+    make_task(directory, settings, dino).export(tmp_path / "trained")
+    trained = load(tmp_path / "trained").state_dict()
+    assert all(torch.equal(trained[k], v + 1) for k, v in eyes.items())
+    check_start(tmp_path / "trained", settings)
+    with pytest.raises(ModelError, match="has its own weights for that: leave it out"):
+        check_start(tmp_path / "trained", settings, dino)
 
 
 # -- order and schedule ------------------------------------------------------------------------------------------------
@@ -226,13 +273,37 @@ def test_the_schedule():
 
 
 @pytest.mark.parametrize("stage", ["general", "personal"])
-def test_the_flops_formula_counts_what_runs(stage):
-    settings = TrainingSettings(stage=stage)
-    task = LanguageTask(small_model(), small_prompter(), settings).eval()
+@pytest.mark.parametrize(
+    "changes", [{}, {"preset": "released", "lora": {"rank": 1}}, {"freeze": ("decoder.layers.", "foreground.")}]
+)
+def test_the_flops_formula_counts_what_runs(stage, changes):
+    """Forward of all, backward of what needs it: what stands still has no gradients of its own."""
+    settings = TrainingSettings(stage=stage, trainable=changes)
+    model = small_model()
+    choose_trainable(model, stage, settings.trainable)
+    task = LanguageTask(model, small_prompter(), settings).eval()
     batch = LanguageCollator(small_prompter(), CONFIG, settings)([example(n, CONFIG) for n in range(3)])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task(batch)[0].backward()
+    assert task.step_flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.08)
+
+
+def test_a_stage_without_a_formula_counts_a_pass_and_leaves_nothing_behind():
+    settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})
+    cutouts, backgrounds = scenes()
+    task = ContrastTask(new_encoder(ENCODER, 0), settings).train()
+    batch = SceneCollator(backgrounds, settings)(cutouts)
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    counted = task.step_flops(batch)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in task.state_dict().items())
+    assert all(parameter.grad is None for parameter in task.parameters())
+    assert task.training
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task(batch)[0].backward()
+    assert counted == counter.get_total_flops()
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         task(batch)
-    assert task.forward_flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.05)
+    assert 1.5 < counted / counter.get_total_flops() < 2  # two of the three pictures have no backward pass
 
 
 def test_costs_are_those_of_the_arithmetic_page():

@@ -1,0 +1,163 @@
+"""A checkpoint on its way: fetched and converted once a machine, refused when spoilt; and who may write one."""
+
+import errno
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from test_deepspeed_step import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
+
+from adgen.creatives.storage import open_storage
+from adgen.errors import OwnedElsewhere, RunError, StoreError
+from adgen.on_ray import pretraining_checkpoint
+from adgen.on_ray.pretraining_checkpoint import checkpoint_here, require_number, writing
+from adgen.on_ray.pretraining_owner import OWNER_FILE, Ownership
+from adgen.on_ray.pretraining_store import RunFolder, checkpoint_name
+from adgen.training.deepspeed_files import UNIVERSAL
+from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
+
+# -- another number of workers ------------------------------------------------------------------------------------------
+
+
+def one_begins(rank: int, folder: str, out: str) -> None:
+    meet(0, 1, f"{folder}/one")
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 2, 2, 2, 1.0, False))
+    run(step, 0, SAVED_AFTER, accumulation=2)
+    step.save(Path(folder) / "saved")
+    (Path(folder) / "whole.json").write_text(json.dumps(run(step, SAVED_AFTER, STEPS, accumulation=2)))
+    dist.destroy_process_group()
+
+
+def two_go_on(rank: int, folder: str, out: str) -> None:
+    """On a folder as two machines that share it (each has a local rank 0); on S3 as two workers of one machine."""
+    meet(rank, 2, f"{folder}/two")
+    there = RunFolder(out)
+    config = deepspeed_config(None, 2, 2, 1, 1.0, False)
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config, universal=True)
+    found, local_rank = {"step": SAVED_AFTER, "zero_stage": 2}, 0 if there.is_local else rank
+    with checkpoint_here(there, found, True, rank, local_rank, dist.barrier) as local:
+        step.load(local)
+    losses = run(step, SAVED_AFTER, STEPS, rank, 2)
+    if rank == 0:
+        (Path(folder) / "gone_on.json").write_text(json.dumps({"losses": losses, "left": local.exists()}))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_workers_of_a_machine_go_on_with_what_one_began(store_uri, aws_environment, tmp_path):
+    mp.spawn(one_begins, (str(tmp_path), ""), nprocs=1)
+    there = RunFolder(f"{store_uri}/run")
+    name = f"checkpoints/{checkpoint_name(SAVED_AFTER)}"
+    (tmp_path / "saved" / "complete.json").write_text("{}")
+    there.put(tmp_path / "saved", name, last="complete.json") if not there.is_local else copied(there, tmp_path / "saved", name)
+    mp.spawn(two_go_on, (str(tmp_path), there.uri), nprocs=2)
+    gone_on = json.loads((tmp_path / "gone_on.json").read_text())
+    assert gone_on["losses"] == pytest.approx(json.loads((tmp_path / "whole.json").read_text()), rel=1e-4)
+    assert gone_on["left"] == there.is_local  # a copy of S3's goes; the run's own folder stays, the universal form beside it
+    if there.is_local:
+        assert (Path(there.path) / name / UNIVERSAL).is_dir()
+        assert not (Path(there.path) / name / f"{UNIVERSAL}.part").exists()
+
+
+def copied(there: RunFolder, local: Path, name: str) -> None:
+    (Path(there.path) / name).parent.mkdir(parents=True)
+    local.rename(Path(there.path) / name)
+
+
+def test_a_folder_of_another_user_is_not_taken(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert pretraining_checkpoint._private_folder().stat().st_mode & 0o777 == 0o700
+    real = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: real + 1)
+    (tmp_path / f"adgen-resume-{real + 1}").mkdir()
+    with pytest.raises(StoreError, match="belongs to another user"):
+        pretraining_checkpoint._private_folder()
+
+
+# -- what is no checkpoint ----------------------------------------------------------------------------------------------
+
+
+def test_a_held_out_loss_that_is_no_number_is_no_checkpoint():
+    require_number(None, 3)
+    require_number(1.5, 3)
+    for loss in (float("nan"), float("inf")):
+        with pytest.raises(RunError, match=r"step 3: the held-out loss is (nan|inf): nothing is saved"):
+            require_number(loss, 3)
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), "Make room"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded"), "Make room"),
+        (RuntimeError("[enforce fail] . PytorchStreamWriter failed writing file data/3"), "Make room"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Mend what it names"),
+        (OSError("When uploading part: AWS Error ACCESS_DENIED"), "Mend what it names"),
+    ],
+)
+def test_a_failed_write_is_named_as_what_it_is(tmp_path, error, advice):
+    with pytest.raises(StoreError, match=r"step 8 could not be written .*step-00000004\) stays") as raised:
+        raise_while_writing(tmp_path, error)
+    assert str(error) in str(raised.value)
+    assert str(raised.value).endswith(f"{advice} and run the same command again")
+
+
+def raise_while_writing(folder: Path, error: Exception) -> None:
+    with writing(RunFolder(str(folder)), 8, 4):
+        raise error
+
+
+def test_a_crash_of_another_worker_is_no_failed_write(tmp_path):
+    with pytest.raises(RuntimeError, match="Connection closed"), writing(RunFolder(str(tmp_path)), 8, 4):
+        raise RuntimeError("Connection closed by peer")
+
+
+# -- one driver ---------------------------------------------------------------------------------------------------------
+
+
+def owner_of(uri: str) -> str | None:
+    return json.loads(open_storage(uri).read(OWNER_FILE))["owner"]
+
+
+def test_a_second_driver_stops_and_names_the_first(store_uri, aws_environment):
+    with Ownership(store_uri, beat_seconds=0.05) as first:
+        with pytest.raises(OwnedElsewhere, match=f"{first.me}.*give another --out"), Ownership(store_uri):
+            pass
+        assert owner_of(store_uri) == first.me
+    assert owner_of(store_uri) is None
+    began = time.monotonic()
+    with Ownership(store_uri):
+        assert time.monotonic() - began < 5  # who let go is not waited for
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(folder_store):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    dead = json.dumps({"owner": f"{socket.gethostname()}:{process.pid}:abc", "beats": 7})
+    folder_store.swap(OWNER_FILE, dead.encode(), None)
+    began = time.monotonic()
+    with Ownership(folder_store.uri) as owner:
+        assert time.monotonic() - began < 5
+        assert owner_of(folder_store.uri) == owner.me
+
+
+def test_a_silent_driver_is_taken_over_and_finds_out(folder_store):
+    told = threading.Event()
+    with Ownership(folder_store.uri, beat_seconds=0.4) as first:
+        first.tell = lambda message: told.set()
+        alone = json.loads(open_storage(folder_store.uri).read(OWNER_FILE)) | {"owner": "elsewhere:1:abc"}
+        stored = folder_store.get(OWNER_FILE)
+        folder_store.swap(OWNER_FILE, json.dumps(alone).encode(), stored.etag)
+        assert told.wait(5)
+        with pytest.raises(OwnedElsewhere, match="was taken over by another driver"):
+            first.check()
+        with Ownership(folder_store.uri, patience_seconds=0.2) as second:
+            assert owner_of(folder_store.uri) == second.me
