@@ -58,7 +58,9 @@ class TokenizerTask(Task):
         self.model, self.prompter, self.weights = model, prompter, settings.tokenizer
         image, own = model.config.image, settings.tokenizer
         self.codebook = MovingCodebook(image.codebook_size, image.code_size, own.decay, own.revive_below, settings.seed)
-        self.discriminator = PatchDiscriminator() if own.adversarial else None
+        with torch.random.fork_rng(devices=()):
+            torch.manual_seed(settings.seed)  # layers begin with torch's own initialisers, which know no generator
+            self.discriminator = PatchDiscriminator() if own.adversarial else None
         self.step = 0
         model.requires_grad_(False)
         model.image_tokenizer.requires_grad_(True)
