@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from pyarrow.fs import LocalFileSystem, copy_files
 from test_deepspeed_step import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
 
 from adgen.creatives.storage import open_storage
@@ -27,11 +28,12 @@ from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 # -- another number of workers ------------------------------------------------------------------------------------------
 
 
-def one_begins(rank: int, folder: str, out: str) -> None:
+def one_begins(rank: int, folder: str) -> None:
     meet(0, 1, f"{folder}/one")
     step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 2, 2, 2, 1.0, False))
     run(step, 0, SAVED_AFTER, accumulation=2)
     step.save(Path(folder) / "saved")
+    (Path(folder) / "saved" / "complete.json").write_text("{}")
     (Path(folder) / "whole.json").write_text(json.dumps(run(step, SAVED_AFTER, STEPS, accumulation=2)))
     dist.destroy_process_group()
 
@@ -52,24 +54,25 @@ def two_go_on(rank: int, folder: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-def test_two_workers_of_a_machine_go_on_with_what_one_began(store_uri, aws_environment, tmp_path):
-    mp.spawn(one_begins, (str(tmp_path), ""), nprocs=1)
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> Path:
+    """`saved`, a checkpoint of one worker, and `whole.json`, the losses of its further steps."""
+    folder = tmp_path_factory.mktemp("begun")
+    mp.spawn(one_begins, (str(folder),), nprocs=1)
+    return folder
+
+
+def test_two_workers_of_a_machine_go_on_with_what_one_began(begun, store_uri, aws_environment, tmp_path):
     there = RunFolder(f"{store_uri}/run")
     name = f"checkpoints/{checkpoint_name(SAVED_AFTER)}"
-    (tmp_path / "saved" / "complete.json").write_text("{}")
-    there.put(tmp_path / "saved", name, last="complete.json") if not there.is_local else copied(there, tmp_path / "saved", name)
+    copy_files(str(begun / "saved"), f"{there.path}/{name}", LocalFileSystem(), there.files)
     mp.spawn(two_go_on, (str(tmp_path), there.uri), nprocs=2)
     gone_on = json.loads((tmp_path / "gone_on.json").read_text())
-    assert gone_on["losses"] == pytest.approx(json.loads((tmp_path / "whole.json").read_text()), rel=1e-4)
+    assert gone_on["losses"] == pytest.approx(json.loads((begun / "whole.json").read_text()), rel=1e-4)
     assert gone_on["left"] == there.is_local  # a copy of S3's goes; the run's own folder stays, the universal form beside it
     if there.is_local:
         assert (Path(there.path) / name / UNIVERSAL).is_dir()
         assert not (Path(there.path) / name / f"{UNIVERSAL}.part").exists()
-
-
-def copied(there: RunFolder, local: Path, name: str) -> None:
-    (Path(there.path) / name).parent.mkdir(parents=True)
-    local.rename(Path(there.path) / name)
 
 
 def test_a_folder_of_another_user_is_not_taken(tmp_path, monkeypatch):
