@@ -5,6 +5,7 @@
     python jobs/pretrain.py jobs/pretrain.toml --stage personal --inputs demo/shop --model runs/general/model --out runs/personal
     python jobs/pretrain.py jobs/pretrain.toml --stage pbs --inputs demo/shop --out runs/pbs
 
+A Janus-Pro directory as --model needs --dinov2 DIRECTORY beside it: it has no weights for seeing products.
 Run the same command again and it goes on from the last checkpoint. OUT/model is what `jobs/refresh.py --model` takes.
 Settings come from the TOML file; any of them can be overridden, as in `--optimizer.learning-rate 1e-4`. Exit code 0 only
 when the model was written.

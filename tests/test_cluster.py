@@ -53,7 +53,7 @@ FLAGS = {
         "--json", "--address", "--device", "--cluster.actors", "--keys.campaign-key", "--keys.user-secret",
     },
     "jobs/pretrain.py": {
-        "--stage", "--inputs", "--model", "--out", "--cache", "--device", "--batch", "--steps", "--trainable.preset",
+        "--stage", "--inputs", "--model", "--dinov2", "--out", "--cache", "--device", "--batch", "--steps", "--trainable.preset",
         "--workers.num", "--workers.micro-batch", "--workers.loaders", "--workers.gradient-checkpointing",
         "--workers.deepspeed",
     },

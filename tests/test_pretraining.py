@@ -162,7 +162,12 @@ STAGES = {
     "tokenizer": {"tokenizer": {"adversarial": 0.1, "adversarial_from": 3}, "optimizer": {"learning_rate": 2e-3}},
     "general": {"dropout": {"prompt": 0.5, "foreground": 0.5}, "workers": {"engine": "deepspeed", "bf16": True}},
     "personal": {"dropout": {"prompt": 0.3, "history": 0.3}},
-    "pbs": {"model": "", "workers": {"zero_stage": 2}, "contrast": {"encoder": ENCODER, "pool": 20, "momentum": 0.9}},
+    "pbs": {
+        "model": "",
+        "cache": "cache",
+        "workers": {"zero_stage": 2},
+        "contrast": {"encoder": ENCODER, "pool": 20, "momentum": 0.9},
+    },
 }
 
 
@@ -174,7 +179,7 @@ def test_every_stage_goes_on_to_the_bit(ray_cluster, inputs, tmp_path, monkeypat
     if stage == "personal":
         with_dropout(inputs / "model", Path("model"))
     changes = {"stage": stage, "steps": 4, "checkpoint": {"every": 2}, "evaluation": {"examples": 4, "samples": 2, "every": 4}}
-    changes |= {"cache": "cache", "model": "model" if stage == "personal" else str(inputs / "model")} | STAGES[stage]
+    changes |= {"model": "model" if stage == "personal" else str(inputs / "model")} | STAGES[stage]
     whole = pretrain(small_run(inputs, "whole", **changes), Silent())
     assert not whole.resumed
     first = as_a_crash_leaves_it(Path("whole"), Path("again"), 2)
@@ -188,7 +193,7 @@ def test_every_stage_goes_on_to_the_bit(ray_cluster, inputs, tmp_path, monkeypat
     tensors, before = (dict(read_tensors(Path(out) / "model" / name)) for out in ("again", "whole"))
     assert all(torch.equal(tensors[key], before[key]) for key in before)
     assert {tensor.dtype for tensor in before.values() if tensor.is_floating_point()} == {torch.float32}
-    assert list(Path("cache").iterdir())
+    assert stage != "pbs" or list(Path("cache").iterdir())
     if stage == "general":  # in bf16, beside a tokenizer that must find the codes it found before
         start = dict(read_tensors(inputs / "model" / name))
         tokenizer = [key for key in start if key.startswith("gen_vision_model.")]
