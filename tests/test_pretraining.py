@@ -23,7 +23,7 @@ from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
 from adgen.model.weight_files import read_tensors, write_tensors
-from adgen.on_ray.pretraining import pretrain
+from adgen.on_ray.pretraining import pretrain, run_identity
 from adgen.on_ray.pretraining_owner import Ownership
 from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop
 from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
@@ -278,6 +278,19 @@ def test_what_a_sample_is_contrasted_with_belongs_to_a_run(inputs, tmp_path):
     folder.claim(pbs[0].identity(), {})
     with pytest.raises(RunError, match="with micro_batch 2, and now it is 4"):
         folder.claim(pbs[1].identity(), {})
+
+
+def test_another_dinov2_is_another_run(inputs, tmp_path):
+    """By what the directory holds, not by its name."""
+    (tmp_path / "dino").mkdir()
+    (tmp_path / "dino" / "model.safetensors").write_bytes(b"one")
+    settings = small_run(inputs, tmp_path / "out", dinov2=str(tmp_path / "dino"))
+    folder = RunFolder(settings.out)
+    folder.claim(run_identity(settings, settings.model), {})
+    assert folder.claim(run_identity(settings, settings.model), {})
+    (tmp_path / "dino" / "model.safetensors").write_bytes(b"another")
+    with pytest.raises(RunError, match=r"with dinov2 '[0-9a-f]+', and now it is"):
+        folder.claim(run_identity(settings, settings.model), {})
 
 
 def test_relative_places_are_of_the_folder_where_the_command_is_given(inputs, tmp_path, monkeypatch):

@@ -123,6 +123,17 @@ def test_pictures_cutouts_and_backgrounds(inputs, tmp_path):
     assert [row["group"] for row in ExampleReader(drawn).rows(range(20))] == [n % 10 for n in range(20)]
 
 
+def test_what_a_join_spills_is_this_users_alone_and_goes_with_the_query(inputs, tmp_path, monkeypatch):
+    """It holds histories."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    parts = query_parts(open_inputs(str(inputs / "shop"), TABLES), PICTURES_SQL, None, "64MB")
+    next(parts)
+    [spill] = tmp_path.iterdir()
+    assert spill.stat().st_mode & 0o777 == 0o700
+    parts.close()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_unfinished_folder_is_no_folder(tmp_path):
     folder = ExampleFolder(str(tmp_path))
     folder.write(part_name(0), pa.table({"a": [1, 2, 3]}))

@@ -84,6 +84,8 @@ def load_dinov2(model: UniAdGen, directory: str | Path) -> None:
 def has_foreground(directory: str | Path) -> bool:
     """Whether a model directory has weights for seeing products: ours do, a Janus-Pro directory does not by itself."""
     directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such model directory")
     if (directory / CONFIG_FILE).exists():
         return True
     return any(name.startswith("language_model.model.adapter.") for path in weight_files(directory) for name in tensor_names(path))

@@ -83,7 +83,7 @@ def _pretrain(settings: PretrainSettings, progress: Progress, owner: Ownership, 
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)
-    resumed = folder.claim(_identity(settings, start), {"settings": settings.model_dump(mode="json")})
+    resumed = folder.claim(run_identity(settings, start), {"settings": settings.model_dump(mode="json")})
     summary = Summary(settings.stage, f"{folder.uri}/{MODEL}", settings.steps, resumed=resumed)
     if (done := folder.read_json(f"{MODEL}/{FACTS}")) is not None:
         summary.held_out_loss, summary.examples, summary.finished_before = done["held_out_loss"], done["examples"], True
@@ -175,7 +175,7 @@ def _texts(inputs: Any) -> list[str]:
     return sorted(texts)
 
 
-def _identity(settings: PretrainSettings, start: str | None) -> dict[str, Any]:
+def run_identity(settings: PretrainSettings, start: str | None) -> dict[str, Any]:
     """All that decides what is learned: settings, and what lies at the places that they name."""
     identity = settings.identity() | {"start": model_digest(on_this_node(start)) if start else None, "inputs": _stamps(settings)}
     if settings.dinov2:
