@@ -81,8 +81,10 @@ def without_references(shop: Path, into: Path) -> Path:
 def write_golden() -> None:
     import ray
 
+    from adgen.on_ray.cluster import quiet_ray
     from adgen.on_ray.pretraining import pretrain
 
+    quiet_ray()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     with tempfile.TemporaryDirectory() as folder:
         inputs = training_inputs(Path(folder))
