@@ -190,7 +190,7 @@ def test_title_measures_by_hand():
 def test_goals_are_judged_as_they_are():
     values = {"style_accuracy": 0.9, "style_accuracy_without_history": 0.26, "chance": 0.15, "allowed_words_rate": 0.999}
     found = {verdict.goal.name: verdict.hit for verdict in judged(values)}
-    assert verdicts == {
+    assert found == {
         "style_accuracy": True,
         "chance": None,
         "style_accuracy_without_history": False,
