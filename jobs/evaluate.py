@@ -40,10 +40,9 @@ def proof(
 ) -> Outcome:
     """Does a creative follow its user? Style, PBS, title and product on a held-out shop, beside controls and goals."""
     from adgen.evaluation.proof.table import print_proof
-    from adgen.on_ray.proof import prove
-
     from adgen.on_ray.cluster import connected
     from adgen.on_ray.display import RichProgress
+    from adgen.on_ray.proof import prove
 
     progress = Console(stderr=True)
     # Libraries print to stdout what they like; there our table and one JSON object stand alone.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from adgen.evaluation.pictures import placed_product
 from adgen.finishing.paste import compose
 from adgen.images import read_picture
 from adgen.on_ray.payload import Row
@@ -41,8 +42,8 @@ class Made:
 
     @cached_property
     def cutouts(self) -> list[Image.Image]:
-        """Each pair's product where the model was shown it, RGBA at the pictures' size."""
-        return [self.maker.cutout(row, self.side) for row in self.rows]
+        """Each pair's product alone, where it is pasted, RGBA at the pictures' size."""
+        return [placed_product(self.maker.product(row), row["scale"] or 1.0, self.side, self.side) for row in self.rows]
 
     def titles(self, condition: str) -> list[str]:
         """As the model wrote them."""

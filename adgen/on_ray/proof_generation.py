@@ -22,7 +22,7 @@ from adgen.creatives.layout import new_run_id
 from adgen.creatives.storage import open_storage
 from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout
-from adgen.images import place_product, read_picture, square_frame
+from adgen.images import read_picture
 from adgen.on_ray.cluster import cluster_device, slot_resources
 from adgen.on_ray.payload import Row, pack, product_facts, unpack
 from adgen.on_ray.planning import plan_rules, prepare, write_plan
@@ -93,12 +93,6 @@ class Maker:
             self.seconds += done["engine_seconds"]
             progress.advance(len(pairs))
         return {name: [each for key in sorted(made) if key[0] == name for each in made[key]] for name in conditions}
-
-    def cutout(self, row: Row, side: int) -> Image.Image:
-        """A row's product where the model was shown it, RGBA (side, side)."""
-        frame = square_frame(product_cutout(product_facts(row, self.pictures[row["product_id"]])))
-        placed, _ = place_product(frame, row["scale"] or 1.0)
-        return placed if placed.size == (side, side) else placed.resize((side, side), Image.Resampling.LANCZOS)
 
     def product(self, row: Row) -> Image.Image:
         """A row's product as it was cut out."""

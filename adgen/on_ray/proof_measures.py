@@ -8,8 +8,8 @@ import numpy as np
 from PIL import Image
 
 from adgen.errors import PairError
-from adgen.evaluation.pbs import PBSEncoder, load_pbs
-from adgen.evaluation.proof.measures import chance, pbs_features, pbs_measures, style_hits, title_measures
+from adgen.evaluation.pbs import PBSEncoder, load_pbs, pbs_features
+from adgen.evaluation.proof.measures import chance, pbs_measures, product_measures, style_hits, title_measures
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.titles import ProductTexts
 from adgen.on_ray.payload import Row
@@ -121,8 +121,9 @@ def title_values(pairs: ProofPairs, made: Made) -> Values:
 
 
 def product_values(made: Made) -> Values:
-    """How much of the product is in the pictures."""
-    return {}
+    """How much of its product a picture shows: pasted, as painted, and as painted with the foreground path off."""
+    shown = {"": made.pasted(OWN), "_unpasted": made.painted(OWN), "_foreground_off": made.painted(HIDDEN)}
+    return {f"{k}{end}": v for end, pictures in shown.items() for k, v in product_measures(pictures, made.cutouts).items()}
 
 
 def pbs_values(pairs: ProofPairs, made: Made, encoder: PBSEncoder) -> tuple[Values, int]:

@@ -7,7 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adgen.evaluation.pbs import PBSEncoder, pbs, preprocess
+from adgen.evaluation.pbs import pbs
+from adgen.evaluation.pictures import stacked
+from adgen.evaluation.product_fidelity import product_scores
 from adgen.evaluation.titles import ProductTexts, corpus_bleu, title_scores, written
 
 PICTURES_AT_ONCE = 64
@@ -23,20 +25,19 @@ def chance(favourites: Sequence[Collection[str]], num_styles: int) -> float:
     return float(np.mean([len(set(liked)) for liked in favourites])) / num_styles
 
 
-@torch.no_grad()
-def pbs_features(encoder: PBSEncoder, pictures: Sequence[Image.Image]) -> Tensor:
-    """Features (n, F) of pictures."""
-    parts = [
-        encoder(torch.stack([preprocess(picture, encoder.config) for picture in pictures[start : start + PICTURES_AT_ONCE]]))
-        for start in range(0, len(pictures), PICTURES_AT_ONCE)
-    ]
-    return torch.cat(parts)
-
-
 def pbs_measures(creatives: Tensor, own: Tensor, strangers: Tensor) -> dict[str, float]:
     """Means of PBS to the user's reference, to a stranger's, and of the difference, from features (n, F)."""
     near, far = pbs(creatives, own), pbs(creatives, strangers)
     return {"pbs": near.mean().item(), "pbs_to_stranger": far.mean().item(), "pbs_margin": (near - far).mean().item()}
+
+
+def product_measures(pictures: Sequence[Image.Image], products: Sequence[Image.Image]) -> dict[str, float]:
+    """Means of the scores of RGB pictures whose products (RGBA) lie in the same frames, all of one size."""
+    side, parts = pictures[0].width, range(0, len(pictures), PICTURES_AT_ONCE)
+    rows = [
+        product_scores(*(stacked(some[start : start + PICTURES_AT_ONCE], side) for some in (pictures, products))) for start in parts
+    ]
+    return {name: torch.cat([row[name] for row in rows]).mean().item() for name in rows[0]}
 
 
 def title_measures(
