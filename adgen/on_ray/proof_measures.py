@@ -13,7 +13,7 @@ from adgen.evaluation.proof.measures import chance, pbs_measures, product_measur
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.titles import ProductTexts
 from adgen.on_ray.payload import Row
-from adgen.on_ray.proof_creatives import NONE, OWN, STRANGER, Made, noisy, read_shop_picture
+from adgen.on_ray.proof_creatives import HIDDEN, NONE, OWN, STRANGER, Made, noisy, read_shop_picture
 from adgen.on_ray.proof_judge import StyleJudge, reconstructed
 from adgen.on_ray.proof_pairs import ProofPairs, Reference
 from adgen.on_ray.proof_settings import ProofSettings
