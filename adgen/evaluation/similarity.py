@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from adgen.errors import ModelError
+from adgen.evaluation.local_weights import local_model
+from adgen.model.uniadgen import UniAdGen
 
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OWN_ADAPTER = "own adapter"
@@ -28,38 +30,38 @@ class PatchEncoder(NamedTuple):
     name: str
     side: int
     """Of the pictures it takes, pixels."""
+    device: torch.device
     patches: Callable[[Tensor], Tensor]
-    """Pictures (B, 3, side, side) in 0..1 -> features (B, h, w, D)."""
+    """Pictures (B, 3, side, side) in 0..1, on `device` -> features (B, h, w, D)."""
 
 
-def load_dinov2(directory: str | Path, device: str = "cpu", side: int = 224) -> PatchEncoder:
+def load_dinov2(directory: str | Path, device: str | torch.device = "cpu", side: int = 224) -> PatchEncoder:
     """A DINOv2 in Hugging Face layout from a local directory, nothing downloaded. ModelError names what is missing."""
     from transformers import Dinov2Model
 
-    from adgen.evaluation.local_weights import local_model
-
     model = local_model(directory, Dinov2Model, "dinov2").to(device)
     patch = model.config.patch_size
-    if side < patch:
+    grid = side // patch
+    if not grid:
         raise ModelError(f"{directory}: config.json: patch_size {patch} is larger than the pictures of {side} pixels")
-    side -= side % patch
     mean, deviation = (torch.tensor(each, device=device)[:, None, None] for each in (IMAGENET_MEAN, IMAGENET_DEVIATION))
 
     def patches(pixels: Tensor) -> Tensor:
-        hidden = model((pixels - mean) / deviation).last_hidden_state[:, 1:]
-        return hidden.unflatten(1, (side // patch, side // patch))
+        return model((pixels - mean) / deviation).last_hidden_state[:, 1:].unflatten(1, (grid, grid))
 
-    return PatchEncoder(f"DINOv2 {Path(directory).name}", side, patches)
+    return PatchEncoder(f"DINOv2 {Path(directory).name}", grid * patch, mean.device, patches)
 
 
-def own_adapter(foreground, side: int) -> PatchEncoder:
-    """The DINOv2 inside a model's `ForegroundPerception`, for pictures of the model's own size."""
+def own_adapter(model: UniAdGen) -> PatchEncoder:
+    """The DINOv2 inside the model's foreground path, at the size that it takes products at; the model in fp32."""
+    side = model.config.foreground.condition_size
 
     def patches(pixels: Tensor) -> Tensor:
-        features = foreground.features(pixels * 2 - 1)
-        return features.unflatten(1, (side // 16, side // 16))
+        features = model.foreground.features(pixels * 2 - 1)
+        grid = round(features.shape[1] ** 0.5)
+        return features.unflatten(1, (grid, grid))
 
-    return PatchEncoder(OWN_ADAPTER, side, patches)
+    return PatchEncoder(OWN_ADAPTER, side, model.device, patches)
 
 
 # -- backgrounds -----------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ def background_features(encoder: PatchEncoder, pixels: Tensor, product: Tensor) 
     hidden = product[:, None] > 0
     background = (~hidden).sum((2, 3), keepdim=True).clamp(min=1)
     mean = pixels.masked_fill(hidden, 0).sum((2, 3), keepdim=True) / background
-    patches = encoder.patches(torch.where(hidden, mean, pixels))
+    patches = encoder.patches(torch.where(hidden, mean, pixels).to(encoder.device)).to(pixels.device)
     share = F.adaptive_avg_pool2d(product[:, None], patches.shape[1:3])[:, 0]
     weight = (1 - share) * (share <= _MOSTLY)
     pooled = (patches * weight[..., None]).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)[:, None]
