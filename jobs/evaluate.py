@@ -1,9 +1,12 @@
 """How good a model is.
 
     python jobs/evaluate.py proof --model runs/tiny/personal/model --encoder runs/tiny/pbs/model
+    python jobs/evaluate.py robustness --encoder runs/tiny/pbs/model
+    python jobs/evaluate.py photographs --data photographs/ --encoder runs/tiny/pbs/model
 
-`proof` measures what is claimed of personalization on a shop that nobody trained on. Progress goes to stderr, the table to
-stdout, and the last line of stdout is one JSON object.
+`proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a
+picture changes and its background does not; `photographs` how well scores tell labelled kinds of background apart. Progress
+goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
 """
 
 import json
@@ -19,6 +22,7 @@ from rich.console import Console
 from tyro.conf import arg
 
 from adgen.errors import AdgenError
+from adgen.evaluation.settings import PhotographsSettings, RobustnessSettings
 from adgen.on_ray.proof_settings import ProofSettings
 
 app = tyro.extras.SubcommandApp()
@@ -50,9 +54,41 @@ def proof(
         found = prove(settings, bar)
     record = found.as_dict() | {"command": shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
     print_proof(Console(width=max(Console().width, 120)), found)
-    if save is not None:
-        save.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    _save(record, save)
     return Outcome(record, not (require_goals and found.missed))
+
+
+@app.command
+def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save = None) -> Outcome:
+    """How far does PBS move when a picture changes and its background does not? Beside the score of other backgrounds."""
+    from adgen.evaluation.commands import run_robustness
+    from adgen.evaluation.tables import print_robustness
+    from adgen.on_ray.display import RichProgress
+
+    with RichProgress(Console(stderr=True), unit="pictures") as bar:
+        found, record = run_robustness(settings, bar)
+    print_robustness(Console(width=max(Console().width, 120)), found)
+    _save(record, save)
+    return Outcome(record)
+
+
+@app.command
+def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Save = None) -> Outcome:
+    """How well do scores tell labelled kinds of background in real photographs apart? Retrieval over other products."""
+    from adgen.evaluation.commands import run_photographs
+    from adgen.evaluation.tables import print_photographs
+    from adgen.on_ray.display import RichProgress
+
+    with RichProgress(Console(stderr=True), unit="scores") as bar:
+        found, record = run_photographs(settings, bar)
+    print_photographs(Console(width=max(Console().width, 120)), found, record["photographs"], record["kinds"])
+    _save(record, save)
+    return Outcome(record)
+
+
+def _save(record: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

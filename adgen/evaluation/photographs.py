@@ -114,7 +114,7 @@ def _read_labels(path: Path) -> dict[str, dict]:
     try:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file; it says which kind of background each picture has, name it with --labels") from None
+        raise InputError(f"{path}: no such file; --labels names what says each background's kind") from None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(labels, dict):

@@ -75,7 +75,9 @@ def measure_robustness(
         raise InputError(f"robustness needs two pictures at least, found {len(kept)}")
     other, same = _between(encoder, kept, torch.stack(shown), published)
     if torch.isnan(other).all():
-        raise InputError(f"all {len(kept)} pictures are of the style {kept[0].style!r}: there is no other background to compare with")
+        raise InputError(
+            f"all {len(kept)} pictures are of the style {kept[0].style!r}: there is no other background to compare with"
+        )
     movements = [
         _movement(change, pbs(torch.stack(shown), torch.stack([row[at] for row in changed])), other)
         for at, change in enumerate(changes)

@@ -60,7 +60,9 @@ def table_scenes(inputs: Inputs, number: int, side: int, seed: int, problems: Co
 def _chosen(table: InputTable, columns: tuple[str, ...], number: int, seed: int) -> list[dict]:
     """Rows of a table in an order drawn by `seed`, at most `number`; the table streams by."""
     rows = (row for batch in table.batches(columns) for row in batch.to_pylist())
-    ranked = ((unit_interval("scene", seed, *(row[c] for c in columns if c.endswith("_id"))), at, row) for at, row in enumerate(rows))
+    ranked = (
+        (unit_interval("scene", seed, *(row[c] for c in columns if c.endswith("_id"))), at, row) for at, row in enumerate(rows)
+    )
     return [row for _, _, row in heapq.nsmallest(number, ranked)]
 
 
