@@ -44,26 +44,21 @@ def table_scenes(inputs: Inputs, number: int, side: int, seed: int, problems: Co
     backgrounds = _chosen(inputs["references"], ("user_id", "product_id", "image"), _SPARE * number, seed)
     products = _chosen(inputs["products"], ("product_id", "image", "cutout", "scale"), 2 * _SPARE * number, seed)
     cutouts = _readable(products, lambda row: _cutout(inputs, row, side), "products", problems)
-    found = 0
-    for background in _readable(backgrounds, lambda row: _background(inputs, row, side), "references", problems):
+    readable = _readable(backgrounds, lambda row: _background(inputs, row, side), "references", problems)
+    for found, background in enumerate(islice(readable, number)):
         pair = list(islice(cutouts, 2))
         if len(pair) < 2:
             if not found:
                 raise InputError(f"{inputs.uri}: table 'products': no two cut-outs can be read: {dict(problems)}")
             return
         yield Scene(background, *pair)
-        found += 1
-        if found == number:
-            return
 
 
 def _chosen(table: InputTable, columns: tuple[str, ...], number: int, seed: int) -> list[dict]:
     """Rows of a table in an order drawn by `seed`, at most `number`; the table streams by."""
     rows = (row for batch in table.batches(columns) for row in batch.to_pylist())
-    ranked = (
-        (unit_interval("scene", seed, *(row[c] for c in columns if c.endswith("_id"))), at, row) for at, row in enumerate(rows)
-    )
-    return [row for _, _, row in heapq.nsmallest(number, ranked)]
+    names = [column for column in columns if column.endswith("_id")]
+    return heapq.nsmallest(number, rows, key=lambda row: unit_interval("scene", seed, *(row[name] for name in names)))
 
 
 def _readable(rows: list[dict], read, table: str, problems: Counter) -> Iterator[Image.Image]:

@@ -14,7 +14,7 @@ class RobustnessSettings(Settings):
     encoder: Path | None = None
     """A PBS encoder: a directory of stage pbs, or the published checkpoint file. Default the one that ships with the package."""
     inputs: str | None = None
-    """Products and references of these tables instead of drawn pictures: a reference is a background, other cut-outs are set on it."""
+    """Products and references of these tables instead of drawn pictures: a reference is a background for other cut-outs."""
     pictures: int = Field(default=100, ge=2)
     """Backgrounds, each seen in every change."""
     seed: int = Field(default=0, ge=0)
