@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
+from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import logging
 
 from adgen.errors import ModelError
 
@@ -19,12 +21,16 @@ def local_model(directory: str | Path, kind: type[M], *model_types: str) -> M:
     if found not in model_types:
         raise ModelError(f"{Path(directory) / CONFIG}: model_type is {found!r}, expected {' or '.join(model_types)}")
     require_files(directory, WEIGHTS)
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()  # its report of keys goes to stderr; what matters of it is raised below
     try:
         model, report = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{directory}: not a {found} that transformers can load: {_first_line(error)}") from None
-    if missing := sorted(report["missing_keys"]) or sorted(map(str, report.get("mismatched_keys", ()))):
-        raise ModelError(f"{directory}: key {missing[0]} is missing or of another shape, {len(missing)} in all")
+    finally:
+        logging.set_verbosity(before)
+    if missing := sorted(report["missing_keys"]):
+        raise ModelError(f"{directory}: key {missing[0]} is missing, {len(missing)} in all")
     return model.float().eval().requires_grad_(False)
 
 
