@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -119,9 +120,16 @@ def test_a_file_of_inception_is_never_unpickled(tmp_path):
             return (open, (str(tmp_path / "executed"), "w"))
 
     torch.save({"weight": Evil()}, tmp_path / INCEPTION_FILE)
-    with pytest.raises(ModelError, match="torch-fidelity|not unpickled"):
+    with pytest.raises(ModelError, match="not unpickled"):
         load_picture_features(tmp_path)
     assert not (tmp_path / "executed").exists()
+
+
+def test_inception_says_which_package_it_needs(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(1)}, tmp_path / INCEPTION_FILE)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    with pytest.raises(ModelError, match=rf"{INCEPTION_FILE}: FID's Inception needs the package torch-fidelity"):
+        load_picture_features(tmp_path)
 
 
 def test_clip_scores_pictures_with_their_titles(clip):

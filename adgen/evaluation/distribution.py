@@ -79,6 +79,7 @@ def load_picture_features(directory: str | Path) -> PictureFeatures:
 
 
 def _inception(file: Path) -> PictureFeatures:
+    tensors = dict(read_tensors(file))
     try:
         import torch_fidelity  # noqa: F401
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -89,7 +90,7 @@ def _inception(file: Path) -> PictureFeatures:
         ) from None
     # torch-fidelity unpickles its file, so it is given one that we wrote from nothing but tensors.
     with tempfile.NamedTemporaryFile(suffix=".pth") as tensors_only:
-        torch.save(dict(read_tensors(file)), tensors_only.name)
+        torch.save(tensors, tensors_only.name)
         try:
             network = NoTrainInceptionV3("inception-v3-compat", ["2048"], tensors_only.name)
         except (RuntimeError, KeyError) as error:
