@@ -141,7 +141,7 @@ def shop_tables(folder: Path, broken: bool = False) -> str:
         scene.shown().save(folder / f"reference{at}.png")
         named = {"product_id": f"p{at}", "image": f"reference{at}.png"}
         products.append(named | {"title": "mug", "selling_points": [], "cutout": f"cutout{at}.png", "scale": 0.5})
-        references.append(named | {"user_id": f"u{at}", "titles": ["mug"]})
+        references += [named | {"user_id": f"{name}{at}", "titles": ["mug"]} for name in ("u", "v")]  # one picture, two users
     if broken:
         (folder / "cutout0.png").write_bytes(b"")
         (folder / "reference0.png").unlink()
@@ -154,7 +154,7 @@ def test_scenes_from_tables_count_what_they_leave_out(tmp_path, encoder):
     inputs = open_inputs(shop_tables(tmp_path, broken=True), ("products", "references"))
     problems = Counter()
     scenes = list(table_scenes(inputs, 5, 48, 0, problems))
-    assert len(scenes) == 1, "two cut-outs make one scene"
+    assert len(scenes) == 2, "a reference each, though there are cut-outs for one: they come again"
     assert problems == {"products: unreadable": 1, "references: missing_file": 1}
     assert all(isinstance(part, Image.Image) and part.size == (48, 48) for part in scenes[0][:3])
     (tmp_path / "cutout1.png").write_bytes(b"")
@@ -226,7 +226,9 @@ def test_colour_tells_kinds_of_colour_apart(tmp_path, encoder):
     found = read_photographs(photograph_set(tmp_path))
     features = photograph_features(found, encoder, None)
     findings = {(each.score, each.gallery): each for each in compare_scores(found, features, 0, 200)}
-    assert set(findings) == {(score, where) for score in ("PBS", "mean colour") for where in ("all products", "other sorts")}
+    assert set(findings) == {
+        (score, where) for score in ("PBS", "PBS, untrained", "mean colour") for where in ("all products", "other sorts")
+    }
     colour = findings["mean colour", "all products"]
     assert (colour.mean_average_precision, colour.low, colour.high, colour.queries) == (1, 1, 1, 6)
     assert 0.4 < colour.chance < 0.8
@@ -280,7 +282,7 @@ def test_photographs_prints_every_score_beside_chance(encoder, capsys, tmp_path)
     code, out, err = run([*data, "--encoder", str(encoder.folder), "--resamples", "100", "--device", "cpu"], capsys)
     assert code == 0, err
     record = json.loads(out.splitlines()[-1])
-    assert {each["score"] for each in record["findings"]} == {"PBS", "own adapter", "mean colour"}
+    assert {each["score"] for each in record["findings"]} == {"PBS", "PBS, untrained", "own adapter", "mean colour"}
     assert (record["photographs"], record["kinds"]) == (6, 2)
     assert record["left_out"] == {"no cut-out": 1, "no label": 1, "unreadable": 1}
     assert "NaN" not in out

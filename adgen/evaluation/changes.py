@@ -37,7 +37,7 @@ def other_product(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return set_on_background(scene.other, scene.background)
 
 
-def no_product(scene: Scene, rng: np.random.Generator) -> Image.Image:
+def nothing_set(scene: Scene, rng: np.random.Generator) -> Image.Image:
     return scene.background
 
 
@@ -116,7 +116,7 @@ def _visible(cutout: Image.Image) -> tuple[int, int, int, int]:
 
 CHANGES: Sequence[Change] = (
     Change("other product", "", other_product),
-    Change("no product", "", no_product),
+    Change("no product set on it", "", nothing_set),
     *(Change("product's size", f"x {factor:g}", resized(factor)) for factor in (0.5, 0.75, 1.25)),
     *(Change("product's place", f"{share:.0%} of the frame", moved(share)) for share in (0.08, 0.16)),
     *(Change("crop", f"{share:.0%} of a side", cropped(share)) for share in (0.95, 0.85, 0.7)),

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from adgen.errors import InputError, PairError
-from adgen.evaluation.pbs import PBSEncoder, pbs_features
+from adgen.evaluation.pbs import PBSEncoder, initialize_pbs, pbs_features
 from adgen.evaluation.pictures import stacked
 from adgen.evaluation.retrieval import average_precision, interval
 from adgen.evaluation.similarity import PatchEncoder, background_features
@@ -131,10 +131,13 @@ def _read_labels(path: Path) -> dict[str, dict]:
 def photograph_features(
     photographs: list[Photograph], encoder: PBSEncoder | None, patches: PatchEncoder | None, batch_size: int = 16
 ) -> dict[str, Tensor]:
-    """Features (N, D) by score; the mean colour of the background always."""
+    """Features (N, D) by score. Beside PBS stands what its network makes of the pictures untrained, and always the mean
+    colour of the background."""
     found = {}
     if encoder is not None:
+        untrained = initialize_pbs(PBSEncoder(encoder.config)).to(encoder.cls_token.device).eval()
         found["PBS"] = pbs_features(encoder, (each.picture for each in photographs))
+        found["PBS, untrained"] = pbs_features(untrained, (each.picture for each in photographs))
     if patches is not None:
         found[patches.name] = _patch_features(photographs, patches, batch_size)
     found["mean colour"] = _mean_colours(photographs)

@@ -3,7 +3,8 @@
 import heapq
 from collections import Counter
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, cycle, islice
+from operator import itemgetter
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,29 +37,35 @@ def _drawn_product(side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def table_scenes(inputs: Inputs, number: int, side: int, seed: int, problems: Counter) -> Iterator[Scene]:
-    """At most so many scenes: a reference creative as the background, two products' cut-outs to set on it.
+    """At most so many scenes: a reference creative as the background, each picture once, two products' cut-outs to set on it.
 
-    Which ones is drawn by `seed`. Pictures that can't be read are counted in `problems`, as "references: reason".
-    InputError when there are not two readable cut-outs.
+    Which ones is drawn by `seed`; where cut-outs are few they come again. Pictures that can't be read are counted in
+    `problems`, as "references: reason". InputError when there are not two readable cut-outs.
     """
-    backgrounds = _chosen(inputs["references"], ("user_id", "product_id", "image"), _SPARE * number, seed)
-    products = _chosen(inputs["products"], ("product_id", "image", "cutout", "scale"), 2 * _SPARE * number, seed)
+    backgrounds = _chosen(inputs["references"], ("image",), "image", _SPARE * number, seed)
+    products = _chosen(inputs["products"], ("product_id", "image", "cutout", "scale"), "product_id", 2 * _SPARE * number, seed)
     cutouts = _readable(products, lambda row: _cutout(inputs, row, side), "products", problems)
-    readable = _readable(backgrounds, lambda row: _background(inputs, row, side), "references", problems)
-    for found, background in enumerate(islice(readable, number)):
-        pair = list(islice(cutouts, 2))
-        if len(pair) < 2:
-            if not found:
-                raise InputError(f"{inputs.uri}: table 'products': no two cut-outs can be read: {dict(problems)}")
-            return
-        yield Scene(background, *pair)
+    first = list(islice(cutouts, 2))
+    if len(first) < 2:
+        raise InputError(f"{inputs.uri}: table 'products': no two cut-outs can be read: {dict(problems)}")
+    turning = cycle(chain(first, cutouts))
+    for background in islice(_readable(backgrounds, lambda row: _background(inputs, row, side), "references", problems), number):
+        yield Scene(background, next(turning), next(turning))
 
 
-def _chosen(table: InputTable, columns: tuple[str, ...], number: int, seed: int) -> list[dict]:
-    """Rows of a table in an order drawn by `seed`, at most `number`; the table streams by."""
-    rows = (row for batch in table.batches(columns) for row in batch.to_pylist())
-    names = [column for column in columns if column.endswith("_id")]
-    return heapq.nsmallest(number, rows, key=lambda row: unit_interval("scene", seed, *(row[name] for name in names)))
+def _chosen(table: InputTable, columns: tuple[str, ...], key: str, number: int, seed: int) -> list[dict]:
+    """Rows of a table in an order drawn by `seed`, at most `number`, one for each value of `key`; the table streams by."""
+    seen: set[float] = set()
+
+    def distinct() -> Iterator[tuple[float, dict]]:
+        for batch in table.batches(columns):
+            for row in batch.to_pylist():
+                place = unit_interval("scene", seed, row[key])
+                if place not in seen:
+                    seen.add(place)
+                    yield place, row
+
+    return [row for _, row in heapq.nsmallest(number, distinct(), key=itemgetter(0))]
 
 
 def _readable(rows: list[dict], read, table: str, problems: Counter) -> Iterator[Image.Image]:
