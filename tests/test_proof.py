@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,6 +123,12 @@ def test_the_same_tables_give_the_same_pairs_and_strangers(shop, tmp_path):
     assert (first.references, first.strangers) == (second.references, second.strangers)
 
 
+def test_a_shop_that_is_another_one_is_not_taken_for_this_one(shop):
+    assert draw_held_out_shop(shop, seed=3, pairs=24, side=16, workers=1) == str(shop)
+    with pytest.raises(SettingsError, match="seed is 3, this proof draws 5"):
+        draw_held_out_shop(shop, seed=5, pairs=24, side=16, workers=1)
+
+
 def test_without_the_truth_a_stranger_is_somebody_else(shop, tmp_path):
     folder = tmp_path / "real"
     folder.mkdir()
@@ -215,7 +222,7 @@ def test_the_sheet_shows_every_creative(tmp_path):
 def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
     model, encoder = save_small_model(tmp_path / "others" / "no_history" / "model"), small_encoder(tmp_path / "pbs")
     directory = tmp_path / "others" / "no_history" / "model"
-    options = ["--seed", "3", "--pairs", "6", "--shop", str(shop), "--noise", "0.3", "--classifier-pictures", "100"]
+    options = ["--seed", "3", "--pairs", "6", "--inputs", str(shop), "--noise", "0.3", "--classifier-pictures", "100"]
     options += ["--sheet", str(tmp_path / "sheet.png"), "--ablation", str(tmp_path / "others"), "--sampling.max-title-tokens", "6"]
     arguments = ["proof", "--model", str(directory), "--encoder", str(encoder), *options, "--require-goals"]
     assert job().main(arguments) == 1  # untrained weights follow nobody
@@ -230,6 +237,19 @@ def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
     assert record["ablation"][0]["style_accuracy"] == record["style_accuracy_without_history"]
     assert any("missed" in line for line in lines[:-1])
     assert Image.open(tmp_path / "sheet.png").width > model.config.image.image_size
+
+
+def test_tables_without_the_truth_are_measured_as_far_as_they_can_be(shop, tmp_path, ray_cluster, capsys):
+    save_small_model(tmp_path / "model")
+    shutil.copytree(shop, tmp_path / "tables", ignore=shutil.ignore_patterns("styles.parquet", "shop.json", "pairs.parquet"))
+    options = ["--inputs", str(tmp_path / "tables"), "--pairs", "4", "--sampling.max-title-tokens", "6"]
+    options += ["--encoder", str(small_encoder(tmp_path / "pbs"))]
+    assert job().main(["proof", "--model", str(tmp_path / "model"), *options]) == 0  # missed goals are no failure of the job
+    record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert record["num_pairs"] == 4
+    assert {"pbs_margin", "bleu", "product_iou"} <= set(record)
+    assert not {"style_accuracy", "chance", "classifier_accuracy_on_real"} & set(record)
+    assert any("styles.parquet" in note for note in record["notes"])
 
 
 def test_a_proof_says_what_it_lacks(tmp_path, capsys):

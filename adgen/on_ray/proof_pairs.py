@@ -5,14 +5,16 @@ no larger than they need be. Users with a controlled history are rows of that ta
 """
 
 import dataclasses
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from adgen.errors import InputError
+from adgen.errors import InputError, SettingsError
 from adgen.records import HISTORIES, PAIRS, unit_interval
 from adgen.shop.controlled_histories import controlled_clicks
 from adgen.shop.synth import synthesize
@@ -47,20 +49,37 @@ class ProofPairs:
 
 
 def draw_held_out_shop(folder: Path, seed: int, pairs: int, side: int, workers: int) -> str:
-    """A shop of the evaluation split, one pair and reference a user, unless it lies there; its folder."""
-    if not (folder / "references.parquet").exists():
-        synthesize(
-            folder,
-            num_users=pairs,
-            num_products=max(LEAST_PRODUCTS, pairs),
-            num_pairs=pairs,
-            num_references=pairs,
-            seed=seed,
-            split="eval",
-            picture_side=side,
-            workers=workers,
-        )
+    """A shop of the evaluation split, one pair and reference a user, unless it lies there; its folder. SettingsError:
+    another shop lies there."""
+    wanted = {"seed": seed, "split": "eval", "num_users": pairs, "side": side}
+    if (folder / "references.parquet").exists():
+        _check_same(folder, wanted)
+        return str(folder)
+    synthesize(
+        folder,
+        num_users=pairs,
+        num_products=max(LEAST_PRODUCTS, pairs),
+        num_pairs=pairs,
+        num_references=pairs,
+        seed=seed,
+        split="eval",
+        picture_side=side,
+        workers=workers,
+    )
     return str(folder)
+
+
+def _check_same(folder: Path, wanted: dict[str, Any]) -> None:
+    try:
+        found = json.loads((folder / "shop.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"shop: {folder}/shop.json: {error}; name an empty folder") from None
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            raise SettingsError(
+                f"shop: {folder}/shop.json: {name} is {found.get(name)!r}, this proof draws {value!r}: name an empty folder, "
+                "or measure on that shop with --inputs"
+            )
 
 
 def choose_pairs(uri: str, count: int, noise: tuple[float, ...], scratch: Path) -> ProofPairs:

@@ -16,7 +16,7 @@ def print_proof(console: Console, proof: Proof) -> None:
     for verdict in judged(values):
         name = verdict.goal.section if verdict.goal.section != section else ""
         section = verdict.goal.section
-        table.add_row(name, verdict.goal.name, verdict.goal.meaning, _value(verdict, proof), verdict.goal.text, _mark(verdict))
+        table.add_row(name, verdict.goal.name, verdict.goal.meaning, _text(verdict.value), verdict.goal.text, _mark(verdict))
     console.print(table)
     for heading, rows in (("clicks in random other styles", proof.noise), ("ablation", proof.ablation)):
         if rows:
@@ -27,11 +27,6 @@ def print_proof(console: Console, proof: Proof) -> None:
             console.print(compared)
     for note in proof.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
-
-
-def _value(verdict: Verdict, proof: Proof) -> str:
-    low_high = proof.values.get(f"{verdict.goal.name}_interval")
-    return _text(verdict.value) + (f" ({low_high[0]:.3f} to {low_high[1]:.3f})" if low_high else "")
 
 
 def _mark(verdict: Verdict) -> str:
