@@ -17,6 +17,7 @@ from adgen.on_ray.proof_creatives import HIDDEN, NONE, OWN, STRANGER, Made, nois
 from adgen.on_ray.proof_judge import StyleJudge, reconstructed
 from adgen.on_ray.proof_pairs import ProofPairs, Reference
 from adgen.on_ray.proof_settings import ProofSettings
+from adgen.records import unit_interval
 from adgen.shop.style_pictures import STYLE_NAMES
 
 Values = dict[str, Any]
@@ -137,12 +138,28 @@ def pbs_values(pairs: ProofPairs, made: Made, encoder: PBSEncoder) -> tuple[Valu
     whole = [index for index, both in enumerate(zip(own, others, strict=True)) if None not in both]
     if not whole:
         return {}, len(made.rows)
-    near, far = (pbs_features(encoder, [some[index] for index in whole]) for some in (own, others))
-    of = lambda name: pbs_features(encoder, [picture for i, picture in enumerate(made.pasted(name)) if i in set(whole)])  # noqa: E731
-    values = pbs_measures(of(OWN), near, far)
+    features = lambda pictures: pbs_features(encoder, [pictures[index] for index in whole])  # noqa: E731
+    near, far = features(own), features(others)
+    values = pbs_measures(features(made.pasted(OWN)), near, far)
     if NONE in made.creatives:
-        values["pbs_margin_without_history"] = pbs_measures(of(NONE), near, far)["pbs_margin"]
+        values["pbs_margin_without_history"] = pbs_measures(features(made.pasted(NONE)), near, far)["pbs_margin"]
+    if pairs.truth is not None:
+        values["pbs_margin_of_real"] = pbs_measures(features(_real_pictures(pairs, made.rows)), near, far)["pbs_margin"]
     return values, len(made.rows) - len(whole)
+
+
+def _real_pictures(pairs: ProofPairs, rows: Sequence[Row]) -> list[Image.Image]:
+    """For each pair a real picture of some other product in a style that its user likes: what a perfect model would be
+    told apart by."""
+    images = {}
+    for batch in pairs.inputs["products"].batches(["product_id", "image"]):
+        images |= dict(zip(batch["product_id"].to_pylist(), batch["image"].to_pylist(), strict=True))
+    chosen = []
+    for row in rows:
+        liked = set(pairs.truth.favourites[row["user_id"]])
+        fitting = [p for p, image in images.items() if image and p != row["product_id"] and pairs.truth.styles[p] in liked]
+        chosen.append(min(fitting, key=lambda product, pair=row["pair_id"]: unit_interval("real", pair, product)))
+    return [read_shop_picture(pairs, images[product]) for product in chosen]
 
 
 def _picture(pairs: ProofPairs, reference: Reference) -> Image.Image | None:
