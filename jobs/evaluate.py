@@ -67,7 +67,7 @@ def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save
 
     with RichProgress(Console(stderr=True), unit="pictures") as bar:
         found, record = run_robustness(settings, bar)
-    print_robustness(Console(width=max(Console().width, 120)), found)
+    print_robustness(Console(width=max(Console().width, 120)), found, record["left_out"])
     _save(record, save)
     return Outcome(record)
 
@@ -81,7 +81,7 @@ def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Sa
 
     with RichProgress(Console(stderr=True), unit="scores") as bar:
         found, record = run_photographs(settings, bar)
-    print_photographs(Console(width=max(Console().width, 120)), found, record["photographs"], record["kinds"])
+    print_photographs(Console(width=max(Console().width, 120)), found, record)
     _save(record, save)
     return Outcome(record)
 

@@ -285,6 +285,7 @@ def test_photographs_prints_every_score_beside_chance(encoder, capsys, tmp_path)
     assert {each["score"] for each in record["findings"]} == {"PBS", "PBS, untrained", "own adapter", "mean colour"}
     assert (record["photographs"], record["kinds"]) == (6, 2)
     assert record["left_out"] == {"no cut-out": 1, "no label": 1, "unreadable": 1}
+    assert "left out: no cut-out 1, no label 1, unreadable 1" in out
     assert "NaN" not in out
     code, out, err = run([*data, "--encoder", str(tmp_path)], capsys)
     assert code == 1

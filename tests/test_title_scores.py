@@ -7,6 +7,7 @@ import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from adgen.config import FinishSettings
+from adgen.errors import InputError
 from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, corpus_bleu, rouge_l, title_scores
 
 ENGLISH = ProductTexts("Grey suede handbag 500 ml", ("evening ready", "roomy inside", "2-in-1"), "Oriel", "en")
@@ -92,7 +93,7 @@ def test_corpus_bleu_takes_rows_of_several_languages_and_unequal_references():
     titles = ["粉色皮质耳机：录音室风", "White mug: easy grip", "no reference here"]
     references = [["蓝色的", "粉色皮质耳机：录音室风"], ["White mug: easy grip", None], [""]]
     assert corpus_bleu(titles, references, ["zh", "en", "en"]) == pytest.approx(100)
-    with pytest.raises(ValueError, match="zip"):
+    with pytest.raises(InputError, match="3 titles with 2 lists of references and 3 locales"):
         corpus_bleu(titles, references[:2], ["zh", "en", "en"])
 
 

@@ -15,8 +15,8 @@ class RobustnessSettings(Settings):
     """A PBS encoder: a directory of stage pbs, or the published checkpoint file. Default the one that ships with the package."""
     inputs: str | None = None
     """Products and references of these tables instead of drawn pictures: a reference is a background for other cut-outs."""
-    pictures: int = Field(default=100, ge=2)
-    """Backgrounds, each seen in every change."""
+    pictures: int = Field(default=100, ge=2, le=2000)
+    """Backgrounds, each seen in every change; all are kept in memory."""
     seed: int = Field(default=0, ge=0)
     """Of what is drawn, and of the changes."""
     side: int = Field(default=256, ge=32, le=2048)

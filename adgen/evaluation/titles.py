@@ -13,6 +13,7 @@ from typing import NamedTuple
 import regex
 
 from adgen.config import FinishSettings
+from adgen.errors import InputError
 from adgen.finishing.titles import display_width, words
 from adgen.finishing.wording import Wording, product_wording, stop_words
 
@@ -119,8 +120,10 @@ def corpus_bleu(titles: Sequence[str], references: Sequence[Sequence[str | None]
     """BLEU of all titles together, 0..100; None where no row has a reference.
 
     Each row is cut into tokens for its own language first, so that a corpus of several languages has one number; with
-    one language it is sacrebleu's. ValueError when the three are not of one length.
+    one language it is sacrebleu's. InputError when the three are not of one length.
     """
+    if not len(titles) == len(references) == len(locales):
+        raise InputError(f"BLEU of {len(titles)} titles with {len(references)} lists of references and {len(locales)} locales")
     rows = [
         (title, given, _bleu(bleu_tokenizer(given, locale)).tokenizer)
         for title, row, locale in zip(titles, references, locales, strict=True)
