@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from adgen.evaluation.pbs import PBSConfig, PBSEncoder, pbs, preprocess
+from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, load_pbs, pbs, preprocess
 from adgen.generation.generate import PictureStep, paint, prefill
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
@@ -565,14 +565,17 @@ def test_history_sampling_published_order():
         np.testing.assert_allclose(frequency, statistics[expected], atol=1e-9, err_msg=expected)
 
 
-def test_pbs_features_and_preprocessing():
-    golden = Golden("pbs")
+def pbs_config(golden: Golden) -> PBSConfig:
     sizes = golden.sizes
-    config = PBSConfig(
+    return PBSConfig(
         image_size=sizes["img"], patch_size=sizes["patch"], hidden_size=sizes["D"], num_layers=sizes["depth"],
         num_heads=sizes["heads"], mlp_ratio=golden.facts["mlp_ratio"], feature_size=sizes["out"],
     )  # fmt: skip
-    encoder = PBSEncoder(config).eval()
+
+
+def test_pbs_features_and_preprocessing():
+    golden = Golden("pbs")
+    encoder = PBSEncoder(pbs_config(golden)).eval()
     missing = encoder.load_state_dict(golden.weights(), strict=False)
     assert missing.missing_keys in ([], ["compress_layer.1.num_batches_tracked"])
     assert not missing.unexpected_keys
@@ -592,6 +595,22 @@ def test_pbs_features_and_preprocessing():
     golden.check("preprocessed_stats", torch.stack((pixels.mean((1, 2)), pixels.std((1, 2)))))
     golden.check("preprocessed_crop", pixels[:, 100:116, 60:76])
     golden.done()
+
+
+@pytest.mark.parametrize("kind", ["directory", "published"])
+def test_both_loaders_of_pbs_give_the_golden_features(kind, tmp_path):
+    golden = Golden("pbs")
+    config, path = pbs_config(golden), tmp_path / "checkpoint.pth"
+    if kind == "published":
+        prefixed = golden.weights("module.base_encoder.") | golden.weights("module.momentum_encoder.")
+        torch.save({"model": prefixed, "epoch": 1}, path)
+        encoder = load_pbs(path, config)
+    else:
+        save_file(golden.weights(), tmp_path / PBS_FILE)
+        (tmp_path / PBS_CONFIG_FILE).write_text(config.model_dump_json())
+        encoder = load_pbs(tmp_path)
+    with torch.no_grad():
+        golden.check("features", encoder(golden.input("images")))
 
 
 def test_every_golden_of_the_folder_has_a_test():

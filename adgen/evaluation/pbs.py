@@ -1,6 +1,9 @@
 """PBS, the personalized background similarity: an encoder that sees backgrounds, and the cosine of two pictures. Spec section 7."""
 
+import io
 import json
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.config import validate_settings
-from adgen.errors import ModelError, SettingsError
+from adgen.errors import InputError, ModelError, SettingsError
 from adgen.evaluation.pbs_config import PBSConfig
 from adgen.model.foreground import resample_positions
 from adgen.model.weight_files import read_tensors
@@ -160,6 +163,35 @@ def preprocess(picture: Image.Image, config: PBSConfig | None = None) -> Tensor:
     picture = picture.crop((left, top, left + config.image_size, top + config.image_size))
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255.0
     return (pixels - torch.tensor(_MEAN)[:, None, None]) / torch.tensor(_STD)[:, None, None]
+
+
+def reencoded(picture: Image.Image) -> Image.Image:
+    """The picture after JPEG at Pillow's own quality: the published conversion tool stores what it scores that way, so a
+    number to be compared with published ones has to go through it."""
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "JPEG")
+    return Image.open(buffer).convert("RGB")
+
+
+@torch.no_grad()
+def pbs_features(encoder: PBSEncoder, pictures: Iterable[Image.Image], batch_size: int = 32) -> Tensor:
+    """Pictures, taken one batch at a time -> features (N, F) on the CPU. InputError when there is no picture."""
+    device, config = encoder.cls_token.device, encoder.config
+    pixels, features = (preprocess(picture, config) for picture in pictures), []
+    while batch := list(islice(pixels, batch_size)):
+        features.append(encoder(torch.stack(batch).to(device)).cpu())
+    if not features:
+        raise InputError("no picture to score with PBS")
+    return torch.cat(features)
+
+
+def pbs_of_pairs(
+    encoder: PBSEncoder, pictures: Sequence[Image.Image], others: Sequence[Image.Image], batch_size: int = 32
+) -> Tensor:
+    """PBS of each picture with the other of the same position: (N,). InputError for unequal counts."""
+    if len(pictures) != len(others):
+        raise InputError(f"PBS compares pairs of pictures, but there are {len(pictures)} and {len(others)}")
+    return pbs(pbs_features(encoder, pictures, batch_size), pbs_features(encoder, others, batch_size))
 
 
 def pbs(features: Tensor, others: Tensor) -> Tensor:

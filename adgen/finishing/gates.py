@@ -4,16 +4,15 @@ A gate sees a draft only, never a model, a user or a file, so that its verdict c
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from adgen.config import FinishSettings
-from adgen.finishing.rules import pack_texts, packs_for, rule_packs
+from adgen.finishing.rules import pack_texts, packs_for
 from adgen.finishing.titles import Number, display_width, words
-from adgen.finishing.wording import Wording, forbidden_hits
+from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
 VERSION = 1  # raised when finishing code changes what a creative looks like or how it is judged
@@ -99,16 +98,13 @@ def forbidden_words(draft: Draft, settings: FinishSettings) -> Finding:
 
 
 def numbers_and_units(draft: Draft, settings: FinishSettings) -> Finding:
-    stated = set(_wording(draft.product_texts).numbers)
-    values = {number.value for number in stated}
-    # A number that lost its unit is vague, not false; one that changed or gained a unit is a claim nobody made.
-    unstated = [n for n in words(draft.title).numbers if n not in stated and not (n.unit == "" and n.value in values)]
+    unstated = product_wording(draft.product_texts).unstated(words(draft.title).numbers)
     complaint = _listed(map(_quoted, unstated))
     return Finding({"unstated_numbers": float(len(unstated))}, complaint and f"not in the product's texts: {complaint}")
 
 
 def allowed_words(draft: Draft, settings: FinishSettings) -> Finding:
-    share, unknown = _wording(draft.product_texts).coverage(draft.title)
+    share, unknown = product_wording(draft.product_texts).coverage(draft.title)
     complaint = _listed(map(_quoted, unknown))
     return Finding({"allowed_words": share}, complaint and f"not in the product's texts: {complaint}")
 
@@ -156,12 +152,6 @@ GATES: dict[str, Callable[[Draft, FinishSettings], Finding]] = {
 }
 """In the order in which the first rejecting one gives the row its reason."""
 _NEED_A_TITLE = ("title_length", "forbidden_words", "numbers_and_units", "allowed_words")
-
-
-@lru_cache(maxsize=1024)
-def _wording(product_texts: tuple[str, ...]) -> Wording:
-    # Titles mix languages whatever their locale says, and a stop word of another language claims nothing either.
-    return Wording.of(product_texts, [word for pack in rule_packs().values() for word in pack.stop_words])
 
 
 def _quoted(item: str | Number) -> str:

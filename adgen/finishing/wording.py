@@ -13,7 +13,7 @@ from typing import NamedTuple, Self
 
 import regex
 
-from adgen.finishing.rules import RulePack
+from adgen.finishing.rules import RulePack, rule_packs
 from adgen.finishing.titles import Number, words
 
 MIN_PIECE = 2
@@ -54,6 +54,14 @@ class Wording(NamedTuple):
         total = len(tokens.words) + sum(map(len, tokens.runs))
         return (1 - missing / total if total else 1.0), unknown
 
+    def unstated(self, numbers: Iterable[Number]) -> list[Number]:
+        """Those of `numbers` that the texts do not state.
+
+        A number that lost its unit is vague, not false; one that changed or gained a unit is a claim nobody made.
+        """
+        values = {number.value for number in self.numbers}
+        return [n for n in numbers if n not in self.numbers and not (n.unit == "" and n.value in values)]
+
     def _knows(self, word: str) -> bool:
         singular = word.removesuffix("s")
         return any(form in self.words for form in (word, singular, singular.removesuffix("e"), word + "s", word + "es"))
@@ -90,6 +98,20 @@ def _joined_gaps(run: str, best: Sequence[tuple[int, int, bool]]) -> list[str]:
     if gap_end is not None:
         gaps.append(run[:gap_end])
     return gaps[::-1]
+
+
+@lru_cache(maxsize=1024)
+def product_wording(texts: tuple[str, ...]) -> Wording:
+    """What a product's `texts` and the stop words of every language allow.
+
+    Titles mix languages whatever their locale says, and a stop word of another language claims nothing either.
+    """
+    return Wording.of(texts, stop_words())
+
+
+def stop_words() -> list[str]:
+    """Words of any language that add no claim."""
+    return [word for pack in rule_packs().values() for word in pack.stop_words]
 
 
 # -- forbidden words -------------------------------------------------------------------------------------------

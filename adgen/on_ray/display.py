@@ -8,15 +8,15 @@ from rich.table import Table
 
 
 class RichProgress:
-    """A bar in pairs."""
+    """A bar in pairs, or in another unit."""
 
-    def __init__(self, console: Console):
+    def __init__(self, console: Console, unit: str = "pairs"):
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("pairs"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),

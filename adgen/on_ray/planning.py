@@ -42,9 +42,10 @@ class Planned:
     resume_key: str
 
 
-def prepare(settings: RefreshSettings) -> Planned:
-    """Check inputs, keys and model; RunError before any work. InputError when there are no pairs."""
-    inputs = open_inputs(settings.inputs)
+def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Planned:
+    """Check inputs (default those that the settings name), keys and model; RunError before any work. InputError when there
+    are no pairs."""
+    inputs = inputs or open_inputs(settings.inputs)
     if inputs["pairs"].num_rows == 0:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
     keys = load_keys(settings.keys, settings.store)

@@ -1,0 +1,41 @@
+"""What people read of `robustness` and `photographs`."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from adgen.evaluation.photographs import Finding
+from adgen.evaluation.robustness import Robustness
+
+
+def print_robustness(console: Console, found: Robustness, left_out: dict[str, int]) -> None:
+    """A row a change; below, what they must be seen against, and what was not measured."""
+    title = f"PBS of a changed picture with its original, mean of {found.pictures}"
+    table = Table("change", "by", "PBS", "19 of 20 above", "share of the margin", "nearer than others", title=title)
+    for row in found.movements:
+        share = "-" if row.share_of_margin is None else f"{row.share_of_margin:.1%}"
+        table.add_row(row.change, row.level, f"{row.pbs:.3f}", f"{row.pbs_low:.3f}", share, f"{row.nearer_than_other:.1%}")
+    console.print(table)
+    console.print(f"the same product on another background: {found.other_background:.3f} (margin {1 - found.other_background:.3f})")
+    if found.same_style is not None:
+        console.print(f"the same product on another picture of the same style: {found.same_style:.3f}")
+    _print_left_out(console, left_out)
+
+
+def print_photographs(console: Console, findings: Sequence[Finding], record: dict[str, Any]) -> None:
+    """A row a score and gallery; below, what was not measured. `record` is what `run_photographs` returns beside them."""
+    title = f"Finding the same kind of background among {record['photographs']} photographs of {record['kinds']} kinds"
+    table = Table("score", "searched", "mean average precision", "95% interval", "chance", "queries", title=title)
+    for row in findings:
+        interval = f"{row.low:.3f} to {row.high:.3f}"
+        queries = str(row.queries) + (f" ({row.without_match} without a match left out)" if row.without_match else "")
+        table.add_row(row.score, row.gallery, f"{row.mean_average_precision:.3f}", interval, f"{row.chance:.3f}", queries)
+    console.print(table)
+    _print_left_out(console, record["left_out"])
+
+
+def _print_left_out(console: Console, left_out: dict[str, int]) -> None:
+    if left_out:
+        console.print("left out: " + ", ".join(f"{reason} {count}" for reason, count in left_out.items()))

@@ -1,0 +1,111 @@
+"""How good a model is.
+
+    python jobs/evaluate.py proof --model runs/tiny/personal/model --encoder runs/tiny/pbs/model
+    python jobs/evaluate.py robustness --encoder runs/tiny/pbs/model
+    python jobs/evaluate.py photographs --data photographs/ --encoder runs/tiny/pbs/model
+
+`proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a
+picture changes and its background does not; `photographs` how well scores tell labelled kinds of background apart. Progress
+goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
+"""
+
+import json
+import shlex
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import tyro
+from pydantic import ValidationError
+from rich.console import Console
+from tyro.conf import arg
+
+from adgen.errors import AdgenError
+from adgen.evaluation.settings import PhotographsSettings, RobustnessSettings
+from adgen.on_ray.proof_settings import ProofSettings
+
+app = tyro.extras.SubcommandApp()
+Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
+
+
+class Outcome(NamedTuple):
+    """What a command found, and whether the job succeeded."""
+
+    record: dict[str, Any]
+    passed: bool = True
+
+
+@app.command
+def proof(
+    settings: Annotated[ProofSettings, arg(name="")],
+    require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed")] = False,
+    save: Save = None,
+) -> Outcome:
+    """Does a creative follow its user? Style, PBS, title and product on a held-out shop, beside controls and goals."""
+    from adgen.evaluation.proof.table import print_proof
+    from adgen.on_ray.cluster import connected
+    from adgen.on_ray.display import RichProgress
+    from adgen.on_ray.proof import prove
+
+    progress = Console(stderr=True)
+    # Libraries print to stdout what they like; there our table and one JSON object stand alone.
+    with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(progress, unit="") as bar:
+        found = prove(settings, bar)
+    record = found.as_dict() | {"command": shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
+    print_proof(Console(width=max(Console().width, 120)), found)
+    _save(record, save)
+    return Outcome(record, not (require_goals and found.missed))
+
+
+@app.command
+def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save = None) -> Outcome:
+    """How far does PBS move when a picture changes and its background does not? Beside the score of other backgrounds."""
+    from adgen.evaluation.commands import run_robustness
+    from adgen.evaluation.tables import print_robustness
+    from adgen.on_ray.display import RichProgress
+
+    with RichProgress(Console(stderr=True), unit="pictures") as bar:
+        found, record = run_robustness(settings, bar)
+    print_robustness(Console(width=max(Console().width, 120)), found, record["left_out"])
+    _save(record, save)
+    return Outcome(record)
+
+
+@app.command
+def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Save = None) -> Outcome:
+    """How well do scores tell labelled kinds of background in real photographs apart? Retrieval over other products."""
+    from adgen.evaluation.commands import run_photographs
+    from adgen.evaluation.tables import print_photographs
+    from adgen.on_ray.display import RichProgress
+
+    with RichProgress(Console(stderr=True), unit="scores") as bar:
+        found, record = run_photographs(settings, bar)
+    print_photographs(Console(width=max(Console().width, 120)), found, record)
+    _save(record, save)
+    return Outcome(record)
+
+
+def _save(record: dict[str, Any], file: Path | None) -> None:
+    if file is not None:
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """Run a command; the exit code."""
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        outcome = app.cli(args=arguments, prog="evaluate.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
+        console.print(f"evaluate: {problems}", style="red", markup=False, highlight=False)
+        return 1
+    except AdgenError as error:
+        console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
+        return 1
+    print(json.dumps(outcome.record, ensure_ascii=False))
+    return 0 if outcome.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

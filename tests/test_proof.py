@@ -1,0 +1,284 @@
+"""The proof: its classifier learns, its strangers are strangers, its noise is exact, its shop is nobody's training data."""
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.torch import save_file
+
+from adgen.errors import InputError, SettingsError
+from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
+from adgen.evaluation.pbs_config import PBSConfig
+from adgen.evaluation.proof.goals import GOALS, judged
+from adgen.evaluation.proof.measures import chance, style_hits, title_measures
+from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
+from adgen.evaluation.style_classifier import train_style_classifier
+from adgen.evaluation.titles import ProductTexts
+from adgen.on_ray.proof_pairs import choose_pairs, controlled_user, draw_held_out_shop
+from adgen.shop import people
+from adgen.shop.controlled_histories import NUM_CLICKS, controlled_clicks, stray_clicks
+from adgen.shop.style_pictures import draw_style_pictures
+from adgen.shop.synth import synthesize
+from adgen.shop.tables import open_inputs
+from adgen.shop.truth import Truth, read_truth
+from tests.small_models import save_small_model
+
+JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
+PROMISED = (
+    "style_accuracy", "style_accuracy_without_history", "style_accuracy_of_stranger", "classifier_accuracy_on_real", "pbs_margin",
+    "allowed_words_rate", "selling_point_coverage", "bleu", "rouge_l", "product_iou", "num_pairs", "seconds", "seed", "chance",
+    "command", "model_digest",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    """A held-out shop as the proof draws it."""
+    folder = tmp_path_factory.mktemp("proof") / "shop"
+    draw_held_out_shop(folder, seed=3, pairs=24, side=16, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pictures() -> tuple[np.ndarray, np.ndarray]:
+    return draw_style_pictures(11, 0, 360, 32)
+
+
+# -- the classifier --------------------------------------------------------------------------------------------------
+
+
+def test_the_classifier_learns_styles_from_few_pictures(pictures):
+    shown, styles = pictures
+    learned = train_style_classifier(shown[:280], styles[:280], 10, epochs=12)
+    found = learned.styles(shown[280:])
+    assert (found == styles[280:]).mean() > 0.6
+    rng = np.random.default_rng(0)
+    misled = train_style_classifier(shown[:280], rng.permutation(styles[:280]), 10, epochs=12)
+    assert (misled.styles(shown[280:]) == styles[280:]).mean() < 0.35  # it can know of styles from its labels alone
+
+
+def test_the_same_seed_gives_the_same_classifier(pictures):
+    shown, styles = pictures
+    first, second = (train_style_classifier(shown[:64], styles[:64], 10, seed=4, epochs=1) for _ in range(2))
+    assert all(np.array_equal(a.detach(), b.detach()) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_style_pictures_do_not_depend_on_how_many_are_drawn(pictures):
+    again, styles = draw_style_pictures(11, 100, 3, 32)
+    np.testing.assert_array_equal(again, pictures[0][100:103])
+    np.testing.assert_array_equal(styles, pictures[1][100:103])
+
+
+# -- held out --------------------------------------------------------------------------------------------------------
+
+
+def test_users_products_and_looks_of_the_held_out_shop_are_not_those_of_training(shop, tmp_path):
+    synthesize(tmp_path / "train", num_users=24, num_products=40, num_pairs=24, seed=3, split="train", picture_side=16)
+    held, trained = (_ids(folder) for folder in (shop, tmp_path / "train"))
+    assert held
+    assert trained
+    assert not held & trained
+    looks = {split: people.make_catalog(3, split, 400) for split in ("eval", "train")}
+    shown = {split: {catalog.look(product) for product in range(400)} for split, catalog in looks.items()}
+    assert shown["eval"]
+    assert not shown["eval"] & shown["train"]
+
+
+def test_the_classifier_is_drawn_from_looks_that_the_held_out_shop_has_not():
+    drawn = people.make_catalog(11, "train", 400)
+    held = people.make_catalog(11, "eval", 400)
+    assert not {drawn.look(i) for i in range(400)} & {held.look(i) for i in range(400)}
+
+
+def test_another_seed_is_another_shop(shop, tmp_path):
+    draw_held_out_shop(tmp_path / "other", seed=4, pairs=2, side=16, workers=1)
+    assert not _ids(shop) & _ids(tmp_path / "other")
+
+
+def test_what_makes_creatives_does_not_know_the_truth():
+    modules = "adgen.on_ray.refresh, adgen.on_ray.stages, adgen.on_ray.planning, adgen.on_ray.pretraining, adgen.generation.engine"
+    code = f"import sys, {modules}; sys.exit('adgen.shop.truth' in sys.modules)"
+    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+
+
+# -- pairs, strangers, noise -----------------------------------------------------------------------------------------
+
+
+def test_strangers_share_no_favourite_style(shop, tmp_path):
+    pairs = choose_pairs(str(shop), 24, (), tmp_path)
+    assert len(pairs.references) == len(pairs.strangers) == 24
+    for user, other in pairs.strangers.items():
+        assert user != other
+        assert not set(pairs.truth.favourites[user]) & set(pairs.truth.favourites[other])
+
+
+def test_the_same_tables_give_the_same_pairs_and_strangers(shop, tmp_path):
+    first, second = (choose_pairs(str(shop), 20, (), tmp_path) for _ in range(2))
+    assert (first.references, first.strangers) == (second.references, second.strangers)
+
+
+def test_a_shop_that_is_another_one_is_not_taken_for_this_one(shop):
+    assert draw_held_out_shop(shop, seed=3, pairs=24, side=16, workers=1) == str(shop)
+    with pytest.raises(SettingsError, match="seed is 3, this proof draws 5"):
+        draw_held_out_shop(shop, seed=5, pairs=24, side=16, workers=1)
+
+
+def test_without_the_truth_a_stranger_is_somebody_else(shop, tmp_path):
+    folder = tmp_path / "real"
+    folder.mkdir()
+    for name in ("products", "histories", "references"):
+        (folder / f"{name}.parquet").write_bytes((shop / f"{name}.parquet").read_bytes())
+    pairs = choose_pairs(str(folder), 24, (0.5,), tmp_path)
+    assert pairs.truth is None
+    assert all(user != other for user, other in pairs.strangers.items())
+    assert pairs.inputs["histories"].num_rows == 24  # no controlled history without knowing styles
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5, 1.0])
+def test_controlled_histories_have_exactly_that_share_of_stray_clicks(shop, tmp_path, share):
+    pairs = choose_pairs(str(shop), 24, (share,), tmp_path)
+    rows = {row["user_id"]: row["clicks"] for row in pairs.inputs["histories"].reader().read_all().to_pylist()}
+    for reference in pairs.references:
+        clicked = [click["product_id"] for click in rows[controlled_user(reference.user, share)]]
+        stray = [p for p in clicked if pairs.truth.styles[p] not in pairs.truth.favourites[reference.user]]
+        assert len(set(clicked)) == NUM_CLICKS
+        assert reference.product not in clicked
+        assert len(stray) == round(share * NUM_CLICKS)
+
+
+def test_more_noise_only_replaces_clicks(shop):
+    truth = read_truth(str(shop))
+    user = next(iter(truth.favourites))
+    little, much = (set(controlled_clicks(user, truth.favourites[user], truth.styles, share)) for share in (0.1, 0.5))
+    assert len(much - little) == stray_clicks(0.5) - stray_clicks(0.1)
+
+
+def test_noise_that_cannot_be_exact_is_refused(shop):
+    with pytest.raises(SettingsError, match=r"multiple of 0\.05"):
+        stray_clicks(0.33)
+    with pytest.raises(InputError, match="draw a larger shop"):
+        controlled_clicks("u", ("wood",), {"a": "wood", "b": "neon"}, 0.5)
+
+
+def test_the_truth_is_read_where_it_lies(shop, tmp_path):
+    assert read_truth(str(tmp_path)) is None
+    assert read_truth("s3://bucket/shop") is None
+    assert Truth({"a": ("wood", "neon"), "b": ("neon",), "c": ("snow",)}, {}).are_strangers("a", "c")
+    assert not Truth({"a": ("wood", "neon"), "b": ("neon",)}, {}).are_strangers("a", "b")
+    assert len(read_truth(str(shop)).favourites) == 24
+
+
+# -- measures --------------------------------------------------------------------------------------------------------
+
+
+def test_style_measures_by_hand():
+    own = [("wood",), ("wood", "neon"), ("snow",), ("beach",)]
+    np.testing.assert_array_equal(style_hits(["wood", "neon", "wood", "beach"], own), [1, 1, 0, 1])
+    assert chance(own, 10) == pytest.approx(0.125)
+
+
+def test_title_measures_by_hand():
+    mug = ProductTexts("Striped red mug, holds heat", ("holds heat", "dishwasher safe"), "Kesa", "en")
+    said = "Striped red mug: holds heat, dishwasher safe"
+    found = title_measures([said, "Striped red mug: cures colds", ""], [(said,), (said,), (said,)], [mug] * 3)
+    assert found["allowed_words_rate"] == pytest.approx(1 / 3)  # an empty title is no true one
+    assert found["selling_point_coverage"] == pytest.approx(1 / 3)
+    assert found["title_empty"] == pytest.approx(1 / 3)
+    assert 0 < found["bleu"] < 100
+    assert 1 / 3 < found["rouge_l"] < 1
+
+
+def test_goals_are_judged_as_they_are():
+    values = {"style_accuracy": 0.9, "style_accuracy_without_history": 0.26, "chance": 0.15, "allowed_words_rate": 0.999}
+    found = {verdict.goal.name: verdict.hit for verdict in judged(values)}
+    assert found == {
+        "style_accuracy": True,
+        "chance": None,
+        "style_accuracy_without_history": False,
+        "allowed_words_rate": False,
+    }
+    assert len({goal.name for goal in GOALS}) == len(GOALS)
+
+
+def test_the_sheet_shows_every_creative(tmp_path):
+    colours = [(200, 0, 0), (0, 200, 0)]
+    plain = lambda colour: Image.new("RGB", (16, 16), colour)  # noqa: E731
+    sheet = draw_sheet([Image.new("RGBA", (16, 16), (9, 9, 9, 255))], [Column([plain(c)], [plain(c)]) for c in colours])
+    shown = {colour for _, colour in sheet.getcolors(1 << 16)}
+    assert {*colours, (9, 9, 9)} <= shown
+    save_sheet(sheet, tmp_path / "new" / "sheet.png")
+    assert Image.open(tmp_path / "new" / "sheet.png").size == sheet.size
+
+
+# -- the job ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
+    model, encoder = save_small_model(tmp_path / "others" / "no_history" / "model"), small_encoder(tmp_path / "pbs")
+    directory = tmp_path / "others" / "no_history" / "model"
+    options = ["--seed", "3", "--pairs", "6", "--inputs", str(shop), "--noise", "0.3", "--classifier-pictures", "100"]
+    options += ["--sheet", str(tmp_path / "sheet.png"), "--ablation", str(tmp_path / "others"), "--sampling.max-title-tokens", "6"]
+    arguments = ["proof", "--model", str(directory), "--encoder", str(encoder), *options, "--require-goals"]
+    assert job().main(arguments) == 1  # untrained weights follow nobody
+    lines = capsys.readouterr().out.strip().splitlines()
+    record = json.loads(lines[-1])
+    assert set(PROMISED) <= set(record)
+    assert record["num_pairs"] == 6
+    assert record["seed"] == 3
+    assert "style_accuracy" in record["missed"]
+    assert [row["stray_clicks"] for row in record["noise"]] == [0.3]
+    # The same model without history, once as an ablation and once as a condition.
+    assert record["ablation"][0]["style_accuracy"] == record["style_accuracy_without_history"]
+    assert any("missed" in line for line in lines[:-1])
+    assert Image.open(tmp_path / "sheet.png").width > model.config.image.image_size
+
+
+def test_tables_without_the_truth_are_measured_as_far_as_they_can_be(shop, tmp_path, ray_cluster, capsys):
+    save_small_model(tmp_path / "model")
+    shutil.copytree(shop, tmp_path / "tables", ignore=shutil.ignore_patterns("styles.parquet", "shop.json", "pairs.parquet"))
+    options = ["--inputs", str(tmp_path / "tables"), "--pairs", "4", "--sampling.max-title-tokens", "6"]
+    options += ["--encoder", str(small_encoder(tmp_path / "pbs"))]
+    assert job().main(["proof", "--model", str(tmp_path / "model"), *options]) == 0  # missed goals are no failure of the job
+    record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+    assert record["num_pairs"] == 4
+    assert {"pbs_margin", "bleu", "product_iou"} <= set(record)
+    assert not {"style_accuracy", "chance", "classifier_accuracy_on_real"} & set(record)
+    assert any("styles.parquet" in note for note in record["notes"])
+
+
+def test_a_proof_says_what_it_lacks(tmp_path, capsys):
+    assert job().main(["proof", "--model", str(tmp_path / "nowhere")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert job().main(["proof", "--model", str(tmp_path), "--noise", "1.5"]) == 1
+    assert "no share of clicks" in capsys.readouterr().err
+    assert job().main(["proof", "--model", str(tmp_path), "--ablation", str(tmp_path)]) == 1
+    assert "no NAME/model in it" in capsys.readouterr().err
+
+
+def small_encoder(directory: Path) -> Path:
+    config = PBSConfig(
+        image_size=32, resize_to=32, patch_size=16, hidden_size=16, num_layers=1, num_heads=2, mlp_ratio=1, feature_size=8
+    )
+    directory.mkdir()
+    save_file(initialize_pbs(PBSEncoder(config)).state_dict(), directory / PBS_FILE)
+    (directory / PBS_CONFIG_FILE).write_text(config.model_dump_json())
+    return directory
+
+
+def job():
+    spec = importlib.util.spec_from_file_location("evaluate", JOB)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _ids(folder: Path) -> set[str]:
+    inputs = open_inputs(str(folder), ("products", "histories"))
+    columns = {"products": "product_id", "histories": "user_id"}
+    return {name for table, column in columns.items() for name in inputs[table].reader([column]).read_all()[column].to_pylist()}

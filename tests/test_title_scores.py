@@ -1,0 +1,104 @@
+"""adgen/evaluation/titles.py: what a title's scores say, what is absent, and that Chinese counts."""
+
+import math
+
+import pytest
+import sacrebleu
+from rouge_score.rouge_scorer import RougeScorer
+
+from adgen.config import FinishSettings
+from adgen.errors import InputError
+from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, corpus_bleu, rouge_l, title_scores
+
+ENGLISH = ProductTexts("Grey suede handbag 500 ml", ("evening ready", "roomy inside", "2-in-1"), "Oriel", "en")
+CHINESE = ProductTexts("粉色皮质耳机", ("折叠耐用", "录音室风", "头梁轻巧"), "Solde", "zh-CN")
+REFERENCE = "粉色皮质耳机：录音室风，头梁轻巧"
+
+
+def test_a_faithful_title_has_every_score_and_a_full_one():
+    title = "Oriel grey suede handbags: roomy inside, evening-ready, 2 in 1"
+    scores = title_scores(title, [title], ENGLISH, FinishSettings(title_good_width=62))
+    assert set(scores) == set(TITLE_SCORES)
+    assert all(type(value) is float and math.isfinite(value) for value in scores.values())
+    full = ("allowed_words", "selling_point_coverage", "number_unit_agreement", "rouge_l", "within_good_width")
+    assert [scores[name] for name in full] == [1.0] * len(full)
+    assert scores["bleu"] == pytest.approx(100)
+    assert scores["width"] == 62
+
+
+def test_what_the_product_does_not_say_lowers_its_own_score_only():
+    scores = title_scores("Grey suede handbag, waterproof, 600 ml, roomy", [], ENGLISH)
+    assert scores["allowed_words"] == pytest.approx(4 / 5)
+    assert scores["number_unit_agreement"] == 0
+    assert scores["selling_point_coverage"] == 0  # half a selling point is none
+
+
+def test_a_chinese_point_is_covered_by_its_pieces_not_by_its_characters():
+    assert title_scores("耳机：耐用折叠，轻巧头梁", [], CHINESE)["selling_point_coverage"] == pytest.approx(2 / 3)
+    assert title_scores("耳机：用耐叠折", [], CHINESE)["selling_point_coverage"] == 0
+
+
+def test_widths_are_columns():
+    assert title_scores("耳机" * 15, [], CHINESE)["within_good_width"] == 1
+    wide = title_scores("耳机" * 16, [], CHINESE)
+    assert (wide["width"], wide["within_good_width"], wide["within_max_width"]) == (64, 0, 1)
+
+
+@pytest.mark.parametrize("title", ["", "  ", "🎉！"])
+def test_a_title_without_words_is_not_praised(title):
+    scores = title_scores(title, [REFERENCE], CHINESE)
+    assert scores["title_empty"] == (not title.strip())
+    assert "allowed_words" not in scores
+    assert (scores["selling_point_coverage"], scores["bleu"], scores["rouge_l"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("references", [[], [None], ["", " \n"]])
+def test_without_a_reference_there_is_no_bleu_and_no_rouge(references):
+    assert not {"bleu", "rouge_l"} & set(title_scores("a title", references, ENGLISH))
+    assert corpus_bleu(["a title"], [references], [None]) is None
+
+
+def test_a_product_of_nulls_allows_stop_words_only():
+    scores = title_scores("The mug", [], ProductTexts.of({"title": None, "selling_points": None}))
+    assert scores["allowed_words"] == 0.5
+    assert "selling_point_coverage" not in scores
+
+
+def test_the_usual_package_drops_chinese_and_ours_does_not():
+    near = "粉色皮质耳机：录音室风，折叠耐用"
+    assert RougeScorer(["rougeL"]).score(REFERENCE, REFERENCE)["rougeL"].fmeasure == 0
+    assert rouge_l(REFERENCE, [REFERENCE]) == 1
+    assert 0.4 < rouge_l(near, [REFERENCE]) < 0.9
+    assert rouge_l("蓝牙音箱", [REFERENCE]) == 0
+
+
+def test_rouge_of_english_is_the_usual_package_s_and_takes_the_best_reference():
+    title, others = "Grey bag, roomy and light", ["A grey bag: light", "grey bag roomy light inside"]
+    theirs = RougeScorer(["rougeL"]).score_multi(others, title)["rougeL"].fmeasure
+    assert rouge_l(title, others) == pytest.approx(theirs)
+
+
+def test_corpus_bleu_of_one_language_is_sacrebleu_s():
+    for texts, tokenizer, locale in (
+        (["粉色皮质耳机：录音室风", "白色马克杯：可机洗，握感舒适"], "zh", "zh"),
+        (["Grey bag: roomy inside, light", "White mug: easy grip and chip resistant"], "13a", "en"),
+    ):
+        titles = [text[:-3] for text in texts]
+        theirs = sacrebleu.corpus_bleu(titles, [texts], tokenize=tokenizer).score
+        assert 0 < theirs < 100
+        assert corpus_bleu(titles, [[text] for text in texts], [locale, None]) == pytest.approx(theirs)
+
+
+def test_corpus_bleu_takes_rows_of_several_languages_and_unequal_references():
+    titles = ["粉色皮质耳机：录音室风", "White mug: easy grip", "no reference here"]
+    references = [["蓝色的", "粉色皮质耳机：录音室风"], ["White mug: easy grip", None], [""]]
+    assert corpus_bleu(titles, references, ["zh", "en", "en"]) == pytest.approx(100)
+    with pytest.raises(InputError, match="3 titles with 2 lists of references and 3 locales"):
+        corpus_bleu(titles, references[:2], ["zh", "en", "en"])
+
+
+def test_chinese_bleu_counts_characters_whatever_the_locale_says():
+    near = "粉色皮质耳机：录音室风，折叠耐用"
+    assert title_scores(near, [REFERENCE], CHINESE)["bleu"] > 40
+    assert title_scores(near, [REFERENCE], CHINESE._replace(locale=None))["bleu"] > 40
+    assert sacrebleu.sentence_bleu(near, [REFERENCE]).score < 30  # its default takes a run of Chinese as one word
