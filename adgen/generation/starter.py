@@ -7,7 +7,9 @@ can be run and measured before one is trained.
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
 
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompter
@@ -27,9 +29,28 @@ def write_starter_model(directory: str | Path, texts: Iterable[str], size: str =
     config = PRESETS[size]()
     template = load_template()
     tokenizer = train_tokenizer(texts, template, config.decoder.vocab_size)
-    save(initialize(UniAdGen(config), seed), directory)
+    model = initialize(UniAdGen(config), seed)
+    ease_learning(model, seed)
+    save(model, directory)
     Prompter(tokenizer, template, config).save(directory)
     return config
+
+
+@torch.no_grad()
+def ease_learning(model: UniAdGen, seed: int = 0) -> None:
+    """Where a model that is trained from nothing had better start, over `initialize`.
+
+    The output table is a copy of the input table: to copy a word of the prompt then needs no table learned first. Embeddings
+    of image tokens are as long as those of text: through a table of width 8 and two projections they'd be a hundredth.
+    """
+    model.decoder.lm_head.weight.copy_(model.decoder.embed_tokens.weight)
+    generator = torch.Generator().manual_seed(seed)
+    aligner = [part for part in model.image_embedding.gen_aligner if isinstance(part, nn.Linear)]
+    for linear in aligner:
+        linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5)
+    codes = torch.nn.functional.normalize(torch.randn(512, aligner[0].in_features, generator=generator), dim=-1)
+    length = model.image_embedding.gen_aligner(codes).norm(dim=-1).mean()
+    aligner[-1].weight.mul_(model.decoder.embed_tokens.weight.norm(dim=-1).mean() / length)
 
 
 def train_tokenizer(texts: Iterable[str], template: Template, vocab_size: int) -> Tokenizer:

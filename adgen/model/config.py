@@ -107,6 +107,9 @@ class PreferenceConfig(Settings):
     residual: bool = False
     """Add the raw history embeddings to the fused ones, whose output projection then starts at zero. The published model
     has no such path; models trained here do (they learn in a third of the steps)."""
+    residual_gain: float = Field(1 / 64, gt=0)
+    """What the fused part is multiplied with before it is added: it comes out of a layer norm, some forty times as long as an
+    embedding, and with a gain of 1 buries the raw history under one constant within a hundred steps of Adam."""
 
 
 class ForegroundConfig(Settings):

@@ -171,7 +171,7 @@ class Preference(nn.Module):
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
-        self.residual = config.residual
+        self.residual, self.residual_gain = config.residual, config.residual_gain
         text_layers = config.text_mask_layers or config.mask_layers
         self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config.mask_layers, config)
         self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, text_layers, config)
@@ -205,6 +205,7 @@ class Preference(nn.Module):
         real = None if num_items is None else torch.cat((real_images, real_titles), dim=1)
         if self.residual and num_images + num_titles:
             fused = self.dual_modality_fusion_encoder(images, titles, real)
+            fused = self.residual_gain * fused
             return fused_images + fused[:, :num_images], fused_titles + fused[:, num_images:]
         if not num_titles:
             return images.flatten(1, 2), fused_titles

@@ -4,6 +4,7 @@ The sequence is the whole prompt with its answer, begin of image, and the pictur
 picture token j receives addition j; picture token 0 is predicted at begin of image, without any.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -76,12 +77,15 @@ class LanguageTask(Task):
         return losses.view_as(targets).sum(-1) / (targets != IGNORED).sum(-1).clamp_min(1)
 
     def picture_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Each sample's mean cross entropy (B,) over its picture tokens."""
+        """Each sample's mean cross entropy (B,) over its picture tokens; the first row has a weight of its own in training."""
         codes = batch["codes"]
         predicting = hidden[:, -1 - codes.shape[1] : -1]  # from begin of image to the last token but one
         logits = self.model.image_logits(predicting)
         losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
-        return losses.view_as(codes).mean(-1)
+        weights = torch.ones(codes.shape[1], device=codes.device)
+        if self.training:
+            weights[: math.isqrt(codes.shape[1])] = self.settings.losses.first_row
+        return (losses.view_as(codes) * weights).sum(-1) / weights.sum()
 
     def step_flops(self, batch: Batch) -> float:
         """By formula: see `forward_flops` and `gradient_flops`."""

@@ -139,7 +139,9 @@ class TokenizerTask(Task):
         return pictures, [f"l1 {error:.3f}" for error in errors]
 
     def export(self, directory: Path) -> None:
-        """The whole model, its tokenizer trained."""
+        """The whole model, its tokenizer trained. The table of image tokens starts from the codebook: old codes mean nothing
+        any more, and near codes look alike."""
+        self.model.image_embedding.gen_embed.weight.data.copy_(self.model.image_tokenizer.codebook())
         save(self.model, directory)
         self.prompter.save(directory)
 

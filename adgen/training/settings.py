@@ -20,6 +20,9 @@ class LossSettings(Settings):
     """Of the title answer, its closing tag and end of sentence."""
     image: float = Field(1.0, ge=0)
     """Of the picture's tokens."""
+    first_row: float = Field(1.0, gt=0)
+    """Of the tokens of a picture's first row, against its others: they decide in which style it goes on, so what a history
+    has to say is learned there."""
 
 
 class DropoutSettings(Settings):
