@@ -25,6 +25,7 @@ from adgen.on_ray.display import RichProgress, print_summary
 from adgen.on_ray.dry_run import forecast
 from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import RefreshSettings
+from adgen.shipped import shipped_model
 
 REQUIRED = ("inputs", "store", "model")
 
@@ -92,6 +93,8 @@ def parse(arguments: list[str]) -> Command:
     settings = load_settings(RefreshSettings, file) if file else RefreshSettings()
     campaigns = (settings.campaign,) if settings.campaign else ()
     command = tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, settings, campaigns))
+    if command.settings.model is None:
+        command = dataclasses.replace(command, settings=command.settings.model_copy(update={"model": shipped_model()}))
     missing = [f"--{name}" for name in REQUIRED if not getattr(command.settings, name)]
     missing += [] if command.campaign else ["--campaign"]
     if missing:

@@ -21,7 +21,7 @@ from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.display import print_summary
 from adgen.on_ray.pretraining_display import TrainingProgress
-from adgen.on_ray.pretraining_recipe import Recipe, follow
+from adgen.on_ray.pretraining_recipe import Recipe, follow, ship
 from adgen.on_ray.settings import ClusterSettings
 
 
@@ -32,6 +32,8 @@ class Command:
     recipe_file: Annotated[Positional[Path], arg(metavar="RECIPE.toml")]
     """The recipe; every one of its settings can be overridden below."""
     recipe: Annotated[Recipe, arg(name="")]
+    ship: Path | None = None
+    """Afterwards write model and PBS encoder here as they lie in the package (adgen/tiny): the model's weights in bf16."""
     json: bool = False
     """Print one JSON array, a summary a stage, as the last line of stdout."""
 
@@ -43,6 +45,8 @@ def main(arguments: list[str]) -> int:
         command = parse(arguments)
         with connected(ClusterSettings()), TrainingProgress(console) as progress:
             summaries = follow(command.recipe, progress)
+        if command.ship is not None:
+            ship(command.recipe, command.ship)
     except AdgenError as error:
         console.print(f"train_tiny: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1

@@ -34,7 +34,8 @@ class HistoryEncoder:
 
         if not hasattr(self, "_parts"):
             model = load(self.model)
-            self._parts = (model.image_tokenizer, model.config)
+            # In fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
+            self._parts = (model.image_tokenizer.float(), model.config)
         return self._parts
 
     def __getstate__(self) -> dict:

@@ -85,7 +85,7 @@ class _WithModel(Maker):
 
         if self._parts is None:
             model = load(on_this_node(self.model))
-            self._parts = (model.image_tokenizer, model.config)
+            self._parts = (model.image_tokenizer.float(), model.config)
         return self._parts
 
     def codes(self, pictures: list[Image.Image], pixels: Callable) -> list[bytes]:

@@ -5,17 +5,21 @@ interrupted goes on from its checkpoint.
 """
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field
 
 from adgen.config import Settings
+from adgen.model.checkpoint import load, save
 from adgen.on_ray.pretraining import Progress, Summary, pretrain
 from adgen.on_ray.pretraining_settings import PretrainSettings
-from adgen.on_ray.pretraining_store import MODEL
+from adgen.on_ray.pretraining_store import FACTS, MODEL
 from adgen.shop.synth import synthesize
+from adgen.training.stages import load_prompter
 
 
 class ShopSettings(Settings):
@@ -61,6 +65,18 @@ def follow(recipe: Recipe, progress: Progress) -> list[Summary]:
     progress.phase("shop")
     draw_shop(recipe.shop, Path(recipe.out) / "shop", workers=os.cpu_count() or 1)
     return [pretrain(settings, progress) for settings in recipe.runs()]
+
+
+def ship(recipe: Recipe, dest: Path) -> None:
+    """What a finished recipe made, as it lies in the package: DEST/model in bf16 and DEST/pbs, each with its training facts."""
+    last = {run.stage: Path(run.out) / MODEL for run in recipe.runs()}
+    model = load(last["personal"], dtype=torch.bfloat16)
+    for folder in ("model", "pbs"):
+        shutil.rmtree(dest / folder, ignore_errors=True)
+    save(model, dest / "model")
+    load_prompter(last["personal"]).save(dest / "model")
+    shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
+    shutil.copytree(last["pbs"], dest / "pbs")
 
 
 def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:

@@ -57,7 +57,7 @@ def reconstructed(pictures: Sequence[Image.Image], model: Path) -> list[Image.Im
     from adgen.model.checkpoint import load
     from adgen.model.image_tokens import to_uint8
 
-    loaded = load(model)
+    loaded = load(model, dtype=torch.float32)
     tokenizer, side = loaded.image_tokenizer.eval(), loaded.config.image.image_size
     out = []
     for start in range(0, len(pictures), 32):

@@ -83,7 +83,7 @@ class RefreshSettings(Settings):
     campaign: Suppress[str] = ""
     """Name of the campaign. The command line has a flag of its own, which takes several."""
     model: Path | None = None
-    """Model directory."""
+    """Model directory; jobs take the small trained one of this package when none is named."""
     publish_partial: bool = False
     """Publish a run with a limit, too."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
