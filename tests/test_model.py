@@ -94,6 +94,21 @@ def test_the_residual_starts_as_the_raw_history():
     assert preference.dual_modality_fusion_encoder.output_proj.weight.grad.any(), "the fused part can learn"
 
 
+def test_a_step_of_adam_cannot_bury_the_history_under_a_constant():
+    """The fused part comes out of a layer norm: a hundred steps that all push one way leave it no longer than an embedding."""
+    config = small_config()
+    config = config.model_copy(update={"preference": config.preference.model_copy(update={"residual": True})})
+    preference = initialize(UniAdGen(config)).eval().preference
+    optimizer = torch.optim.Adam(preference.parameters(), lr=5e-4)
+    images, titles = torch.randn(2, 3, 4, 64), torch.randn(2, 3, 6, 64)
+    for _ in range(100):
+        optimizer.zero_grad()
+        (-preference(images, titles)[0].sum()).backward()
+        optimizer.step()
+    fused = preference(images, titles)[0] - images.flatten(1, 2)
+    assert 0 < fused.norm(dim=-1).mean() < images.norm(dim=-1).mean()
+
+
 def test_the_residual_adds_no_weights():
     plain, config = small_config(), small_config()
     residual = config.model_copy(update={"preference": config.preference.model_copy(update={"residual": True})})

@@ -17,16 +17,20 @@ from small_training import STEPS, Silent, golden, losses, small_run, training_in
 
 from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, OwnedElsewhere, RunError, SettingsError, StoreError
+from adgen.evaluation.pbs import load_pbs
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
+from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
 from adgen.model.weight_files import read_tensors, write_tensors
 from adgen.on_ray.pretraining import pretrain, run_identity
 from adgen.on_ray.pretraining_owner import Ownership
-from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop
+from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop, ship
 from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
+from adgen.training.settings import TrainingSettings
+from adgen.training.stages import make_task
 
 ROOT = Path(__file__).parents[1]
 SAME = 2e-4  # relative: what fp32 sums in another order come to after 20 steps
@@ -361,6 +365,20 @@ def test_the_recipe_chains_its_stages(tmp_path):
         run.require()
         assert run.engine == "torch"
     assert recipe.shop.split == "train"
+
+
+def test_a_finished_recipe_ships_its_model_in_bf16(tmp_path):
+    recipe = Recipe(out=str(tmp_path / "runs"))
+    write_starter_model(tmp_path / "runs" / "personal" / "model", ["red cup"])
+    (tmp_path / "runs" / "personal" / "model" / "training.json").write_text("{}")
+    make_task(None, TrainingSettings(stage="pbs")).export(tmp_path / "runs" / "pbs" / "model")
+    ship(recipe, tmp_path / "tiny")
+    model = load(tmp_path / "tiny" / "model")
+    assert model.dtype == torch.bfloat16
+    assert (tmp_path / "tiny" / "model" / "training.json").exists()
+    Prompter.load(tmp_path / "tiny" / "model", model.config)
+    load_pbs(tmp_path / "tiny" / "pbs")
+    assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 20e6
 
 
 def test_a_recipes_shop_is_drawn_once(tmp_path):

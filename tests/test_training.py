@@ -1,5 +1,6 @@
 """Training and inference agree: the same sequence, the same alignment, the same numbers. No Ray."""
 
+import math
 import subprocess
 import sys
 
@@ -16,7 +17,7 @@ from adgen.model.image_tokens import to_unit_range
 from adgen.training.batches import IGNORED, LanguageCollator
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import TokenizerTask
-from adgen.training.settings import TrainableSettings, TrainingSettings
+from adgen.training.settings import LossSettings, TrainableSettings, TrainingSettings
 from adgen.training.step import TorchStep
 from adgen.training.trainable import choose_trainable
 
@@ -154,6 +155,24 @@ def test_the_loss_of_a_batch_is_the_mean_of_its_halves():
         whole = task(collator(examples, [2] * 8))[0]
         halves = [task(collator(part, [2] * 4))[0] for part in (examples[:4], examples[4:])]
     assert float(whole) == pytest.approx(float(sum(halves)) / 2, rel=1e-5)
+
+
+def test_a_pictures_first_row_weighs_more_in_training_only():
+    collator = LanguageCollator(PROMPTER, CONFIG, training_settings())
+    batch = collator(rows(3))
+    plain, heavy = (
+        LanguageTask(small_model(), PROMPTER, training_settings(losses=LossSettings(first_row=weight))) for weight in (1.0, 5.0)
+    )
+    hidden = plain.eval().hidden(batch)
+    even = plain.picture_losses(hidden, batch)
+    assert torch.equal(heavy.eval().picture_losses(hidden, batch), even)
+    tokens = batch["codes"].shape[1]
+    side = math.isqrt(tokens)
+    first = plain.picture_losses(
+        torch.cat((hidden[:, -1 - tokens : -1 - tokens + side], hidden[:, -1:]), 1), batch | {"codes": batch["codes"][:, :side]}
+    )
+    expected = (even * tokens + 4 * first * side) / (tokens + 4 * side)
+    torch.testing.assert_close(heavy.train().picture_losses(hidden, batch), expected)
 
 
 def test_a_dropped_prompt_is_the_negative_one_and_learns_no_title():
