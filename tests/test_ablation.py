@@ -3,12 +3,23 @@
 import pyarrow.parquet as pq
 import pytest
 import torch
+from small_examples import example
 
 from adgen.errors import SettingsError
 from adgen.generation.starter import write_starter_model
-from adgen.model.checkpoint import load
-from adgen.on_ray.pretraining_ablation import VARIANTS, Ablation, follow_ablation, give_strangers, write_published_start
+from adgen.model.checkpoint import load, save
+from adgen.on_ray.pretraining_ablation import (
+    VARIANTS,
+    Ablation,
+    check_plain,
+    follow_ablation,
+    give_strangers,
+    write_published_start,
+)
 from adgen.shop.synth import synthesize
+from adgen.training.batches import LanguageCollator
+from adgen.training.settings import TrainingSettings
+from adgen.training.stages import load_prompter, make_task
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +67,52 @@ def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(sta
     for name, tensor in plain.decoder.state_dict().items():
         assert torch.equal(tensor, published.decoder.state_dict()[name]), name
     assert published.preference.dual_modality_fusion_encoder.output_proj.weight.abs().sum() > 0
+
+
+def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
+    write_published_start(start, tmp_path / "published", seed=0)
+    write_published_start(start, tmp_path / "published", seed=0)
+    with pytest.raises(SettingsError, match="another start, shop or seed"):
+        write_published_start(start, tmp_path / "published", seed=1)
+    synthesize(tmp_path / "shop", 7, 12, num_references=7, picture_side=16)
+    give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=3)
+    with pytest.raises(SettingsError, match="another start, shop or seed"):
+        give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=4)
+
+
+def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
+    check_plain(start)
+    write_published_start(start, tmp_path / "published", seed=0)
+    with pytest.raises(SettingsError, match="no residual"):
+        check_plain(tmp_path / "published")
+    model = load(start)
+    model.preference.dual_modality_fusion_encoder.output_proj.weight.data[0, 0] = 1.0
+    save(model, tmp_path / "trained")
+    with pytest.raises(SettingsError, match="trained already"):
+        check_plain(tmp_path / "trained")
+
+
+def test_coarse_only_reads_the_raw_history(start):
+    settings = TrainingSettings(stage="personal", trainable={"freeze": ("preference.",)})
+    model = make_task(start, settings).model
+    assert not any(parameter.requires_grad for parameter in model.preference.parameters())
+    codes = torch.randint(0, 100, (1, 2, 16))
+    rows = model.embed_history(codes, torch.randint(0, 100, (1, 2, 16)))[0]
+    assert torch.equal(rows, model.image_embedding(codes).flatten(1, 2))
+
+
+def test_a_model_without_history_is_held_out_without(start):
+    settings = TrainingSettings(stage="personal", dropout={"history": 1.0})
+    collator = LanguageCollator(load_prompter(start), load(start).config, settings)
+    assert collator([example(0, load(start).config)], None)["num_items"].tolist() == [0]
+
+
+@torch.no_grad()
+def test_image_tokens_start_as_long_as_words(start):
+    model = load(start)
+    pictures = model.image_embedding(torch.arange(model.config.image.codebook_size)).norm(dim=-1).mean()
+    assert float(pictures) == pytest.approx(float(model.decoder.embed_tokens.weight.norm(dim=-1).mean()), rel=0.1)
+    assert torch.equal(model.decoder.lm_head.weight, model.decoder.embed_tokens.weight)
 
 
 def test_an_unknown_variant_is_refused_by_name():

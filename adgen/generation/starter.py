@@ -41,7 +41,8 @@ def ease_learning(model: UniAdGen, seed: int = 0) -> None:
     """Where a model that is trained from nothing had better start, over `initialize`.
 
     The output table is a copy of the input table: to copy a word of the prompt then needs no table learned first. Embeddings
-    of image tokens are as long as those of text: through a table of width 8 and two projections they'd be a hundredth.
+    of image tokens start from the codebook, where near codes look alike, and are as long as those of text: through a table
+    of short rows and two projections they'd be a hundredth.
     """
     model.decoder.lm_head.weight.copy_(model.decoder.embed_tokens.weight)
     generator = torch.Generator().manual_seed(seed)
@@ -50,6 +51,7 @@ def ease_learning(model: UniAdGen, seed: int = 0) -> None:
         linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5)
     codes = torch.nn.functional.normalize(torch.randn(512, aligner[0].in_features, generator=generator), dim=-1)
     length = model.image_embedding.gen_aligner(codes).norm(dim=-1).mean()
+    model.image_embedding.gen_embed.weight.copy_(model.image_tokenizer.codebook())
     aligner[-1].weight.mul_(model.decoder.embed_tokens.weight.norm(dim=-1).mean() / length)
 
 

@@ -22,14 +22,18 @@ from pydantic import Field
 
 from adgen.config import Settings
 from adgen.errors import SettingsError
-from adgen.model.checkpoint import load, save
+from adgen.model.checkpoint import load, model_digest, save
+from adgen.model.config import CONFIG_FILE
 from adgen.model.initialize import initialize_part
 from adgen.model.preference import Preference
 from adgen.on_ray.pretraining import Progress, Summary, pretrain
 from adgen.on_ray.pretraining_settings import PretrainSettings
+from adgen.records import digest
 from adgen.training.stages import load_prompter
 
 VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual")
+
+MADE_FROM = "made-from.txt"
 
 
 class Ablation(Settings):
@@ -63,41 +67,76 @@ class Ablation(Settings):
 
 
 def follow_ablation(settings: Ablation, progress: Progress) -> list[Summary]:
-    """Train what of it is not trained yet. Ray must be connected. SettingsError for a variant that there is none of."""
+    """Train what of it is not trained yet. Ray must be connected. SettingsError for a variant that there is none of, a shop
+    that is not there, or a start that its variants' names would be wrong for."""
     if unknown := set(settings.variants) - set(VARIANTS):
         raise SettingsError(f"variants: {', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")
+    if not (Path(settings.shop) / "histories.parquet").exists():
+        raise SettingsError(f"shop: {settings.shop}: no histories.parquet in it")
+    check_plain(Path(settings.start))
     return list(_train(settings, progress))
 
 
 def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
     for name in settings.variants:
         progress.phase(name)
+        run = settings.run(name)
         if name == "random_history":
-            give_strangers(Path(settings.shop), Path(settings.out) / "strangers", settings.seed)
+            give_strangers(Path(settings.shop), Path(run.inputs), settings.seed)
         if name == "published":
-            write_published_start(Path(settings.start), Path(settings.out) / "published-start", settings.seed)
-        yield pretrain(settings.run(name), progress)
+            write_published_start(Path(settings.start), Path(run.model), settings.seed)
+        yield pretrain(run, progress)
+
+
+@torch.no_grad()
+def check_plain(start: Path) -> None:
+    """SettingsError unless the model's fine step adds nothing yet: only then is it, standing still, the coarse step alone."""
+    model = load(start)
+    if not model.config.preference.residual:
+        raise SettingsError(f"start: {start}: its fine step has no residual: take a model of stage general of such a size")
+    if any(part.any() for part in model.preference.dual_modality_fusion_encoder.output_proj.parameters()):
+        raise SettingsError(f"start: {start}: its fine step is trained already: take a model of stage general")
 
 
 def give_strangers(shop: Path, dest: Path, seed: int) -> None:
-    """A copy of the shop (pictures by hard link) in which nobody has their own history. The histories come last."""
-    if (dest / "histories.parquet").exists():
+    """A copy of the shop (pictures by hard link where the disk can) in which nobody has their own history. The histories
+    come last."""
+    made_from = digest("strangers", str(shop.resolve()), str((shop / "histories.parquet").stat().st_mtime_ns), seed)
+    if _is_made(dest, "histories.parquet", made_from):
         return
     shutil.rmtree(dest, ignore_errors=True)
-    shutil.copytree(shop, dest, copy_function=os.link, ignore=shutil.ignore_patterns("histories.parquet"))
+    shutil.copytree(shop, dest, copy_function=_link, ignore=shutil.ignore_patterns("histories.parquet", MADE_FROM))
     table = pq.read_table(shop / "histories.parquet")
     order = np.random.default_rng(seed).permutation(len(table))
     owners = np.empty(len(table), dtype=np.int64)
     owners[order] = np.roll(order, 1)  # one cycle through all users: no fixed point
     users = table["user_id"].combine_chunks().take(pa.array(owners))
     pq.write_table(table.set_column(table.schema.get_field_index("user_id"), table.schema.field("user_id"), users), dest / ".part")
+    (dest / MADE_FROM).write_text(made_from)
     os.replace(dest / ".part", dest / "histories.parquet")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without hard links
+        shutil.copy2(source, target)
+
+
+def _is_made(folder: Path, last: str, made_from: str) -> bool:
+    """Whether the folder is complete. SettingsError when it was made from something else."""
+    if not (folder / last).exists():
+        return False
+    if (folder / MADE_FROM).read_text() != made_from:
+        raise SettingsError(f"out: {folder} was made from another start, shop or seed: give another --out")
+    return True
 
 
 @torch.no_grad()
 def write_published_start(start: Path, dest: Path, seed: int) -> None:
     """The start with masks and fusion as published: no residual, and new weights, since the residual's end in zeros."""
-    if dest.exists():
+    made_from = digest("published start", model_digest(start), seed)
+    if _is_made(dest, CONFIG_FILE, made_from):
         return
     model = load(start, dtype=torch.float32)
     preference = model.config.preference.model_copy(update={"residual": False})
@@ -108,4 +147,5 @@ def write_published_start(start: Path, dest: Path, seed: int) -> None:
     shutil.rmtree(staging, ignore_errors=True)
     save(model, staging)
     load_prompter(start).save(staging)
+    (staging / MADE_FROM).write_text(made_from)
     staging.rename(dest)

@@ -71,7 +71,8 @@ class LanguageCollator:
         self.prompter, self.config, self.settings = prompter, config, settings
 
     def __call__(self, rows: Sequence[dict], epochs: Sequence[int] | None = None) -> Batch:
-        """epochs: of each row; None for evaluation, where nothing is dropped and the draw is always the same."""
+        """epochs: of each row; None for evaluation, where the draw is always the same and nothing is dropped but what the model
+        never sees (a share of 1)."""
         epochs = [None] * len(rows) if epochs is None else epochs
         return stack([self.sample(row, epoch) for row, epoch in zip(rows, epochs, strict=True)], self.prompter.pad_id, self.config)
 
@@ -79,7 +80,8 @@ class LanguageCollator:
         """One row with its draws; ModelError when it is too long for the model."""
         dropout, key = self.settings.dropout, (self.settings.seed, epoch, row["number"])
         dropped = {
-            name: epoch is not None and unit_interval("dropout", name, *key) < getattr(dropout, name)
+            name: getattr(dropout, name) == 1
+            or (epoch is not None and unit_interval("dropout", name, *key) < getattr(dropout, name))
             for name in ("prompt", "foreground", "history")
         }
         clicks = [] if self.settings.stage == "general" or dropped["history"] else self.drawn_clicks(row, key)
