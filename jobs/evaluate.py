@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from rich.console import Console
 from tyro.conf import arg
 
-from adgen.errors import AdgenError
+from adgen.errors import AdgenError, SettingsError
 from adgen.evaluation.settings import PhotographsSettings, RobustnessSettings
 from adgen.on_ray.proof_settings import ProofSettings
 
@@ -33,13 +33,15 @@ class Outcome(NamedTuple):
     """What a command found, and whether the job succeeded."""
 
     record: dict[str, Any]
+    save: Path | None = None
+    """Where the record goes, too."""
     passed: bool = True
 
 
 @app.command
 def proof(
     settings: Annotated[ProofSettings, arg(name="")],
-    require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed")] = False,
+    require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed, undecided or not measured")] = False,
     save: Save = None,
 ) -> Outcome:
     """Does a creative follow its user? Style, PBS, title and product on a held-out shop, beside controls and goals."""
@@ -54,8 +56,7 @@ def proof(
         found = prove(settings, bar)
     record = found.as_dict() | {"command": shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
     print_proof(Console(width=max(Console().width, 120)), found)
-    _save(record, save)
-    return Outcome(record, not (require_goals and found.missed))
+    return Outcome(record, save, not (require_goals and found.falls_short))
 
 
 @app.command
@@ -68,8 +69,7 @@ def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save
     with RichProgress(Console(stderr=True), unit="pictures") as bar:
         found, record = run_robustness(settings, bar)
     print_robustness(Console(width=max(Console().width, 120)), found, record["left_out"])
-    _save(record, save)
-    return Outcome(record)
+    return Outcome(record, save)
 
 
 @app.command
@@ -82,13 +82,15 @@ def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Sa
     with RichProgress(Console(stderr=True), unit="scores") as bar:
         found, record = run_photographs(settings, bar)
     print_photographs(Console(width=max(Console().width, 120)), found, record)
-    _save(record, save)
-    return Outcome(record)
+    return Outcome(record, save)
 
 
-def _save(record: dict[str, Any], file: Path | None) -> None:
-    if file is not None:
+def _save(record: dict[str, Any], file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"save: {file}: {error}; the JSON stands on stdout") from None
 
 
 def main(arguments: list[str]) -> int:
@@ -96,6 +98,9 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True, soft_wrap=True)
     try:
         outcome = app.cli(args=arguments, prog="evaluate.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
+        print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: minutes of work outlive a full disk
+        if outcome.save is not None:
+            _save(outcome.record, outcome.save)
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
         console.print(f"evaluate: {problems}", style="red", markup=False, highlight=False)
@@ -103,7 +108,6 @@ def main(arguments: list[str]) -> int:
     except AdgenError as error:
         console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
         return 1
-    print(json.dumps(outcome.record, ensure_ascii=False))
     return 0 if outcome.passed else 1
 
 

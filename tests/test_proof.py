@@ -1,6 +1,7 @@
 """The proof: its classifier learns, its strangers are strangers, its noise is exact, its shop is nobody's training data."""
 
 import importlib.util
+import io
 import json
 import shutil
 import subprocess
@@ -8,19 +9,27 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.torch import save_file
 
-from adgen.errors import InputError, SettingsError
+from adgen.errors import InputError, RunError, SettingsError
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
 from adgen.evaluation.pbs_config import PBSConfig
 from adgen.evaluation.proof.goals import GOALS, judged
 from adgen.evaluation.proof.measures import chance, style_hits, title_measures
+from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
+from adgen.evaluation.proof.table import print_proof
 from adgen.evaluation.style_classifier import train_style_classifier
 from adgen.evaluation.titles import ProductTexts
+from adgen.on_ray.proof import prove, with_models
 from adgen.on_ray.proof_pairs import choose_pairs, controlled_user, draw_held_out_shop
+from adgen.on_ray.proof_settings import ProofSettings
+from adgen.on_ray.proof_sheet import last_clicked
 from adgen.shop import people
 from adgen.shop.controlled_histories import NUM_CLICKS, controlled_clicks, stray_clicks
 from adgen.shop.style_pictures import draw_style_pictures
@@ -30,6 +39,10 @@ from adgen.shop.truth import Truth, read_truth
 from tests.small_models import save_small_model
 
 JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
+REACHED = {
+    "num_pairs": 400, "classifier_accuracy_on_real": 0.97, "style_accuracy": 0.9, "style_accuracy_without_history": 0.15,
+    "chance": 0.15, "style_accuracy_of_stranger": 0.8, "pbs_margin": 0.3, "allowed_words_rate": 1.0, "selling_point_coverage": 0.8,
+}  # fmt: skip
 PROMISED = (
     "style_accuracy", "style_accuracy_without_history", "style_accuracy_of_stranger", "classifier_accuracy_on_real", "pbs_margin",
     "allowed_words_rate", "selling_point_coverage", "bleu", "rouge_l", "product_iou", "num_pairs", "seconds", "seed", "chance",
@@ -129,11 +142,37 @@ def test_a_shop_that_is_another_one_is_not_taken_for_this_one(shop):
         draw_held_out_shop(shop, seed=5, pairs=24, side=16, workers=1)
 
 
+@pytest.mark.parametrize("count", ["num_users", "num_products", "num_pairs", "num_references"])
+def test_a_shop_of_other_counts_is_another_one(shop, tmp_path, count):
+    other = _tables_of(shop, tmp_path / "other", "styles", "references")
+    described = json.loads((shop / "shop.json").read_text())
+    (other / "shop.json").write_text(json.dumps(described | {count: 7}))
+    with pytest.raises(SettingsError, match=f"{count} is 7"):
+        draw_held_out_shop(other, seed=3, pairs=24, side=16, workers=1)
+
+
+def test_a_drawn_shop_without_its_truth_is_not_used_again(shop, tmp_path):
+    other = _tables_of(shop, tmp_path / "other", "products", "histories", "references")
+    shutil.copy(shop / "shop.json", other)
+    with pytest.raises(SettingsError, match=r"styles\.parquet is not there"):
+        draw_held_out_shop(other, seed=3, pairs=24, side=16, workers=1)
+
+
+def test_where_references_lie_the_whole_shop_lies(tmp_path, monkeypatch):
+    def cut_short(file: Path, to: Path):
+        if file.name == "references.parquet":
+            raise KeyboardInterrupt
+        file.replace(to)
+
+    monkeypatch.setattr("adgen.shop.synth.shutil.move", cut_short)
+    with pytest.raises(KeyboardInterrupt):
+        synthesize(tmp_path, num_users=2, num_products=4, picture_side=16)
+    left = {file.name for file in tmp_path.iterdir() if file.is_file()}
+    assert left == {"products.parquet", "histories.parquet", "pairs.parquet", "styles.parquet", "shop.json"}
+
+
 def test_without_the_truth_a_stranger_is_somebody_else(shop, tmp_path):
-    folder = tmp_path / "real"
-    folder.mkdir()
-    for name in ("products", "histories", "references"):
-        (folder / f"{name}.parquet").write_bytes((shop / f"{name}.parquet").read_bytes())
+    folder = _tables_of(shop, tmp_path / "real", "products", "histories", "references")
     pairs = choose_pairs(str(folder), 24, (0.5,), tmp_path)
     assert pairs.truth is None
     assert all(user != other for user, other in pairs.strangers.items())
@@ -166,6 +205,36 @@ def test_noise_that_cannot_be_exact_is_refused(shop):
         controlled_clicks("u", ("wood",), {"a": "wood", "b": "neon"}, 0.5)
 
 
+def test_noise_that_a_small_shop_cannot_have_is_left_out(tmp_path):
+    synthesize(tmp_path / "shop", num_users=6, num_products=24, num_pairs=6, seed=1, split="eval", picture_side=16)
+    pairs = choose_pairs(str(tmp_path / "shop"), 6, (0.5, 1.0), tmp_path)
+    assert pairs.noise == (1.0,)  # 0.5 takes ten products of a user's own styles
+    (note,) = pairs.notes
+    assert note.startswith("left out: noise 0.5: the shop has")
+    assert not [user for user in pairs.truth.favourites if user in note]
+    assert pairs.inputs["histories"].num_rows == 12
+
+
+def test_a_user_without_a_stranger_is_not_named(shop, tmp_path):
+    folder = _tables_of(shop, tmp_path / "alike", "products", "histories", "references")
+    truth = pq.read_table(shop / "styles.parquet").to_pylist()
+    alike = [row | {"styles": ["wood"]} for row in truth]
+    pq.write_table(pa.Table.from_pylist(alike), folder / "styles.parquet")
+    with pytest.raises(InputError, match="take more pairs") as error:
+        choose_pairs(str(folder), 24, (), tmp_path)
+    assert not [row["id"] for row in truth if row["entity"] == "user" and row["id"] in str(error.value)]
+
+
+def test_a_user_without_history_clicked_nothing(shop, tmp_path):
+    folder = _tables_of(shop, tmp_path / "new", "products", "references")
+    histories = pq.read_table(shop / "histories.parquet")
+    pq.write_table(histories.slice(1), folder / "histories.parquet")
+    pairs = choose_pairs(str(folder), 24, (), tmp_path)
+    first = histories["user_id"][0].as_py()
+    assert first in pairs.strangers
+    assert last_clicked(pairs, first) == []
+
+
 def test_the_truth_is_read_where_it_lies(shop, tmp_path):
     assert read_truth(str(tmp_path)) is None
     assert read_truth("s3://bucket/shop") is None
@@ -192,6 +261,39 @@ def test_title_measures_by_hand():
     assert found["title_empty"] == pytest.approx(1 / 3)
     assert 0 < found["bleu"] < 100
     assert 1 / 3 < found["rouge_l"] < 1
+
+
+def test_a_title_with_an_invented_number_is_not_allowed():
+    mug = ProductTexts("Striped red mug, 350 ml", ("holds heat",), "Kesa", "en")
+    said = ["Striped red mug, 350 ml", "Striped red mug, 900 ml", "Striped red mug"]
+    found = title_measures(said, [(said[0],)] * 3, [mug] * 3)
+    assert found["allowed_words"] == 1  # words alone cannot tell
+    assert found["allowed_words_rate"] == pytest.approx(2 / 3)
+    assert found["number_unit_agreement"] == pytest.approx(1 / 2)  # a title without numbers has none
+    assert "number_unit_agreement" in {goal.name for goal in GOALS}
+
+
+def test_goals_without_a_value_are_unmeasured():
+    proof = Proof(REACHED)
+    assert not proof.falls_short
+    lacking = Proof({name: value for name, value in REACHED.items() if name != "pbs_margin"})
+    assert lacking.as_dict()["unmeasured"] == ["pbs_margin"]
+    assert not lacking.missed
+    assert lacking.falls_short
+
+
+@pytest.mark.parametrize("accuracy", [0.2, 0.95])
+def test_a_weak_classifier_decides_nothing_on_style(accuracy):
+    proof = Proof(REACHED | {"classifier_accuracy_on_real": 0.96, "style_accuracy": accuracy, "model_digest": "", "seed": 1})
+    assert proof.undecided == ["style_accuracy", "style_accuracy_without_history", "style_accuracy_of_stranger"]
+    assert proof.missed == ["classifier_accuracy_on_real"]
+    said = io.StringIO()
+    print_proof(Console(file=said, width=160), proof)
+    assert said.getvalue().count("undecided") == 4  # three lines, and why
+
+
+def test_a_goal_on_few_pairs_is_missed():
+    assert Proof(REACHED | {"num_pairs": 399}).missed == ["num_pairs"]
 
 
 def test_goals_are_judged_as_they_are():
@@ -231,7 +333,8 @@ def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
     assert set(PROMISED) <= set(record)
     assert record["num_pairs"] == 6
     assert record["seed"] == 3
-    assert "style_accuracy" in record["missed"]
+    assert "num_pairs" in record["missed"]
+    assert {"style_accuracy"} <= {*record["missed"], *record["undecided"]}
     assert [row["stray_clicks"] for row in record["noise"]] == [0.3]
     # The same model without history, once as an ablation and once as a condition.
     assert record["ablation"][0]["style_accuracy"] == record["style_accuracy_without_history"]
@@ -249,6 +352,7 @@ def test_tables_without_the_truth_are_measured_as_far_as_they_can_be(shop, tmp_p
     assert record["num_pairs"] == 4
     assert {"pbs_margin", "bleu", "product_iou"} <= set(record)
     assert not {"style_accuracy", "chance", "classifier_accuracy_on_real"} & set(record)
+    assert "style_accuracy" in record["unmeasured"]
     assert any("styles.parquet" in note for note in record["notes"])
 
 
@@ -259,6 +363,40 @@ def test_a_proof_says_what_it_lacks(tmp_path, capsys):
     assert "no share of clicks" in capsys.readouterr().err
     assert job().main(["proof", "--model", str(tmp_path), "--ablation", str(tmp_path)]) == 1
     assert "no NAME/model in it" in capsys.readouterr().err
+
+
+def test_a_sheet_that_is_no_picture_is_refused_first(tmp_path):
+    with pytest.raises(SettingsError, match=r"sheet: .*x: name a picture file, one of \.png"):
+        with_models(ProofSettings(model=tmp_path, sheet=tmp_path / "x"))
+    assert with_models(ProofSettings(model=tmp_path, sheet=tmp_path / "x.PNG")).model == tmp_path
+
+
+def test_the_shipped_encoder_measures_other_models_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("adgen.on_ray.proof.shipped_encoder", lambda: tmp_path)
+    assert with_models(ProofSettings(model=tmp_path)).encoder == tmp_path
+
+
+def test_a_cluster_of_several_machines_is_refused_before_any_work(tmp_path, monkeypatch):
+    nodes = [{"NodeManagerAddress": f"10.0.0.{number}", "Alive": number < 3} for number in (1, 1, 2, 3)]
+    monkeypatch.setattr("adgen.on_ray.proof.ray.nodes", lambda: nodes)
+    with pytest.raises(RunError, match="the cluster has 2 machines"):
+        prove(ProofSettings(model=tmp_path / "nowhere"), Silent())
+    one_machine = nodes[:2] + nodes[3:]  # two nodes of one machine, and a dead one
+    monkeypatch.setattr("adgen.on_ray.proof.ray.nodes", lambda: one_machine)
+    with pytest.raises(SettingsError, match="no such folder"):
+        prove(ProofSettings(model=tmp_path / "nowhere"), Silent())
+
+
+def test_the_json_is_printed_before_it_is_saved(tmp_path, monkeypatch, capsys):
+    module, target = job(), tmp_path / "new" / "found.json"
+    outcomes = iter([module.Outcome({"a": 1}, target), module.Outcome({"b": 2}, target / "below" / "a.json")])
+    monkeypatch.setattr(module.app, "cli", lambda **_: next(outcomes))
+    assert module.main([]) == 0
+    assert json.loads(target.read_text()) == json.loads(capsys.readouterr().out) == {"a": 1}
+    assert module.main([]) == 1  # a file lies where a folder should
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"b": 2}
+    assert "save: " in shown.err
 
 
 def small_encoder(directory: Path) -> Path:
@@ -276,6 +414,23 @@ def job():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def phase(self, *_):
+        pass
+
+    def advance(self, *_):
+        pass
+
+
+def _tables_of(shop: Path, folder: Path, *names: str) -> Path:
+    folder.mkdir()
+    for name in names:
+        shutil.copy(shop / f"{name}.parquet", folder)
+    return folder
 
 
 def _ids(folder: Path) -> set[str]:

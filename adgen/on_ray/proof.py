@@ -6,8 +6,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from adgen.errors import SettingsError
+import ray
+
+from adgen.errors import RunError, SettingsError
 from adgen.evaluation.proof.result import Proof
+from adgen.evaluation.proof.sheet import SUFFIXES
 from adgen.model.checkpoint import read_config
 from adgen.on_ray.proof_creatives import make_all, make_own
 from adgen.on_ray.proof_judge import train_judge
@@ -23,6 +26,7 @@ from adgen.shop.controlled_histories import stray_clicks
 def prove(settings: ProofSettings, progress: Progress) -> Proof:
     """Everything that `settings` ask for. Ray must be connected; RunError says what is wrong before any work."""
     started = time.time()
+    refuse_other_machines(tempfile.gettempdir())
     settings = with_models(settings)
     models = dict(ablation_models(settings.ablation))
     with tempfile.TemporaryDirectory(prefix="adgen-proof-") as folder:
@@ -36,7 +40,7 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
         made = make_all(settings, pairs, scratch, progress)
         progress.phase("measure")
         proof = measure(settings, pairs, made, judge)
-        proof.noise = noise_rows(settings, pairs, made, judge)
+        proof.noise = noise_rows(pairs, made, judge)
         for name, model in models.items():
             others = make_own(settings, name, model, pairs, scratch, progress)
             proof.ablation.append(comparison(name, settings, pairs, others, judge))
@@ -47,17 +51,29 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
     return proof
 
 
+def refuse_other_machines(scratch: str) -> None:
+    """RunError where the cluster has nodes on other machines than one: what a proof draws, plans and reads lies in the local
+    folder `scratch`, and engines elsewhere would not find it."""
+    machines = {node["NodeManagerAddress"] for node in ray.nodes() if node["Alive"]}
+    if len(machines) > 1:
+        raise RunError(
+            f"proof: the cluster has {len(machines)} machines, but a proof's tables and pictures lie in {scratch} of this one "
+            "alone: run it on a cluster of one machine, or without cluster.address and RAY_ADDRESS"
+        )
+
+
 def with_models(settings: ProofSettings) -> ProofSettings:
     """The settings with the shipped model and encoder where none are named. SettingsError: no model, a folder that is
     not there, or a setting that a proof cannot follow."""
-    own = settings.model is None
     model = settings.model or shipped_model()
     if model is None:
         raise SettingsError("model: this package holds no trained model: name one with --model")
-    encoder = settings.encoder or (shipped_encoder() if own else None)
+    encoder = settings.encoder or shipped_encoder()
     for name, folder in (("model", model), ("encoder", encoder), ("ablation", settings.ablation)):
         if folder is not None and not folder.is_dir():
             raise SettingsError(f"{name}: {folder}: no such folder")
+    if settings.sheet is not None and settings.sheet.suffix.lower() not in SUFFIXES:
+        raise SettingsError(f"sheet: {settings.sheet}: name a picture file, one of {', '.join(SUFFIXES)}")
     if settings.engine.tensor_parallel > 1:
         raise SettingsError(f"engine.tensor_parallel: {settings.engine.tensor_parallel}: a proof's engines have one rank each")
     for share in settings.noise:

@@ -76,7 +76,7 @@ def make_all(settings: ProofSettings, pairs: ProofPairs, scratch: Path, progress
         STRANGER: Condition(shown([pairs.strangers[user] for user in users])),
         HIDDEN: Condition(maker.rows, shows_product=False),
     }
-    for share in settings.noise if pairs.truth else ():
+    for share in pairs.noise:
         conditions[noisy(share)] = Condition(shown([controlled_user(user, share) for user in users]))
     sheet = sheet_rows(maker, pairs) if settings.sheet else []
     if sheet:

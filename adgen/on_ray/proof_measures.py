@@ -26,6 +26,9 @@ Values = dict[str, Any]
 def measure(settings: ProofSettings, pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> Proof:
     """Everything but the comparisons. What cannot be measured is left out, and a note says why."""
     proof = Proof({"num_pairs": len(made.rows), "num_unusable": made.maker.num_unusable})
+    proof.notes += pairs.notes
+    if made.maker.num_unusable:
+        proof.notes.append(f"{made.maker.num_unusable} pairs cannot be made and count for nothing")
     if judge is None:
         proof.notes.append("no styles.parquet beside the tables: nobody knows the users' styles, so they are not measured")
     else:
@@ -42,12 +45,12 @@ def measure(settings: ProofSettings, pairs: ProofPairs, made: Made, judge: Style
     return proof
 
 
-def noise_rows(settings: ProofSettings, pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> list[Values]:
+def noise_rows(pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> list[Values]:
     """Style accuracy for each share of stray clicks."""
     if judge is None:
         return []
     rows = []
-    for share in settings.noise:
+    for share in pairs.noise:
         hits = style_hits(judge.styles(made.painted(noisy(share))), favourites(pairs, made.rows))
         rows.append({"stray_clicks": share, "style_accuracy": float(hits.mean())})
     return rows

@@ -19,7 +19,7 @@ from adgen.records import HISTORIES, PAIRS, unit_interval
 from adgen.shop.controlled_histories import controlled_clicks
 from adgen.shop.synth import synthesize
 from adgen.shop.tables import InputFile, Inputs, InputTable, open_inputs
-from adgen.shop.truth import Truth, read_truth
+from adgen.shop.truth import TRUTH_FILE, Truth, read_truth
 
 TABLES = ("products", "histories", "references")
 LEAST_PRODUCTS = 400
@@ -46,30 +46,26 @@ class ProofPairs:
     strangers: dict[str, str]
     """Of each user one of the other users; where the truth is known, one who shares no favourite style."""
     truth: Truth | None
+    noise: tuple[float, ...] = ()
+    """Shares of stray clicks that every user has a controlled history of."""
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
 
 
 def draw_held_out_shop(folder: Path, seed: int, pairs: int, side: int, workers: int) -> str:
     """A shop of the evaluation split, one pair and reference a user, unless it lies there; its folder. SettingsError:
     another shop lies there."""
-    wanted = {"seed": seed, "split": "eval", "num_users": pairs, "side": side}
+    counts = {"num_users": pairs, "num_products": max(LEAST_PRODUCTS, pairs), "num_pairs": pairs, "num_references": pairs}
     if (folder / "references.parquet").exists():
-        _check_same(folder, wanted)
+        _check_same(folder, {"seed": seed, "split": "eval", "side": side} | counts)
         return str(folder)
-    synthesize(
-        folder,
-        num_users=pairs,
-        num_products=max(LEAST_PRODUCTS, pairs),
-        num_pairs=pairs,
-        num_references=pairs,
-        seed=seed,
-        split="eval",
-        picture_side=side,
-        workers=workers,
-    )
+    synthesize(folder, **counts, seed=seed, split="eval", picture_side=side, workers=workers)
     return str(folder)
 
 
 def _check_same(folder: Path, wanted: dict[str, Any]) -> None:
+    if not (folder / TRUTH_FILE).is_file():
+        raise SettingsError(f"shop: {folder}: {TRUTH_FILE} is not there, so styles cannot be measured: name an empty folder")
     try:
         found = json.loads((folder / "shop.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -92,13 +88,13 @@ def choose_pairs(uri: str, count: int, noise: tuple[float, ...], scratch: Path) 
         raise InputError(f"{uri}: table 'references' gives {len(users)} users with titles; a stranger takes two at least")
     truth = read_truth(uri)
     histories = _histories_of(inputs, users)
-    if truth is not None:
-        histories = pa.concat_tables([histories, _controlled(inputs, references, truth, noise)])
+    controlled, notes = _controlled(inputs, references, truth, noise) if truth else ({}, [])
+    histories = pa.concat_tables([histories, *controlled.values()])
     rows = [{"user_id": each.user, "product_id": each.product} for each in references]
     pairs = pa.Table.from_pylist(rows, PAIRS)
     chosen = {"pairs": _written(pairs, scratch, "pairs"), "histories": _written(histories, scratch, "histories")}
     held = dataclasses.replace(inputs, tables={"products": inputs["products"], **chosen})
-    return ProofPairs(held, references, _strangers(users, truth), truth)
+    return ProofPairs(held, references, _strangers(users, truth), truth, tuple(controlled), tuple(notes))
 
 
 def controlled_user(user: str, share: float) -> str:
@@ -126,8 +122,11 @@ def _histories_of(inputs: Inputs, users: list[str]) -> pa.Table:
     return pa.Table.from_batches(batches, inputs["histories"].schema).cast(_nullable(HISTORIES))
 
 
-def _controlled(inputs: Inputs, references: list[Reference], truth: Truth, noise: tuple[float, ...]) -> pa.Table:
-    """A history for each user and each share of stray clicks; neither the user's targets nor their namesakes are in it."""
+def _controlled(
+    inputs: Inputs, references: list[Reference], truth: Truth, noise: tuple[float, ...]
+) -> tuple[dict[float, pa.Table], list[str]]:
+    """For each share of stray clicks a history of each user, without the user's targets and their namesakes; and notes on
+    the shares that the shop has too few products for."""
     titles: dict[str, str | None] = {}
     for batch in inputs["products"].batches(["product_id", "title"]):
         titles |= dict(zip(batch["product_id"].to_pylist(), batch["title"].to_pylist(), strict=True))
@@ -137,12 +136,21 @@ def _controlled(inputs: Inputs, references: list[Reference], truth: Truth, noise
     avoid: dict[str, set[str]] = {}
     for each in references:
         avoid.setdefault(each.user, set()).update({each.product}, named.get(titles.get(each.product), ()))
-    rows = []
+    tables, notes = {}, []
     for share in noise:
-        for user, targets in avoid.items():
-            clicks = controlled_clicks(user, truth.favourites[user], truth.styles, share, targets)
-            opened = [{"product_id": product, "clicked_at": None} for product in clicks]
-            rows.append({"user_id": controlled_user(user, share), "clicks": opened})
+        try:
+            tables[share] = _controlled_at(share, avoid, truth)
+        except InputError as error:
+            notes.append(f"left out: {error}")
+    return tables, notes
+
+
+def _controlled_at(share: float, avoid: dict[str, set[str]], truth: Truth) -> pa.Table:
+    rows = []
+    for user, targets in avoid.items():
+        clicks = controlled_clicks(user, truth.favourites[user], truth.styles, share, targets)
+        opened = [{"product_id": product, "clicked_at": None} for product in clicks]
+        rows.append({"user_id": controlled_user(user, share), "clicks": opened})
     return pa.Table.from_pylist(rows, _nullable(HISTORIES))
 
 
@@ -157,7 +165,7 @@ def _strangers(users: list[str], truth: Truth | None) -> dict[str, str]:
                 strangers[user] = other
                 break
         else:
-            raise InputError(f"user {user} shares a favourite style with every other user: take more pairs")
+            raise InputError("a user shares a favourite style with every other user: take more pairs")
     return strangers
 
 

@@ -30,7 +30,7 @@ def controlled_clicks(
     others = [product for product in ranked if styles[product] not in favourites][:strays]
     if len(liked) + len(others) < NUM_CLICKS:
         raise InputError(
-            f"noise {share}: the shop has {len(liked)} products in the styles of user {user} and {len(others)} in others, "
+            f"noise {share}: the shop has {len(liked)} products in a user's styles and {len(others)} in others, "
             f"{NUM_CLICKS - strays} and {strays} are needed: draw a larger shop"
         )
     return liked + others

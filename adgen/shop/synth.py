@@ -83,7 +83,8 @@ def synthesize(
             picture_bytes += _write_references(shop, catalog, writers, users, run)
         writers.close()
         (Path(staging) / "shop.json").write_text(_describe(shop))
-        for file in Path(staging).iterdir():  # the tables come last: a shop cut short has none, and can't be opened
+        # The tables come last: a shop cut short has none, and can't be opened. Of them references do: where they lie, all do.
+        for file in sorted(Path(staging).iterdir(), key=lambda file: (file.stem == "references", file.name)):
             shutil.move(file, shop.dest / file.name)
     return SynthSummary(num_users, num_products, pairs, references, clicks, 2 * num_products + references, picture_bytes)
 

@@ -18,6 +18,12 @@ class Goal:
     text: str = ""
     """The goal in words; empty where there is none."""
     reached: Callable[[Values], bool] | None = None
+    by_classifier: bool = False
+    """Whether the value is only as good as the style classifier."""
+
+
+CLASSIFIER_LEAST = 0.97
+"""Accuracy on real pictures below which the classifier's word on painted ones decides nothing."""
 
 
 def _least(name: str, limit: float) -> dict[str, Any]:
@@ -29,23 +35,28 @@ def _near_chance(values: Values) -> bool:
 
 
 GOALS = (
+    Goal("shop", "num_pairs", "pairs that the means are of", **_least("num_pairs", 400)),
+    Goal("shop", "num_unusable", "pairs that no creative can be made of"),
     Goal("picture", "classifier_accuracy_on_real", "real held-out pictures whose style the classifier finds",
-         **_least("classifier_accuracy_on_real", 0.97)),
+         **_least("classifier_accuracy_on_real", CLASSIFIER_LEAST)),
     Goal("picture", "classifier_accuracy_on_reconstructed", "the same after the model's own image tokenizer"),
-    Goal("picture", "style_accuracy", "pictures in one of their user's favourite styles", **_least("style_accuracy", 0.9)),
+    Goal("picture", "style_accuracy", "pictures in one of their user's favourite styles", **_least("style_accuracy", 0.9),
+         by_classifier=True),
     Goal("picture", "style_accuracy_pasted", "the same with the product pasted"),
     Goal("picture", "chance", "share of favourites among all styles"),
-    Goal("picture", "style_accuracy_without_history", "no history shown", "within 0.1 of chance", _near_chance),
+    Goal("picture", "style_accuracy_without_history", "no history shown", "within 0.1 of chance", _near_chance, by_classifier=True),
     Goal("picture", "style_accuracy_of_stranger", "a stranger's history shown: in one of the stranger's favourites",
-         **_least("style_accuracy_of_stranger", 0.8)),
+         **_least("style_accuracy_of_stranger", 0.8), by_classifier=True),
     Goal("picture", "style_accuracy_under_stranger", "a stranger's history shown: still in one of the user's favourites"),
     Goal("PBS", "pbs", "to the user's reference"),
     Goal("PBS", "pbs_to_stranger", "to a stranger's reference"),
     Goal("PBS", "pbs_margin", "the first less the second", **_least("pbs_margin", 0.3)),
     Goal("PBS", "pbs_margin_without_history", "no history shown: what the product alone is worth"),
     Goal("PBS", "pbs_margin_of_real", "a real picture in a favourite style instead: what this encoder can give"),
-    Goal("title", "allowed_words_rate", "titles with no word but their product's", **_least("allowed_words_rate", 1.0)),
+    Goal("title", "allowed_words_rate", "titles with no word and no number but their product's",
+         **_least("allowed_words_rate", 1.0)),
     Goal("title", "allowed_words", "words that are the product's, mean of titles"),
+    Goal("title", "number_unit_agreement", "numbers that are the product's, unit and all, mean of titles with any"),
     Goal("title", "selling_point_coverage", "selling points that a title says, mean", **_least("selling_point_coverage", 0.8)),
     Goal("title", "bleu", "against the reference titles, 0 to 100"),
     Goal("title", "rouge_l", "against the best reference title"),
@@ -66,10 +77,20 @@ class Verdict:
     goal: Goal
     value: float
     hit: bool | None
-    """None where nothing is asked."""
+    """None where nothing is asked, or nothing can be said."""
+    undecided: bool = False
+    """Something is asked, but the classifier that gave the value is too weak to tell."""
 
 
 def judged(values: Values) -> list[Verdict]:
     """The lines of every value that was measured."""
     found = [goal for goal in GOALS if values.get(goal.name) is not None]
-    return [Verdict(goal, values[goal.name], goal.reached(values) if goal.reached else None) for goal in found]
+    weak = values.get("classifier_accuracy_on_real", 1.0) < CLASSIFIER_LEAST
+    return [_verdict(goal, values, weak) for goal in found]
+
+
+def _verdict(goal: Goal, values: Values, weak: bool) -> Verdict:
+    if goal.reached is None:
+        return Verdict(goal, values[goal.name], None)
+    undecided = weak and goal.by_classifier
+    return Verdict(goal, values[goal.name], None if undecided else goal.reached(values), undecided)

@@ -43,17 +43,20 @@ def product_measures(pictures: Sequence[Image.Image], products: Sequence[Image.I
 def title_measures(
     titles: Sequence[str], references: Sequence[Sequence[str]], products: Sequence[ProductTexts]
 ) -> dict[str, float]:
-    """Means over the titles that have a score, BLEU of the whole, and the share of titles with no word but the product's.
+    """Means over the titles that have a score, BLEU of the whole, and the share of titles with no word and no
+    number but the product's.
 
     A title without any word, so an empty one too, says nothing of its product and counts as not allowed.
     """
     rows = [title_scores(*row) for row in zip(titles, references, products, strict=True)]
     means = {
-        name: _mean([row[name] for row in rows if name in row]) for name in ("selling_point_coverage", "rouge_l", "title_empty")
+        name: _mean([row[name] for row in rows if name in row])
+        for name in ("selling_point_coverage", "number_unit_agreement", "rouge_l", "title_empty")
     }
     allowed = [row.get("allowed_words", 0.0) for row in rows]
+    true = [score == 1.0 and row.get("number_unit_agreement", 1.0) == 1.0 for score, row in zip(allowed, rows, strict=True)]
     bleu = corpus_bleu(titles, references, [product.locale for product in products])
-    measured = means | {"bleu": bleu, "allowed_words": _mean(allowed), "allowed_words_rate": _mean([s == 1.0 for s in allowed])}
+    measured = means | {"bleu": bleu, "allowed_words": _mean(allowed), "allowed_words_rate": _mean(true)}
     measured["num_without_reference_title"] = float(sum(not written(row) for row in references))
     return {name: value for name, value in measured.items() if value is not None}
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from adgen.evaluation.proof.goals import judged
+from adgen.evaluation.proof.goals import GOALS, judged
 
 
 @dataclass
@@ -22,7 +22,23 @@ class Proof:
         """Names of goals that were measured and missed."""
         return [verdict.goal.name for verdict in judged(self.values) if verdict.hit is False]
 
+    @property
+    def undecided(self) -> list[str]:
+        """Names of goals whose values cannot be trusted, since the classifier that gave them is too weak."""
+        return [verdict.goal.name for verdict in judged(self.values) if verdict.undecided]
+
+    @property
+    def unmeasured(self) -> list[str]:
+        """Names of goals that have no value."""
+        return [goal.name for goal in GOALS if goal.reached and self.values.get(goal.name) is None]
+
+    @property
+    def falls_short(self) -> bool:
+        """Whether any goal was not shown to be reached."""
+        return bool(self.missed or self.undecided or self.unmeasured)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        compared = {"noise": self.noise, "ablation": self.ablation, "notes": self.notes, "missed": self.missed}
-        return {**self.values, **compared}
+        compared = {"noise": self.noise, "ablation": self.ablation, "notes": self.notes}
+        goals = {"missed": self.missed, "undecided": self.undecided, "unmeasured": self.unmeasured}
+        return {**self.values, **compared, **goals}

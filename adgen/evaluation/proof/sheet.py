@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from adgen.images import on_white
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 CREATIVE_SIDE, CLICK_SIDE, CLICKS = 160, 50, 6  # pixels; clicks a user
 _PRODUCT_SIDE, _GAP, _CAPTION, _CLICKS_A_ROW = 96, 10, 16, 3
 _INK, _PAPER = (40, 40, 46), (255, 255, 255)
@@ -49,7 +50,7 @@ def draw_sheet(products: Sequence[Image.Image], columns: Sequence[Column]) -> Im
 
 
 def save_sheet(sheet: Image.Image, path: Path) -> None:
-    """Write it in the format that the name says, small enough for a repository."""
+    """Write it in the format that the name says (one of SUFFIXES), small enough for a repository."""
     options = {"optimize": True} if path.suffix.lower() == ".png" else {"quality": _QUALITY}
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, **options)

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from adgen.evaluation.proof.goals import Verdict, judged
+from adgen.evaluation.proof.goals import CLASSIFIER_LEAST, Verdict, judged
 from adgen.evaluation.proof.result import Proof
 
 
@@ -25,11 +25,17 @@ def print_proof(console: Console, proof: Proof) -> None:
             for row in rows:
                 compared.add_row(*(_text(row.get(column)) for column in columns))
             console.print(compared)
+    if proof.undecided:
+        console.print(f"undecided while the classifier's accuracy on real pictures is below {CLASSIFIER_LEAST}")
+    if proof.unmeasured:
+        console.print(f"not measured: {', '.join(proof.unmeasured)}")
     for note in proof.notes:
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
 def _mark(verdict: Verdict) -> str:
+    if verdict.undecided:
+        return "[yellow]undecided[/yellow]"
     return {None: "", True: "[green]hit[/green]", False: "[red]missed[/red]"}[verdict.hit]
 
 
