@@ -39,7 +39,7 @@ class Outcome(NamedTuple):
 @app.command
 def proof(
     settings: Annotated[ProofSettings, arg(name="")],
-    require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed")] = False,
+    require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed or not measured")] = False,
     save: Save = None,
 ) -> Outcome:
     """Does a creative follow its user? Style, PBS, title and product on a held-out shop, beside controls and goals."""
@@ -55,7 +55,7 @@ def proof(
     record = found.as_dict() | {"command": shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
     print_proof(Console(width=max(Console().width, 120)), found)
     _save(record, save)
-    return Outcome(record, not (require_goals and found.missed))
+    return Outcome(record, not (require_goals and (found.missed or found.unmeasured)))
 
 
 @app.command
@@ -88,6 +88,7 @@ def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Sa
 
 def _save(record: dict[str, Any], file: Path | None) -> None:
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

@@ -17,6 +17,7 @@ from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initiali
 from adgen.evaluation.pbs_config import PBSConfig
 from adgen.evaluation.proof.goals import GOALS, judged
 from adgen.evaluation.proof.measures import chance, style_hits, title_measures
+from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
 from adgen.evaluation.style_classifier import train_style_classifier
 from adgen.evaluation.titles import ProductTexts
@@ -282,3 +283,22 @@ def _ids(folder: Path) -> set[str]:
     inputs = open_inputs(str(folder), ("products", "histories"))
     columns = {"products": "product_id", "histories": "user_id"}
     return {name for table, column in columns.items() for name in inputs[table].reader([column]).read_all()[column].to_pylist()}
+
+
+def test_a_title_with_an_invented_number_is_not_allowed():
+    product = ProductTexts.of({"title": "Wireless speaker", "selling_points": ["20 hours battery"], "locale": "en"})
+    titles = ["Wireless speaker, 20 hours battery", "Wireless speaker, 999 hours battery"]
+    found = title_measures(titles, [[titles[0]]] * 2, [product] * 2)
+    assert found["allowed_words_rate"] == 0.5
+    assert found["number_unit_agreement"] == 0.5
+
+
+def test_goals_that_were_not_measured_are_named():
+    found = Proof({"num_pairs": 2, "style_accuracy": 0.95})
+    assert "pbs_margin" in found.unmeasured
+    assert "style_accuracy" not in found.unmeasured
+
+
+def test_a_sheet_of_no_kind_is_refused_before_any_work(tmp_path, capsys):
+    assert job().main(["proof", "--sheet", str(tmp_path / "sheet")]) == 1
+    assert "no kind of picture" in capsys.readouterr().err

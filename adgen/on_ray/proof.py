@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from PIL import Image
+
 from adgen.errors import SettingsError
 from adgen.evaluation.proof.result import Proof
 from adgen.model.checkpoint import read_config
@@ -50,14 +52,15 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
 def with_models(settings: ProofSettings) -> ProofSettings:
     """The settings with the shipped model and encoder where none are named. SettingsError: no model, a folder that is
     not there, or a setting that a proof cannot follow."""
-    own = settings.model is None
     model = settings.model or shipped_model()
     if model is None:
         raise SettingsError("model: this package holds no trained model: name one with --model")
-    encoder = settings.encoder or (shipped_encoder() if own else None)
+    encoder = settings.encoder or shipped_encoder()
     for name, folder in (("model", model), ("encoder", encoder), ("ablation", settings.ablation)):
         if folder is not None and not folder.is_dir():
             raise SettingsError(f"{name}: {folder}: no such folder")
+    if settings.sheet is not None and settings.sheet.suffix.lower() not in Image.registered_extensions():
+        raise SettingsError(f"sheet: {settings.sheet}: no kind of picture has this ending; .png does")
     if settings.engine.tensor_parallel > 1:
         raise SettingsError(f"engine.tensor_parallel: {settings.engine.tensor_parallel}: a proof's engines have one rank each")
     for share in settings.noise:

@@ -28,9 +28,8 @@ def last_clicked(pairs: ProofPairs, user: str) -> list[Image.Image]:
     images: dict[str, str | None] = {}
     for batch in pairs.inputs["products"].batches(["product_id", "image"]):
         images |= dict(zip(batch["product_id"].to_pylist(), batch["image"].to_pylist(), strict=True))
-    clicks = next(
-        row["clicks"] or [] for batch in pairs.inputs["histories"].batches() for row in batch.to_pylist() if row["user_id"] == user
-    )
+    rows = (row for batch in pairs.inputs["histories"].batches() for row in batch.to_pylist() if row["user_id"] == user)
+    clicks = next(rows, {}).get("clicks") or []  # a user may have a reference and no history
     pictures = []
     for product in dict.fromkeys(click["product_id"] for click in reversed(clicks)):
         try:

@@ -44,8 +44,9 @@ GOALS = (
     Goal("PBS", "pbs_margin", "the first less the second", **_least("pbs_margin", 0.3)),
     Goal("PBS", "pbs_margin_without_history", "no history shown: what the product alone is worth"),
     Goal("PBS", "pbs_margin_of_real", "a real picture in a favourite style instead: what this encoder can give"),
-    Goal("title", "allowed_words_rate", "titles with no word but their product's", **_least("allowed_words_rate", 1.0)),
+    Goal("title", "allowed_words_rate", "titles with no word and no number but their product's", **_least("allowed_words_rate", 1.0)),
     Goal("title", "allowed_words", "words that are the product's, mean of titles"),
+    Goal("title", "number_unit_agreement", "numbers, with their units, that the product states"),
     Goal("title", "selling_point_coverage", "selling points that a title says, mean", **_least("selling_point_coverage", 0.8)),
     Goal("title", "bleu", "against the reference titles, 0 to 100"),
     Goal("title", "rouge_l", "against the best reference title"),
@@ -57,6 +58,11 @@ GOALS = (
     Goal("product", "product_distance_unpasted", "as painted"),
     Goal("product", "product_distance_foreground_off", "as painted with the foreground path off"),
 )  # fmt: skip
+
+
+def unmeasured(values: Values) -> list[str]:
+    """Names of goals of which there is no value."""
+    return [goal.name for goal in GOALS if goal.reached and values.get(goal.name) is None]
 
 
 @dataclass(frozen=True)

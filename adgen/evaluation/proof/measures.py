@@ -1,6 +1,6 @@
 """What is measured of creatives, as functions of pictures, styles and texts. Shares are 0..1; nothing here is NaN."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -43,19 +43,30 @@ def product_measures(pictures: Sequence[Image.Image], products: Sequence[Image.I
 def title_measures(
     titles: Sequence[str], references: Sequence[Sequence[str]], products: Sequence[ProductTexts]
 ) -> dict[str, float]:
-    """Means over the titles that have a score, BLEU of the whole, and the share of titles with no word but the product's.
+    """Means over the titles that have a score, BLEU of the whole, and the share of titles with no word and no number but the
+    product's.
 
     A title without any word, so an empty one too, says nothing of its product and counts as not allowed.
     """
     rows = [title_scores(*row) for row in zip(titles, references, products, strict=True)]
     means = {
-        name: _mean([row[name] for row in rows if name in row]) for name in ("selling_point_coverage", "rouge_l", "title_empty")
+        name: _mean([row[name] for row in rows if name in row])
+        for name in ("selling_point_coverage", "number_unit_agreement", "rouge_l", "title_empty")
     }
     allowed = [row.get("allowed_words", 0.0) for row in rows]
     bleu = corpus_bleu(titles, references, [product.locale for product in products])
-    measured = means | {"bleu": bleu, "allowed_words": _mean(allowed), "allowed_words_rate": _mean([s == 1.0 for s in allowed])}
+    measured = means | {
+        "bleu": bleu,
+        "allowed_words": _mean(allowed),
+        "allowed_words_rate": _mean([states_only_its_product(row) for row in rows]),
+    }
     measured["num_without_reference_title"] = float(sum(not written(row) for row in references))
     return {name: value for name, value in measured.items() if value is not None}
+
+
+def states_only_its_product(row: Mapping[str, float]) -> bool:
+    """Whether a title's scores say that every word and every number of it is its product's."""
+    return row.get("allowed_words", 0.0) == 1.0 and row.get("number_unit_agreement", 1.0) == 1.0
 
 
 def _mean(scores: Sequence[float]) -> float | None:

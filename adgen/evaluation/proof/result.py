@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from adgen.evaluation.proof.goals import judged
+from adgen.evaluation.proof.goals import judged, unmeasured
 
 
 @dataclass
@@ -22,7 +22,18 @@ class Proof:
         """Names of goals that were measured and missed."""
         return [verdict.goal.name for verdict in judged(self.values) if verdict.hit is False]
 
+    @property
+    def unmeasured(self) -> list[str]:
+        """Names of goals that were not measured."""
+        return unmeasured(self.values)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        compared = {"noise": self.noise, "ablation": self.ablation, "notes": self.notes, "missed": self.missed}
+        compared = {
+            "noise": self.noise,
+            "ablation": self.ablation,
+            "notes": self.notes,
+            "missed": self.missed,
+            "unmeasured": self.unmeasured,
+        }
         return {**self.values, **compared}
