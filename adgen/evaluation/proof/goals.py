@@ -44,7 +44,7 @@ GOALS = (
     Goal("PBS", "pbs_margin", "the first less the second", **_least("pbs_margin", 0.3)),
     Goal("PBS", "pbs_margin_without_history", "no history shown: what the product alone is worth"),
     Goal("PBS", "pbs_margin_of_real", "a real picture in a favourite style instead: what this encoder can give"),
-    Goal("title", "allowed_words_rate", "titles with no word and no number but their product's", **_least("allowed_words_rate", 1.0)),
+    Goal("title", "allowed_words_rate", "titles that say only what their product does", **_least("allowed_words_rate", 1.0)),
     Goal("title", "allowed_words", "words that are the product's, mean of titles"),
     Goal("title", "number_unit_agreement", "numbers, with their units, that the product states"),
     Goal("title", "selling_point_coverage", "selling points that a title says, mean", **_least("selling_point_coverage", 0.8)),
