@@ -32,6 +32,7 @@ from adgen.on_ray.slot_plan import plan_slots
 from adgen.on_ray.speed import RunSpeed
 from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried
 from adgen.shop.catalog import Catalog
+from adgen.shop.tables import Inputs
 
 log = logging.getLogger(__name__)
 
@@ -76,12 +77,13 @@ class Summary:
         return asdict(self)
 
 
-def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES) -> Summary:
-    """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES, inputs: Inputs | None = None) -> Summary:
+    """Refresh the campaign that `settings` name, from `inputs` where they are opened already. Ray must be connected. RunError
+    (of any kind) says why it stopped."""
     started = time.time()
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
-    planned = prepare(settings)
+    planned = prepare(settings, inputs)
     notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
     run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
     summary = Summary(run.run_id)
