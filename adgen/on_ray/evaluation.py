@@ -17,7 +17,7 @@ from adgen.evaluation.report.page import write_page
 from adgen.evaluation.summary import ROWS, summarize
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings, ScoringSettings
-from adgen.on_ray.refresh import Progress
+from adgen.on_ray.progress import Progress
 from adgen.on_ray.scoring import ScoringContext, score, whole_run
 from adgen.shipped import shipped_encoder
 from adgen.shop.tables import open_inputs

@@ -14,7 +14,8 @@ from adgen.creatives.storage import open_storage
 from adgen.errors import SettingsError
 from adgen.on_ray.evaluation import check_new, score_run
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
-from adgen.on_ray.refresh import Progress, refresh
+from adgen.on_ray.progress import Progress
+from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import CleanUpSettings, FailureSettings, PlanSettings, RefreshSettings
 from adgen.records import PAIRS, digest
 from adgen.shipped import shipped_model
