@@ -20,6 +20,7 @@ from adgen.evaluation.comparison import compare
 from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.summary import ROWS, summarize
+from adgen.on_ray.model_evaluation import with_pairs
 from adgen.on_ray.scoring import ScoreShard, ScoringContext, whole_run
 from adgen.shop.tables import open_inputs
 
@@ -196,3 +197,24 @@ def test_two_evaluations_are_compared_pair_by_pair(evaluated, store, shop, tmp_p
     assert 'class="better"' in page
     assert page.count('<img src="data:image/webp') >= 8
     assert not re.search(r"(src|href)=.(?!data:)", page)
+
+
+def test_the_pairs_of_a_model_are_those_with_a_reference(shop, tmp_path):
+    inputs = Path(shutil.copytree(shop, tmp_path / "shop"))
+    table = pq.read_table(inputs / "references.parquet")
+    rows = table.to_pylist()
+    nobody = pa.schema([field.with_nullable(True) for field in table.schema])
+    strange = [rows[0], rows[0] | {"user_id": None}, rows[0] | {"product_id": None}]
+    pq.write_table(pa.Table.from_pylist(rows + strange, nobody), inputs / "references.parquet")
+    opened = open_inputs(str(inputs), ("products", "histories", "references"))
+    made = with_pairs(opened, tmp_path / "out" / "private")
+    pairs = {(row["user_id"], row["product_id"]) for row in made["pairs"].reader().read_all().to_pylist()}
+    assert pairs == {(row["user_id"], row["product_id"]) for row in rows}
+    assert made["pairs"].num_rows == len(pairs) == 12
+    assert made["products"] is opened["products"]
+    assert with_pairs(opened, tmp_path / "out" / "private").stamps == made.stamps  # or no run would be resumed
+
+
+def test_an_evaluation_of_nothing_says_so(tmp_path):
+    with pytest.raises(SettingsError, match="no evaluation lies there"):
+        summarize(tmp_path)

@@ -55,7 +55,8 @@ SCORED = pa.schema(
     ]
 )
 """A row of an evaluation: which creative, what it is one of, why which scores are missing, and the scores."""
-SIDE, HISTORY_SIDE = 144, 48  # pixels: both multiples of the thumbnail that copies are looked for with
+SIDE, HISTORY_SIDE = 96, 48  # pixels: multiples of the thumbnail that copies are looked for with
+_LARGEST = 768  # pixels a side that a product is placed at: beyond it a part of a pixel is nothing
 _AT_ONCE = 32  # pictures in one pass of a network
 _REMEMBERED = 4096  # shop pictures whose features are kept: users click the same ones
 
@@ -136,11 +137,12 @@ class CreativeScorer:
             _score_copies(with_history, masks)
 
     def _product(self, each: CreativeFacts, picture: Image.Image) -> Image.Image | None:
-        """The product alone where finishing put it, RGBA, no larger than it is looked at."""
+        """The product alone where finishing put it, RGBA, at the picture's size: placed at a smaller one it would be off by a
+        part of a pixel, and its edges other colours."""
         if each.product is None or each.cutout is None:
             each.problems += ["no_product_picture"] if each.product is not None else []
             return None
-        shrink = SIDE / max(picture.size)
+        shrink = min(1.0, _LARGEST / max(picture.size))
         size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
         try:
             return placed_product(cut_out(self._pixels(each.cutout)), each.scale or 1.0, *size)

@@ -8,6 +8,7 @@ promise more certainty than there is. What cannot be told (an interval from one 
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -114,8 +115,11 @@ class Bootstrap:
 
 def poisson_weights(users: Sequence[str], resamples: int, seed: int) -> np.ndarray:
     """How often each resample counts each user: (num_users, resamples), a function of user and seed alone."""
-    weights = np.empty((len(users), resamples))
-    for row, user in zip(weights, users, strict=True):
-        key = hashlib.blake2b(f"{seed} {user}".encode(), digest_size=16).digest()
-        row[:] = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).poisson(1.0, resamples)
-    return weights
+    return np.stack([_draws(str(user), resamples, seed) for user in users]).astype(float)
+
+
+@lru_cache(maxsize=8192)  # the whole and each kind of group ask for the same users, one after the other
+def _draws(user: str, resamples: int, seed: int) -> np.ndarray:
+    key = hashlib.blake2b(f"{seed} {user}".encode(), digest_size=16).digest()
+    generator = np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little")))
+    return generator.poisson(1.0, resamples).astype(np.uint8)
