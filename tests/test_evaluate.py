@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from small_models import save_small_model
 from small_runs import CAMPAIGN
 
 from adgen.creatives.publish import finish
@@ -20,7 +21,8 @@ from adgen.evaluation.comparison import compare
 from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.summary import ROWS, summarize
-from adgen.on_ray.model_evaluation import with_pairs
+from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
+from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
 from adgen.on_ray.scoring import ScoreShard, ScoringContext, whole_run
 from adgen.shop.tables import open_inputs
 
@@ -218,3 +220,30 @@ def test_the_pairs_of_a_model_are_those_with_a_reference(shop, tmp_path):
 def test_an_evaluation_of_nothing_says_so(tmp_path):
     with pytest.raises(SettingsError, match="no evaluation lies there"):
         summarize(tmp_path)
+
+
+def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, encoder, tmp_path):
+    save_small_model(tmp_path / "model")
+    out = tmp_path / "out"
+    asked = ModelEvaluationSettings(
+        inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, sampling={"max_title_tokens": 8}
+    )
+    record = evaluate_model(asked, Silent())
+    assert record["rows"] == 5
+    assert record["by_status"] == {"ok": 5}  # no gate keeps a creative of the model's back
+    assert record["scores"]["bleu"]["rows"] == record["scores"]["pbs_reference"]["rows"] == 5
+    assert "no_reference" not in record["left_out"]
+    assert (out / "report.html").exists()
+    users = pq.read_table(shop / "references.parquet")["user_id"].unique().to_pylist()
+    for text in [str(rows_of(out)), *(path.read_text() for path in out.glob("*.*"))]:
+        assert not any(user in text for user in users)
+
+
+class Silent:
+    """A progress display that shows nothing."""
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, pairs: int) -> None:
+        pass

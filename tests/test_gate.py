@@ -1,11 +1,14 @@
 """The gate before publishing: who is sampled, what falls short, and that a held run is judged again and not made again."""
 
+import json
 from collections import Counter
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from small_models import save_small_model
 from small_runs import CAMPAIGN, begin
 
 from adgen.creatives.documents import PlanPart
@@ -19,9 +22,9 @@ from adgen.evaluation.summary import ROWS
 from adgen.on_ray import gate as module
 from adgen.on_ray.evaluation import evaluate_run
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings
-from adgen.on_ray.gate import check_gate_settings, judge, sample_items, why_held
+from adgen.on_ray.gate import check_gate_settings, judge, sample_items
+from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import GateSettings, RefreshSettings
-from adgen.shop.tables import open_inputs
 
 
 class Silent:
@@ -134,48 +137,53 @@ def test_a_held_run_is_resumed_only_while_nothing_else_was_published(shop, tmp_p
     assert begin(store).run_id not in (first.run_id, other.run_id)
 
 
-def test_the_gate_holds_a_run_and_publish_anyway_is_recorded(ray_cluster, shop, tmp_path):
-    """With the whole evaluation of the held run, on one Ray."""
-    store, encoder = tmp_path / "store", save_small_encoder(tmp_path / "pbs")
-    storage, inputs = open_storage(str(store)), open_inputs(str(shop))
-    base = {"inputs": str(shop), "store": str(store), "campaign": CAMPAIGN, "device": "cpu"}
-    strict = {"sample": 9, "history_margin_min": 1.5, "product_kept_min": 0.5, "encoder": str(encoder)}
-
-    def ended(**changes) -> Run:
-        run = made_run(store, shop)
-        settings = RefreshSettings.model_validate(base | {"gate": strict} | changes)
-        finish(run, held=why_held(settings, run, inputs, Silent()))
-        return run
-
-    held = ended()
-    document = read_run(storage, CAMPAIGN, held.run_id)
-    assert document.state == "HELD"
-    assert document.note.startswith("held by its gate: history_margin_min is 1.5, pbs_history_margin of ")
-    assert document.gate["sample"] == 9
-    assert document.gate["thresholds"]["product_kept_min"]["found"] > 0.9
-    assert read_pointer(storage, CAMPAIGN) == (None, None)
-
-    record = evaluate_run(
-        RunEvaluationSettings(
-            inputs=str(shop), store=str(store), campaign=CAMPAIGN, run=held.run_id, encoder=encoder, out=tmp_path / "out"
-        ),
-        progress := Silent(),
+def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp_path):
+    save_small_model(tmp_path / "model")
+    encoder, store = save_small_encoder(tmp_path / "pbs"), str(tmp_path / "store")
+    made = RefreshSettings.model_validate(
+        {
+            "inputs": str(shop),
+            "store": store,
+            "campaign": CAMPAIGN,
+            "model": str(tmp_path / "model"),
+            "plan": {"pairs_per_shard": 6},
+            "sampling": {"max_title_tokens": 8},
+            "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn", "picture_blank": "off"}},
+            "keys": {"allow_development_keys": True},
+            "gate": {"sample": 9, "history_margin_min": 1.5, "product_kept_min": 0.1, "encoder": str(encoder)},
+        }
     )
-    assert progress.rows == record["rows"] == 12
-    assert record["by_status"] == {"failed": 1, "ok": 11}
-    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
-    users = open_inputs(str(shop), ["pairs"])["pairs"].reader(["user_id"]).read_all()["user_id"].unique().to_pylist()
-    for path in [*(tmp_path / "out").glob("*.*"), *(tmp_path / "out" / ROWS).iterdir()]:
-        assert not any(user.encode() in path.read_bytes() for user in users), path
-    with pytest.raises(SettingsError, match="an evaluation lies there"):
-        evaluate_run(
-            RunEvaluationSettings(inputs=str(shop), store=str(store), campaign=CAMPAIGN, run=held.run_id, out=tmp_path / "out"),
-            Silent(),
-        )
+    storage = open_storage(store)
+    first = refresh(made, Silent())
+    assert (first.published, first.state, first.engine_calls) == (False, "HELD", 12)
+    assert first.note.startswith("held by its gate: history_margin_min is 1.5, pbs_history_margin of ")
+    assert read_pointer(storage, CAMPAIGN) == (None, None)
+    document = read_run(storage, CAMPAIGN, first.run_id)
+    assert (document.state, document.note, document.gate["sample"]) == ("HELD", first.note, 9)
+    assert document.gate["thresholds"]["product_kept_min"]["found"] > 0.1
 
-    published = ended(publish_anyway=True)
-    assert published.run_id == held.run_id
+    again = refresh(made, Silent())
+    assert (again.run_id, again.state, again.engine_calls) == (first.run_id, "HELD", 0)
+    _evaluate_held(shop, store, first.run_id, encoder, tmp_path / "out")
+
+    anyway = refresh(made.model_copy(update={"publish_anyway": True}), Silent())
+    assert (anyway.run_id, anyway.published, anyway.state, anyway.engine_calls) == (first.run_id, True, "COMPLETE", 0)
     document = open_published(storage, CAMPAIGN).run
-    assert (document.run_id, document.state, document.note) == (held.run_id, "COMPLETE", "")
-    assert document.gate["published_anyway"]
-    assert not document.gate["passed"]
+    assert (document.run_id, document.note) == (first.run_id, "")
+    assert (document.gate["passed"], document.gate["published_anyway"]) == (False, True)
+
+
+def _evaluate_held(shop: Path, store: str, run_id: str, encoder: Path, out: Path) -> None:
+    """The whole evaluation, and that no user is named in it."""
+    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, encoder=encoder, out=out)
+    record = evaluate_run(asked, progress := Silent())
+    assert progress.rows == record["rows"] == sum(record["by_status"].values()) == 12
+    assert json.loads((out / "summary.json").read_text()) == record
+    assert "pbs_history_margin" in record["scores"]
+    assert (out / "report.html").stat().st_size > 10_000
+    users = pq.read_table(shop / "pairs.parquet")["user_id"].unique().to_pylist()
+    parts = [pq.read_table(part).to_pylist() for part in (out / ROWS).iterdir()]
+    for text in [str(parts), *(path.read_text() for path in out.glob("*.*"))]:
+        assert not any(user in text for user in users)
+    with pytest.raises(SettingsError, match="an evaluation lies there"):
+        evaluate_run(asked, Silent())
