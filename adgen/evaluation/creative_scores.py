@@ -89,8 +89,9 @@ class CreativeScorer:
     def __init__(self, encoder: PBSEncoder | None, read: Callable[[str], bytes]):
         """read: bytes of a URI, or PairError."""
         self.encoder, self.read = encoder, read
+        self.device = encoder.cls_token.device if encoder is not None else torch.device("cpu")
         self._shop_picture = lru_cache(_REMEMBERED)(self._seen)
-        self._pixels: Callable[[str], Image.Image] = lru_cache(64)(lambda uri: read_picture(self.read(uri)))
+        self._pixels: Callable[[str], Image.Image] = lru_cache(4)(lambda uri: read_picture(self.read(uri)))
 
     def score(self, batch: Sequence[CreativeFacts]) -> None:
         """Fills `scores` and `problems` of each. A stranger is the next user of the batch who clicked something."""
@@ -123,18 +124,22 @@ class CreativeScorer:
         placed = [(each, picture, product) for each, picture in shown if (product := self._product(each, picture)) is not None]
         masks = {id(each): as_pixels(product, SIDE)[3] for each, _, product in placed}
         if placed:
-            pictures, products = (stacked([row[column] for row in placed], SIDE) for column in (1, 2))
-            visible = (products[:, 3] > 0.5).flatten(1).any(1).tolist()
-            found = product_scores(pictures[visible], products[visible]) if any(visible) else {}
-            good = [each for (each, *_), there in zip(placed, visible, strict=True) if there]
-            for name, values in found.items():
-                for each, value in zip(good, values.tolist(), strict=True):
-                    each.scores[name] = value
-            for (each, *_), there in zip(placed, visible, strict=True):
-                each.problems += [] if there else ["product_not_visible"]
+            self._score_products(placed)
         with_history = [(each, picture, seen) for (each, picture), seen in zip(shown, histories, strict=True) if seen]
         if with_history:
             _score_copies(with_history, masks)
+
+    def _score_products(self, placed: Sequence[tuple[CreativeFacts, Image.Image, Image.Image]]) -> None:
+        pictures, products = (stacked([row[column] for row in placed], SIDE).to(self.device) for column in (1, 2))
+        visible = (products[:, 3] > 0.5).flatten(1).any(1)
+        for (each, *_), there in zip(placed, visible.tolist(), strict=True):
+            each.problems += [] if there else ["product_not_visible"]
+        if not bool(visible.any()):
+            return
+        good = [each for (each, *_), there in zip(placed, visible.tolist(), strict=True) if there]
+        for name, values in product_scores(pictures[visible], products[visible]).items():
+            for each, value in zip(good, values.tolist(), strict=True):
+                each.scores[name] = value
 
     def _product(self, each: CreativeFacts, picture: Image.Image) -> Image.Image | None:
         """The product alone where finishing put it, RGBA, at the picture's size: placed at a smaller one it would be off by a

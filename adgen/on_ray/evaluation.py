@@ -71,7 +71,7 @@ def scoring_context(settings: ScoringSettings, store: str, reader: ManifestReade
         run_id=reader.run.run_id,
         inputs=open_inputs(settings.inputs, ["products"], optional=["references"]),
         encoder=encoder and encoder.resolve(),
-        device=cluster_device(settings.device),
+        device=cluster_device(settings.device) if encoder else "cpu",
     )
 
 

@@ -70,7 +70,7 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
         run_id=run.run_id,
         inputs=inputs,
         encoder=encoder and encoder.resolve(),
-        device=cluster_device(settings.device),
+        device=cluster_device(settings.device) if encoder else "cpu",
     )
     tables = []
     for table in score(context, items, settings.cluster):

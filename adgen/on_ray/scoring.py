@@ -31,6 +31,7 @@ from adgen.records import FAILED
 from adgen.shop.tables import Inputs, read_bytes
 
 ROWS_AT_ONCE = 128
+WORKERS_A_GPU = 4  # reading and placing pictures is most of the work, and a CPU's
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class ScoringContext:
     """products, and references where there are any."""
     encoder: Path | None
     device: str
-    """cpu or cuda."""
+    """cpu or cuda; without an encoder cpu, as there is no network to run."""
 
 
 def whole_run(journal: Journal) -> list[Row]:
@@ -67,13 +68,14 @@ def _dataset(context: ScoringContext, items: list[Row], cluster: ClusterSettings
     data.actor_task_retry_on_errors = False
     slot = slot_resources(context.device)
     kind = "GPU" if "GPU" in slot else "CPU"
-    workers = cluster.actors or max(1, int(ray.cluster_resources().get(kind, 1)))
+    share = WORKERS_A_GPU if kind == "GPU" else 1
+    workers = share * (cluster.actors or max(1, int(ray.cluster_resources().get(kind, 1))))
     return ray.data.from_items(items, override_num_blocks=len(items)).map(
         ScoreShard,
         fn_constructor_args=(context,),
         compute=ActorPoolStrategy(min_size=1, max_size=min(workers, len(items))),
         num_cpus=0.9,  # Ray Data's own tasks need some room beside them
-        num_gpus=slot.get("GPU", 0),
+        num_gpus=slot.get("GPU", 0) / share,
     )
 
 
