@@ -23,7 +23,7 @@ from adgen.evaluation.report.page import render_page
 from adgen.evaluation.summary import ROWS, summarize
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
-from adgen.on_ray.scoring import ScoreShard, ScoringContext, whole_run
+from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
 from adgen.shop.tables import open_inputs
 
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
@@ -73,7 +73,7 @@ def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None) -> l
     (out / ROWS).mkdir(parents=True)
     rows = []
     for item in whole_run(stage.journal):
-        done = stage(item)
+        done = stage(packed(item))
         assert done.keys() == {"index", "scores"}, done
         table = pq.read_table(pa.BufferReader(done["scores"]))
         pq.write_table(table, out / ROWS / f"{item['index']:06d}.parquet")

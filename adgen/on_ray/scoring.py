@@ -4,6 +4,7 @@ The journal and not the manifest is read, since beside each of its parts lies th
 clicks its prompt held. Neither leaves the worker: an evaluation names pairs, products and the run's own user keys.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,7 +71,7 @@ def _dataset(context: ScoringContext, items: list[Row], cluster: ClusterSettings
     kind = "GPU" if "GPU" in slot else "CPU"
     share = WORKERS_A_GPU if kind == "GPU" else 1
     workers = share * (cluster.actors or max(1, int(ray.cluster_resources().get(kind, 1))))
-    return ray.data.from_items(items, override_num_blocks=len(items)).map(
+    return ray.data.from_items([packed(item) for item in items], override_num_blocks=len(items)).map(
         ScoreShard,
         fn_constructor_args=(context,),
         compute=ActorPoolStrategy(min_size=1, max_size=min(workers, len(items))),
@@ -79,8 +80,13 @@ def _dataset(context: ScoringContext, items: list[Row], cluster: ClusterSettings
     )
 
 
+def packed(item: Row) -> Row:
+    """A work item as Ray Data carries it: lists of lists it would take for tensors, or for nothing where they are empty."""
+    return {"index": item["index"], "item": json.dumps(item)}
+
+
 class ScoreShard:
-    """A work item -> its rows' scores, as the bytes of a Parquet file in "scores"."""
+    """A packed work item -> its rows' scores, as the bytes of a Parquet file in "scores"."""
 
     def __init__(self, context: ScoringContext):
         self.context = context
@@ -108,9 +114,10 @@ class ScoreShard:
     @telling
     def __call__(self, row: Row) -> Row:
         """One work item."""
+        item = json.loads(row["item"])
         rows = [
             each
-            for part, offsets in zip(row["parts"], row["offsets"], strict=True)
+            for part, offsets in zip(item["parts"], item["offsets"], strict=True)
             for each in journal_rows(self.journal, part, offsets)
         ]
         scored: list[Row] = []
