@@ -16,8 +16,9 @@ from adgen.creatives.publish import finish, read_pointer
 from adgen.creatives.reading import open_published, open_run
 from adgen.creatives.runs import Run, read_run
 from adgen.creatives.storage import open_storage
-from adgen.errors import SettingsError
+from adgen.errors import ModelError, SettingsError
 from adgen.evaluation.creative_scores import SCORED
+from adgen.evaluation.pbs import PBS_FILE
 from adgen.evaluation.summary import ROWS
 from adgen.on_ray import gate as module
 from adgen.on_ray.evaluation import evaluate_run
@@ -99,6 +100,11 @@ def test_a_threshold_without_its_encoder_is_refused_before_any_work(tmp_path, mo
         check_gate_settings(GateSettings(history_margin_min=0.1))
     with pytest.raises(SettingsError, match=r"gate\.encoder: .*nowhere"):
         check_gate_settings(GateSettings(history_margin_min=0.1, encoder=tmp_path / "nowhere"))
+    encoder = save_small_encoder(tmp_path / "pbs")
+    check_gate_settings(GateSettings(history_margin_min=0.1, encoder=encoder))
+    (encoder / PBS_FILE).unlink()
+    with pytest.raises(ModelError, match=PBS_FILE):
+        check_gate_settings(GateSettings(history_margin_min=0.1, encoder=encoder))
 
 
 # -- a held run --------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.runs import Run
 from adgen.errors import SettingsError
+from adgen.evaluation.pbs import load_pbs
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.payload import Row
 from adgen.on_ray.progress import Progress
@@ -41,12 +42,15 @@ THRESHOLDS = (
 
 
 def check_gate_settings(gate: GateSettings) -> None:
-    """SettingsError, before any work, where a threshold needs an encoder that is not there."""
+    """SettingsError, before any work, where a threshold needs an encoder that is not there; ModelError where it is none: a run
+    that fails at its gate is lost with all that it generated."""
     encoder = gate_encoder(gate)
     if gate.history_margin_min is not None and encoder is None:
         raise SettingsError("gate.encoder: gate.history_margin_min needs a PBS encoder, and this package ships none: name one")
     if encoder is not None and not encoder.exists():
         raise SettingsError(f"gate.encoder: {encoder}: there is no such file or folder")
+    if encoder is not None:
+        load_pbs(encoder)
 
 
 def gate_encoder(gate: GateSettings) -> Path | None:
