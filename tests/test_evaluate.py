@@ -20,7 +20,8 @@ from adgen.errors import SettingsError
 from adgen.evaluation.comparison import compare
 from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED
 from adgen.evaluation.report.page import render_page
-from adgen.evaluation.summary import ROWS, summarize
+from adgen.evaluation.stored_rows import ROWS
+from adgen.evaluation.summary import summarize
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
 from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
@@ -163,7 +164,8 @@ def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_pat
     for name, estimate in summary.scores.items():
         values = [row[name] for row in rows if row[name] is not None]
         assert (estimate.mean, estimate.rows) == (pytest.approx(np.mean(values)), len(values))
-        assert whole.scores[name][:3] == pytest.approx(estimate[:3])
+        assert whole.scores[name] == pytest.approx(estimate)
+        assert estimate.users == len({row["user_key"] for row in rows if row[name] is not None})
         assert summary.histograms[name].counts.sum() == len(values)
     for groups in summary.groups.values():
         assert sum(scores["width"].rows for scores in groups.values() if scores) == summary.scores["width"].rows == 11

@@ -19,7 +19,7 @@ from adgen.creatives.storage import open_storage
 from adgen.errors import ModelError, SettingsError
 from adgen.evaluation.creative_scores import SCORED
 from adgen.evaluation.pbs import PBS_FILE
-from adgen.evaluation.summary import ROWS
+from adgen.evaluation.stored_rows import ROWS
 from adgen.on_ray import gate as module
 from adgen.on_ray.evaluation import evaluate_run
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings

@@ -58,6 +58,16 @@ def test_rows_of_one_user_promise_no_more_than_one_row():
     assert (many.rows, many.users) == (1000, 40)
 
 
+def test_a_user_whose_rows_come_in_two_batches_is_one_user():
+    bootstrap = Bootstrap(["a", "b"], 100)
+    bootstrap.add(["x", "y"], np.array([[1.0, 1.0], [1.0, NAN]]))
+    bootstrap.add(["y", "y"], np.array([[1.0, 2.0], [1.0, NAN]]))
+    bootstrap.add(["y", "z"], np.array([[1.0, 2.0], [NAN, 1.0]]))
+    found = bootstrap.estimates()
+    assert (found["a"].users, found["b"].users) == (2, 3)
+    assert (found["a"].rows, found["b"].rows) == (5, 4)
+
+
 def test_absent_scores_are_left_out_and_one_row_has_no_interval():
     bootstrap = Bootstrap(["here", "sometimes", "never"], 100)
     bootstrap.add(["a", "b"], np.array([[1.0, NAN, NAN], [2.0, 5.0, NAN]]))

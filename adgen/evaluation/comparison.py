@@ -1,17 +1,14 @@
 """Two evaluations side by side: differences of the same pairs, with intervals and significance."""
 
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import numpy as np
 
-from adgen.errors import SettingsError
 from adgen.evaluation.creative_scores import ROW_SCORES
 from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Difference
-from adgen.evaluation.summary import ROWS
+from adgen.evaluation.stored_rows import check_rows, count_rows, joined_by_user
 
 
 @dataclass
@@ -32,27 +29,14 @@ class Comparison:
 
 
 def compare(here: Path, there: Path, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """Joined by (pair_id, variant), out of memory where it must be. SettingsError: no evaluation there, or another version's."""
-    for folder in (here, there):
-        if not any((folder / ROWS).glob("*.parquet")):
-            raise SettingsError(f"against: {folder}: no evaluation lies there ({ROWS}/*.parquet is missing)")
+    """Joined by (pair_id, variant). SettingsError: no evaluation there, or another version's."""
+    check_rows(there)
     bootstrap, found = Bootstrap(ROW_SCORES, resamples, seed), Comparison(str(there))
-    with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}) as base:
-        for name, folder in (("here", here), ("there", there)):
-            # A quote in a folder's name ends no string.
-            files = str(folder / ROWS / "*.parquet").replace("'", "''")
-            base.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{files}')")
-        try:
-            # Ordered, so that a user's rows come together and are drawn once.
-            differences = ", ".join(f"here.{name} - there.{name} AS {name}" for name in ROW_SCORES)
-            joined = f"SELECT here.user_key, {differences} FROM here JOIN there USING (pair_id, variant) ORDER BY here.user_key"
-            for batch in base.sql(joined).to_arrow_reader(4096):
-                found.pairs += batch.num_rows
-                values = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in ROW_SCORES], axis=1)
-                bootstrap.add(batch["user_key"].to_pylist(), values)
-        except duckdb.BinderException as error:
-            raise SettingsError(f"against: {there}: another version of adgen wrote it: {error}") from None
-        counts = [base.execute(f"SELECT count(*) FROM {name}").fetchall()[0][0] for name in ("here", "there")]
-    found.only_here, found.only_there = (total - found.pairs for total in counts)
+    differences = ", ".join(f"here.{name} - there.{name} AS {name}" for name in ROW_SCORES)
+    for batch in joined_by_user(here, there, differences):
+        found.pairs += batch.num_rows
+        values = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in ROW_SCORES], axis=1)
+        bootstrap.add(batch["user_key"].to_pylist(), values)
+    found.only_here, found.only_there = (count_rows(folder) - found.pairs for folder in (here, there))
     found.differences = bootstrap.differences()
     return found

@@ -60,11 +60,12 @@ class Bootstrap:
         self.names, self.seed = tuple(names), seed
         self._sums = np.zeros((2, len(self.names)))  # of values, of rows that have one
         self._users = np.zeros(len(self.names), np.int64)
+        self._last: tuple[str, np.ndarray] = ("", np.zeros(len(self.names), bool))  # the newest user, and the scores counted of it
         self._resampled = np.zeros((resamples, 2, len(self.names)))
 
     def add(self, users: Sequence[str], values: np.ndarray) -> None:
-        """Rows of these users: values (n, num_names), NaN where a row has no such score. A user's rows may come in several
-        batches; `users` of an estimate then counts that user as often."""
+        """Rows of these users: values (n, num_names), NaN where a row has no such score. The rows of a user come one after the
+        other, if need be over several batches; else `users` of an estimate counts that user more than once."""
         if not len(users):
             return
         there = np.isfinite(values)
@@ -74,8 +75,15 @@ class Bootstrap:
         np.add.at(by_user, inverse, both)
         weights = poisson_weights(found, len(self._resampled), self.seed)
         self._sums += by_user.sum(0)
-        self._users += (by_user[:, 1] > 0).sum(0)
+        self._count_users(found, by_user[:, 1] > 0, str(users[-1]))
         self._resampled += np.tensordot(weights, by_user, axes=(0, 0))
+
+    def _count_users(self, found: np.ndarray, scored: np.ndarray, newest: str) -> None:
+        last, counted = self._last
+        new = scored & ~((found == last)[:, None] & counted)
+        self._users += new.sum(0)
+        now = scored[found == newest][0]
+        self._last = newest, (now | counted if newest == last else now)
 
     def estimates(self) -> dict[str, Estimate]:
         """By name; a score that no row has is left out."""

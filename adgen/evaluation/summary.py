@@ -1,12 +1,12 @@
 """What the rows of an evaluation say together: means with intervals, by group, distributions, best and worst.
 
-Rows are read from Parquet, twice, batch by batch: first what groups and ranges there are, then everything else. Memory does
-not grow with the rows. A number that there is not enough to tell is left out or None, and what rows lack is counted.
+Rows are read from Parquet, twice, batch by batch: first what groups and ranges there are, then everything else, user by user.
+Memory does not grow with the rows. A number that there is not enough to tell is left out or None, and what rows lack is
+counted.
 """
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from adgen.errors import SettingsError
 from adgen.evaluation.creative_scores import ROW_SCORES
 from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate
+from adgen.evaluation.stored_rows import read_rows, rows_by_user
 
-ROWS = "rows"  # folder of the Parquet parts within an evaluation
 GROUPS = ("locale", "category", "history_length")
 MOST_GROUPS = 20  # of a kind; rows of the rarer ones are counted as OTHER
 NOT_KNOWN, OTHER = "not known", "all others"
@@ -64,25 +62,13 @@ class Summary:
         return counts | {"scores": numbers(self.scores), "groups": groups}
 
 
-def read_rows(folder: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Batches of an evaluation's rows, part by part. SettingsError: the folder holds none."""
-    parts = sorted((folder / ROWS).glob("*.parquet"))
-    if not parts:
-        raise SettingsError(f"{folder}: no evaluation lies there ({ROWS}/*.parquet is missing)")
-    for part in parts:
-        with pq.ParquetFile(part) as file:
-            if missing := set(columns) - set(file.schema_arrow.names):
-                raise SettingsError(f"{part}: column {min(missing)} is missing; another version of adgen wrote it")
-            yield from file.iter_batches(batch_size=4096, columns=columns)
-
-
 def summarize(folder: Path, resamples: int = RESAMPLES, seed: int = 0) -> Summary:
-    """The summary of the evaluation in `folder`."""
+    """The summary of the evaluation in `folder`. SettingsError: there is none, or another version's."""
     survey = _Survey()
     for batch in read_rows(folder, ["status", "left_out", *GROUPS, *ROW_SCORES]):
         survey.count(batch)
     tally = _Tally(survey, resamples, seed)
-    for batch in read_rows(folder, [*dict.fromkeys((*_SHOWN, "user_key", *GROUPS)), *ROW_SCORES]):
+    for batch in rows_by_user(folder, [*dict.fromkeys((*_SHOWN, "user_key", *GROUPS)), *ROW_SCORES]):
         tally.count(batch)
     return Summary(
         rows=survey.rows,

@@ -14,7 +14,8 @@ from adgen.errors import SettingsError
 from adgen.evaluation.comparison import compare
 from adgen.evaluation.creative_scores import PICTURE_SCORES
 from adgen.evaluation.report.page import write_page
-from adgen.evaluation.summary import ROWS, summarize
+from adgen.evaluation.stored_rows import ROWS, check_rows
+from adgen.evaluation.summary import summarize
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.progress import Progress
@@ -36,8 +37,8 @@ def evaluate_run(settings: RunEvaluationSettings, progress: Progress) -> dict[st
 def score_run(settings: ScoringSettings, store: str, reader: ManifestReader, out: Path, progress: Progress) -> dict[str, Any]:
     """Rows, summary and report of a run into the folder `out`; the record."""
     started = time.time()
-    if settings.against is not None and not any((settings.against / ROWS).glob("*.parquet")):
-        raise SettingsError(f"against: {settings.against}: no evaluation lies there ({ROWS}/*.parquet is missing)")
+    if settings.against is not None:
+        check_rows(settings.against)  # before any work
     context = scoring_context(settings, store, reader)
     write_rows(context, settings, Journal(reader.storage, context.campaign, context.run_id), out, progress)
     progress.phase("summarize")
