@@ -110,7 +110,7 @@ class RefreshSettings(Settings):
     """Model directory; jobs take the small trained one of this package when none is named."""
     publish_partial: bool = False
     """Publish a run with a limit, too."""
-    publish_anyway: Annotated[bool, arg(aliases=["--publish-anyway"])] = False
+    publish_anyway: bool = False
     """Publish a run that falls short of its gate, too; run.json keeps that it was. A run that is held already is not made
     again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
