@@ -1,12 +1,16 @@
 """How good a model is.
 
+    python jobs/evaluate.py run --store demo/store --campaign demo --inputs demo/shop
+    python jobs/evaluate.py model --model runs/tiny/personal/model --inputs demo/shop --out evaluation
     python jobs/evaluate.py proof --model runs/tiny/personal/model --encoder runs/tiny/pbs/model
     python jobs/evaluate.py robustness --encoder runs/tiny/pbs/model
     python jobs/evaluate.py photographs --data photographs/ --encoder runs/tiny/pbs/model
 
-`proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a
-picture changes and its background does not; `photographs` how well scores tell labelled kinds of background apart. Progress
-goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
+`run` scores every creative of a run, `model` those that a model makes of the pairs with a reference: rows as Parquet, means
+with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. `proof` measures what is
+claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a picture changes and its
+background does not; `photographs` how well scores tell labelled kinds of background apart. Progress goes to stderr, the
+table to stdout, and the last line of stdout is one JSON object.
 """
 
 import json
@@ -23,6 +27,7 @@ from tyro.conf import arg
 
 from adgen.errors import AdgenError, SettingsError
 from adgen.evaluation.settings import PhotographsSettings, RobustnessSettings
+from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings
 from adgen.on_ray.proof_settings import ProofSettings
 
 app = tyro.extras.SubcommandApp()
@@ -36,6 +41,37 @@ class Outcome(NamedTuple):
     save: Path | None = None
     """Where the record goes, too."""
     passed: bool = True
+
+
+@app.command
+def run(settings: Annotated[RunEvaluationSettings, arg(name="")]) -> Outcome:
+    """How good are the creatives of a published run? Every row scored, means with intervals, a report."""
+    from adgen.on_ray.cluster import connected
+    from adgen.on_ray.display import RichProgress
+    from adgen.on_ray.evaluation import evaluate_run
+
+    with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
+        record = evaluate_run(settings, bar)
+    return _told(record)
+
+
+@app.command
+def model(settings: Annotated[ModelEvaluationSettings, arg(name="")]) -> Outcome:
+    """How good are the creatives that a model makes of the pairs with a reference? Made, then scored as `run` does."""
+    from adgen.on_ray.cluster import connected
+    from adgen.on_ray.display import RichProgress
+    from adgen.on_ray.model_evaluation import evaluate_model
+
+    with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
+        record = evaluate_model(settings, bar)
+    return _told(record)
+
+
+def _told(record: dict[str, Any]) -> Outcome:
+    from adgen.evaluation.tables import print_scores
+
+    print_scores(Console(width=max(Console().width, 120)), record)
+    return Outcome(record)
 
 
 @app.command

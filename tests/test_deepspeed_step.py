@@ -19,7 +19,7 @@ from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.batches import LanguageCollator
 from adgen.training.cost import checkpoint_bytes
 from adgen.training.deepspeed_files import TAG, UNIVERSAL, make_universal
-from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
+from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config, read_deepspeed_file
 from adgen.training.language import LanguageTask
 from adgen.training.settings import TrainingSettings
 from adgen.training.step import TorchStep
@@ -293,7 +293,7 @@ def refused_by_one(rank: int, folder: str) -> None:
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
 def test_the_clusters_files_are_taken_with_our_batch(zero):
-    config = deepspeed_config(ROOT / f"cluster/deepspeed/zero{zero}.json", None, 3, 5, 0.5, True)
+    config = deepspeed_config(read_deepspeed_file(ROOT / f"cluster/deepspeed/zero{zero}.json"), None, 3, 5, 0.5, True)
     assert config["zero_optimization"]["stage"] == zero
     assert (config["train_micro_batch_size_per_gpu"], config["gradient_accumulation_steps"]) == (3, 5)
     assert config["bf16"]["enabled"]
@@ -305,12 +305,18 @@ def test_files_that_cannot_be_taken_are_refused(tmp_path):
     path = tmp_path / "deepspeed.json"
     path.write_text('{"optimizer": {"type": "AdamW"}}')
     with pytest.raises(SettingsError, match=r"deepspeed\.json: optimizer: torch's AdamW"):
-        deepspeed_config(path, 1, 1, 1, 1.0, False)
+        read_deepspeed_file(path)
     path.write_text('{"fp16": {"enabled": true}}')
     with pytest.raises(SettingsError, match=r"deepspeed\.json: fp16: training is in bf16 or fp32"):
-        deepspeed_config(path, 1, 1, 1, 1.0, False)
+        read_deepspeed_file(path)
     path.write_text("{")
     with pytest.raises(SettingsError, match="not a DeepSpeed JSON file"):
-        deepspeed_config(path, 1, 1, 1, 1.0, False)
+        read_deepspeed_file(path)
+    path.write_text("[1]")
+    with pytest.raises(SettingsError, match=r"deepspeed\.json: not a DeepSpeed JSON file: it holds no object, but \[1\]"):
+        read_deepspeed_file(path)
+    path.write_text('{"zero_optimization": 2}')
+    with pytest.raises(SettingsError, match=r"deepspeed\.json: zero_optimization: an object of settings, not 2"):
+        read_deepspeed_file(path)
     with pytest.raises(ModelError, match="cannot be made universal"):
         make_universal(tmp_path, 1)

@@ -302,8 +302,29 @@ def test_relative_places_are_of_the_folder_where_the_command_is_given(inputs, tm
     whole = small_run(inputs, "runs/x", cache="cache", inputs="shop", dinov2="dino").with_whole_paths()
     assert (whole.out, whole.cache) == (f"{tmp_path}/runs/x", f"{tmp_path}/cache")
     assert (whole.inputs, whole.dinov2) == (f"{tmp_path}/shop", f"{tmp_path}/dino")
+    zero = small_run(inputs, "runs/x", workers={"deepspeed": "zero2.json"}).with_whole_paths()
+    assert zero.workers.deepspeed == tmp_path / "zero2.json"
     there = small_run(inputs, "s3://bucket/run", cache="s3://bucket/cache", dinov2="random").with_whole_paths()
     assert (there.out, there.cache, there.dinov2) == ("s3://bucket/run", "s3://bucket/cache", "random")
+
+
+def test_a_deepspeed_file_is_read_where_the_command_is_given(ray_cluster, inputs, tmp_path, monkeypatch):
+    """Workers run in another folder, perhaps on another machine, and get what it holds."""
+    monkeypatch.chdir(tmp_path)
+    changes = {"steps": 1, "evaluation": {"examples": 2, "samples": 0}, "workers": {"deepspeed": Path("zero.json")}}
+    with pytest.raises(SettingsError, match=r"zero\.json: not a DeepSpeed JSON file: .*No such file"):
+        pretrain(small_run(inputs, "out", **changes), Silent())
+    assert not Path("out").exists()
+    Path("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+
+    class Removing(Silent):
+        def phase(self, name: str, total: int | None = None) -> None:
+            super().phase(name, total)
+            Path("zero.json").unlink(missing_ok=True)
+
+    pretrain(small_run(inputs, "out", **changes), Removing())
+    (mark,) = Path("out", CHECKPOINTS).glob("step-*/complete.json")
+    assert json.loads(mark.read_text())["zero_stage"] == 2
 
 
 def test_two_jobs_cannot_have_one_folder(inputs, tmp_path):

@@ -156,7 +156,8 @@ def test_a_silent_driver_is_taken_over_and_finds_out(folder_store):
     told = threading.Event()
     with Ownership(folder_store.uri, beat_seconds=0.4) as first:
         first.tell = lambda message: told.set()
-        alone = json.loads(open_storage(folder_store.uri).read(OWNER_FILE)) | {"owner": "elsewhere:1:abc"}
+        alone = json.loads(open_storage(folder_store.uri).read(OWNER_FILE))
+        alone |= {"owner": "elsewhere:1:abc", "writer": "elsewhere:1:abc"}
         stored = folder_store.get(OWNER_FILE)
         folder_store.swap(OWNER_FILE, json.dumps(alone).encode(), stored.etag)
         assert told.wait(5)
@@ -164,3 +165,36 @@ def test_a_silent_driver_is_taken_over_and_finds_out(folder_store):
             first.check()
         with Ownership(folder_store.uri, patience_seconds=0.2) as second:
             assert owner_of(folder_store.uri) == second.me
+
+
+def unheard(owner: Ownership, monkeypatch) -> list[int]:
+    """The next write of `owner` lands, and neither its answer nor a second look comes through; the beats that did so."""
+    swap, beats = owner.storage.swap_or_find, []
+
+    def swap_once_unheard(key, data, etag):
+        landed = swap(key, data, etag)
+        if not beats:
+            beats.append(json.loads(data)["beats"])
+            raise StoreError("away")
+        return landed
+
+    monkeypatch.setattr(owner.storage, "swap_or_find", swap_once_unheard)
+    return beats
+
+
+def test_a_beat_that_landed_unheard_is_gone_on_from(folder_store, monkeypatch):
+    with Ownership(folder_store.uri, beat_seconds=0.05) as owner:
+        beats, deadline = unheard(owner, monkeypatch), time.monotonic() + 5
+        while not beats or json.loads(folder_store.read(OWNER_FILE))["beats"] <= beats[0]:
+            owner.check()
+            assert time.monotonic() < deadline, "no beat after the one that was not heard"
+            time.sleep(0.02)
+        owner.check()
+
+
+def test_a_driver_lets_go_after_a_beat_that_landed_unheard(folder_store, monkeypatch):
+    with Ownership(folder_store.uri, beat_seconds=60) as owner:
+        unheard(owner, monkeypatch)
+        with pytest.raises(StoreError, match="away"):
+            owner._write(owner.me)
+    assert owner_of(folder_store.uri) is None

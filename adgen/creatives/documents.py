@@ -89,6 +89,7 @@ class RunDocument(Document):
     num_slots: int | None = None  # creatives that each engine makes at once; the same when the run is resumed
     counts: Counts | None = None
     manifest: tuple[ManifestFile, ...] = ()
+    gate: dict[str, Any] | None = None  # what a sample of the run's creatives came to, and whether it was published anyway
     note: str = ""
 
     @property

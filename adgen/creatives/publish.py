@@ -22,7 +22,7 @@ def read_pointer(storage: Storage, campaign: str) -> tuple[Pointer | None, str |
     return parse_document(Pointer, stored.data, storage.address(key)), stored.etag
 
 
-def seal(run: Run, *, state: str = "COMPLETE", publish: bool = True, rows_per_file: int = ROWS_PER_FILE) -> None:
+def seal(run: Run, *, state: str = "COMPLETE", publish: bool = True, note: str = "", rows_per_file: int = ROWS_PER_FILE) -> None:
     """Compact the journal and write state, counts and file list to run.json. Nothing to do if that is done already."""
     if state not in ("COMPLETE", "PARTIAL", "HELD"):
         raise ValueError(f"{state}: a sealed run is COMPLETE, PARTIAL or HELD")
@@ -32,7 +32,7 @@ def seal(run: Run, *, state: str = "COMPLETE", publish: bool = True, rows_per_fi
     files, counts = compact(journal, journal.read_plan(), rows_per_file)
     pointer = "pending" if publish and state != "HELD" else "untouched"
     owner = run.owner if pointer == "pending" else None
-    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner)
+    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner, note=note)
 
 
 def publish(run: Run) -> Pointer:
@@ -52,12 +52,18 @@ def publish(run: Run) -> Pointer:
     return pointer
 
 
-def finish(run: Run, *, partial: bool = False, publish_partial: bool = False, rows_per_file: int = ROWS_PER_FILE) -> Pointer | None:
-    """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if told. The pointer, or None."""
+def finish(
+    run: Run, *, partial: bool = False, publish_partial: bool = False, held: str = "", rows_per_file: int = ROWS_PER_FILE
+) -> Pointer | None:
+    """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if told. The pointer, or None.
+
+    `held` says why the run must not be published: it ends HELD, whole and with its pictures, for people to look at.
+    """
     seal(
         run,
-        state="PARTIAL" if partial else "COMPLETE",
+        state="HELD" if held else "PARTIAL" if partial else "COMPLETE",
         publish=not partial or publish_partial,
+        note=held,
         rows_per_file=rows_per_file,
     )
     return publish(run) if run.document.pointer == "pending" else None

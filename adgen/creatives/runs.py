@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from adgen.creatives import layout
-from adgen.creatives.documents import DriverSlot, RunDocument, parse_document, utc_now
+from adgen.creatives.documents import DriverSlot, Plan, RunDocument, parse_document, utc_now
 from adgen.creatives.storage import Storage, Stored, Taken
 from adgen.errors import OwnedElsewhere, RunError, StoreError
 
@@ -154,7 +154,8 @@ def start_or_resume(
 
     `details` are fields of RunDocument: settings, digests, versions, key_ids, base_run. Waits up to `patience_seconds`
     for a sign of life where a driver died; OwnedElsewhere names a living one. Unfinished runs without a plan become
-    ABANDONED.
+    ABANDONED. A run that its gate holds counts as unfinished while nothing else was published: its shards are done, so it
+    is only judged again.
     """
     owner = owner or new_owner()
     stored, slot = _read_slot(storage, campaign)
@@ -162,6 +163,7 @@ def start_or_resume(
     open_runs = [run for run in runs if run.unfinished]
     unplanned = [run for run in open_runs if storage.head(layout.plan_document(campaign, run.run_id)) is None]
     resumable = [run for run in open_runs if run.resume_key == resume_key and run not in unplanned]
+    resumable = resumable or [run for run in runs if run.resume_key == resume_key and _is_held_still(storage, run)]
     watched = {run.run_id for run in [*unplanned, *resumable] if run.owner}
     if slot:
         driven = next((run for run in runs if run.run_id == slot.run_id), None)
@@ -174,13 +176,28 @@ def start_or_resume(
     for run in unplanned:
         _take_over(storage, run, owner).end("ABANDONED", "no plan was committed")
     if resumable:
-        return _take_over(storage, resumable[0], owner)
+        run = _take_over(storage, resumable[0], owner)
+        if run.document.state == "HELD":
+            run.update(state="RUNNING", gate=None)
+        return run
     now = utc_now()
     document = RunDocument(
         campaign=campaign, run_id=run_id, resume_key=resume_key, owner=owner, created_at=now, updated_at=now, **details
     )
     etag = storage.swap_or_find(layout.run_document(campaign, run_id), document.to_bytes(), None)
     return Run(storage, document, etag, owner, resumed=False)
+
+
+def _is_held_still(storage: Storage, run: RunDocument) -> bool:
+    """Whether its gate holds the run, and the pointer is the one that the run was planned against: it could be published."""
+    if run.state != "HELD" or run.gate is None:
+        return False
+    plan = storage.get(layout.plan_document(run.campaign, run.run_id))
+    pointer = storage.get(layout.pointer(run.campaign))
+    if plan is None:
+        return False
+    planned = parse_document(Plan, plan.data, storage.address(layout.plan_document(run.campaign, run.run_id)))
+    return planned.pointer_etag == (pointer and pointer.etag)
 
 
 def _read_slot(storage: Storage, campaign: str) -> tuple[Stored | None, DriverSlot | None]:

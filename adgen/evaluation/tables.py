@@ -1,4 +1,4 @@
-"""What people read of `robustness` and `photographs`."""
+"""What people read of `run`, `model`, `robustness` and `photographs`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +34,26 @@ def print_photographs(console: Console, findings: Sequence[Finding], record: dic
         table.add_row(row.score, row.gallery, f"{row.mean_average_precision:.3f}", interval, f"{row.chance:.3f}", queries)
     console.print(table)
     _print_left_out(console, record["left_out"])
+
+
+def print_scores(console: Console, record: dict[str, Any]) -> None:
+    """A row a score, then differences where there are any; below, what was not scored."""
+    title = f"{record['rows']} creatives of {record['campaign']}"
+    table = Table("score", "mean", "95% interval", "creatives", "users", title=title)
+    for name, each in record["scores"].items():
+        table.add_row(name, f"{each['mean']:.4g}", _interval(each), str(each["rows"]), str(each["users"]))
+    console.print(table)
+    if against := record["against"]:
+        table = Table("this minus that", "difference", "95% interval", "p", "pairs", title=f"against {against['against']}")
+        for name, each in against["differences"].items():
+            p_value = "-" if each["p_value"] is None else f"{each['p_value']:.3f}" + (" *" if each["significant"] else "")
+            table.add_row(name, f"{each['mean']:+.4g}", _interval(each), p_value, str(each["rows"]))
+        console.print(table)
+    _print_left_out(console, record["left_out"])
+
+
+def _interval(each: dict[str, Any]) -> str:
+    return "-" if each["low"] is None or each["high"] is None else f"{each['low']:.4g} to {each['high']:.4g}"
 
 
 def _print_left_out(console: Console, left_out: dict[str, int]) -> None:

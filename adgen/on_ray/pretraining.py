@@ -32,6 +32,7 @@ from adgen.on_ray.stages import pick_device
 from adgen.records import digest
 from adgen.shop.locations import is_s3
 from adgen.shop.tables import open_inputs
+from adgen.training.deepspeed_step import read_deepspeed_file
 from adgen.training.settings import UNTRAINED
 from adgen.training.stages import check_start
 
@@ -75,11 +76,14 @@ def pretrain(settings: PretrainSettings, progress: Progress) -> Summary:
     began = time.time()
     settings.require()
     settings = settings.with_whole_paths()
+    deepspeed = read_deepspeed_file(settings.workers.deepspeed) if settings.workers.deepspeed else None
     with Ownership(settings.out) as owner:
-        return _pretrain(settings, progress, owner, began)
+        return _pretrain(settings, deepspeed, progress, owner, began)
 
 
-def _pretrain(settings: PretrainSettings, progress: Progress, owner: Ownership, began: float) -> Summary:
+def _pretrain(
+    settings: PretrainSettings, deepspeed: dict[str, Any] | None, progress: Progress, owner: Ownership, began: float
+) -> Summary:
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)
@@ -92,14 +96,20 @@ def _pretrain(settings: PretrainSettings, progress: Progress, owner: Ownership, 
     prepared = prepare_examples(settings, start)
     summary.examples, summary.reasons = prepared.num_examples, prepared.reasons
     progress.phase("train", settings.steps)
-    last = run_workers(settings, folder, start, prepared, progress, owner)
+    last = run_workers(settings, deepspeed, folder, start, prepared, progress, owner)
     summary.loss, summary.held_out_loss = last.get("loss"), last.get("held_out_loss")
     summary.seconds = round(time.time() - began, 1)
     return summary
 
 
 def run_workers(
-    settings: PretrainSettings, folder: RunFolder, start: str | None, prepared: Prepared, progress: Progress, owner: Ownership
+    settings: PretrainSettings,
+    deepspeed: dict[str, Any] | None,
+    folder: RunFolder,
+    start: str | None,
+    prepared: Prepared,
+    progress: Progress,
+    owner: Ownership,
 ) -> dict[str, Any]:
     """Ray Train's part: returns the last step's numbers when the model is written; raises what stopped it."""
     folder.prepare_for_ray()
@@ -112,7 +122,7 @@ def run_workers(
     on_gpu = pick_device(settings.device) == "cuda"
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": Job(source, board, facts)},
+        train_loop_config={"job": Job(source, board, facts, deepspeed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers.num,
             use_gpu=on_gpu,

@@ -17,6 +17,8 @@ class Job:
     board: Any
     facts: dict[str, Any]
     """Of the run, for training.json."""
+    deepspeed: dict[str, Any] | None = None
+    """What the file workers.deepspeed holds: the driver read it, and it need not be on a worker's machine."""
 
 
 def train(config: dict[str, Job]) -> None:

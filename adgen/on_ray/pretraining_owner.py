@@ -71,7 +71,18 @@ class Ownership:
         raise OwnedElsewhere(f"{self.storage.uri} is driven by {holder}: wait for it, or stop it, or give another --out")
 
     def _write(self, owner: str | None) -> None:
-        self._beats += 1
+        """Taken when another driver wrote. An earlier write of ours that landed with its answer lost is gone on from."""
+        try:
+            self._swap(owner)
+        except Taken:
+            found = self.storage.get(OWNER_FILE)
+            if found is None or _read(found).get("writer") != self.me:
+                raise
+            self._etag = found.etag
+            self._swap(owner)
+
+    def _swap(self, owner: str | None) -> None:
+        self._beats += 1  # whether it lands or not: no two of our documents are the same
         data = json.dumps({"owner": owner, "beats": self._beats, "writer": self.me}).encode()
         self._etag = self.storage.swap_or_find(OWNER_FILE, data, self._etag)
 

@@ -77,6 +77,8 @@ def ship(recipe: Recipe, dest: Path) -> None:
     load_prompter(last["personal"]).save(dest / "model")
     shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
     shutil.copytree(last["pbs"], dest / "pbs")
+    for path in dest.rglob("*.*"):  # safetensors writes for one user only
+        path.chmod(0o644)
 
 
 def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -24,7 +24,8 @@ class WorkerSettings(Settings):
     """`torch` runs one worker without DeepSpeed; `auto` takes it for one worker, where DeepSpeed has nothing to shard and costs
     seconds of start, and DeepSpeed for more. A run keeps its engine: choose deepspeed for one worker that shall become several."""
     deepspeed: Path | None = None
-    """A DeepSpeed JSON file, such as cluster/deepspeed/zero2.json; batch, clipping and precision come from here."""
+    """A DeepSpeed JSON file, such as cluster/deepspeed/zero2.json; the driver's: workers get what it holds. Batch, clipping and
+    precision come from here."""
     zero_stage: Literal[1, 2, 3] | None = None
     """ZeRO stage; default the file's, or 1."""
     bf16: bool | None = None
@@ -80,7 +81,9 @@ class PretrainSettings(TrainingSettings):
         places = {name: getattr(self, name) for name in ("inputs", "out", "cache", "dinov2")}
         if self.dinov2 == UNTRAINED:
             del places["dinov2"]
-        whole = {name: os.path.abspath(local_path(uri)) for name, uri in places.items() if uri and not is_s3(uri)}
+        whole: dict[str, Any] = {name: os.path.abspath(local_path(uri)) for name, uri in places.items() if uri and not is_s3(uri)}
+        if self.workers.deepspeed is not None:
+            whole["workers"] = self.workers.model_copy(update={"deepspeed": self.workers.deepspeed.absolute()})
         return self.model_copy(update=whole)
 
     @property

@@ -34,8 +34,12 @@ def fresh_task(source: Source) -> Task:
     return task
 
 
-def make_step(task: Task, settings: PretrainSettings, found: dict[str, Any] | None, device: str) -> Any:
-    """The engine's step. RunError when the checkpoint `found` is another engine's, or ZeRO shards what must be whole."""
+def make_step(
+    task: Task, settings: PretrainSettings, found: dict[str, Any] | None, device: str, deepspeed: dict[str, Any] | None = None
+) -> Any:
+    """The engine's step. deepspeed: what the file workers.deepspeed holds.
+
+    RunError when the checkpoint `found` is another engine's, or ZeRO shards what must be whole."""
     own, optimizer, share = settings.workers, settings.optimizer, settings.share
     if found and found["engine"] != settings.engine:
         raise RunError(
@@ -47,7 +51,7 @@ def make_step(task: Task, settings: PretrainSettings, found: dict[str, Any] | No
         return TorchStep(task, optimizer, share.accumulation, device, bf16)
     from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 
-    config = deepspeed_config(own.deepspeed, own.zero_stage, share.micro_batch, share.accumulation, optimizer.clip, bf16)
+    config = deepspeed_config(deepspeed, own.zero_stage, share.micro_batch, share.accumulation, optimizer.clip, bf16)
     stage = config["zero_optimization"]["stage"]
     if stage > task.largest_zero_stage:
         raise RunError(f"stage {settings.stage} needs its weights whole: ZeRO {task.largest_zero_stage} at most, not {stage}")

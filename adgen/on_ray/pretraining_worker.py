@@ -43,7 +43,7 @@ class Worker:
         if self.rank == 0:
             self.folder.remove_unfinished(self.number)
         self.task = fresh_task(self.source)
-        self.step = make_step(self.task, self.settings, self.found, self.device)
+        self.step = make_step(self.task, self.settings, self.found, self.device, job.deepspeed)
         if self.found:
             self._load_checkpoint()
         self.reader = self.source.reader()

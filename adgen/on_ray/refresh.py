@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import ray
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
@@ -24,7 +24,9 @@ from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Storage, open_storage
 from adgen.errors import AdgenError, EngineLost, OwnedElsewhere, RunError, StoreError
 from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
+from adgen.on_ray.gate import check_gate_settings, why_held
 from adgen.on_ray.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.progress import Progress
 from adgen.on_ray.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.settings import FailureSettings, RefreshSettings
@@ -32,18 +34,9 @@ from adgen.on_ray.slot_plan import plan_slots
 from adgen.on_ray.speed import RunSpeed
 from adgen.on_ray.stages import STAGES, Context, Stages, commit_carried
 from adgen.shop.catalog import Catalog
+from adgen.shop.tables import Inputs
 
 log = logging.getLogger(__name__)
-
-
-class Progress(Protocol):
-    """What a display needs to know."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of so many pairs."""
-
-    def advance(self, pairs: int) -> None:
-        """So many more pairs are done."""
 
 
 @dataclass
@@ -76,15 +69,18 @@ class Summary:
         return asdict(self)
 
 
-def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES) -> Summary:
-    """Refresh the campaign that `settings` name. Ray must be connected. RunError (of any kind) says why it stopped."""
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES, inputs: Inputs | None = None) -> Summary:
+    """Refresh the campaign that `settings` name, from `inputs` where they are opened already. Ray must be connected. RunError
+    (of any kind) says why it stopped."""
     started = time.time()
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
-    planned = prepare(settings)
+    planned = prepare(settings, inputs)
+    check_gate_settings(settings.gate)
     notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
     run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
     summary = Summary(run.run_id)
+    held = ""
     with run.beating(), _ended_on_failure(run):
         if not run.resumed:
             if keep := settings.clean_up.keep_runs:
@@ -97,8 +93,10 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
             summary.engine_calls = speed.pictures
             for name, value in speed.report(settings).items():
                 setattr(summary, name, value)
+            held = why_held(settings, run, planned.inputs, progress)
         progress.phase("publish")
-        pointer = finish(run, partial=settings.plan.limit is not None, publish_partial=settings.publish_partial)
+        partial = settings.plan.limit is not None
+        pointer = finish(run, partial=partial, publish_partial=settings.publish_partial, held=held)
     counts = run.document.counts
     summary.published, summary.state = pointer is not None, run.document.state
     for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
@@ -106,7 +104,7 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
     summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
     summary.seconds = round(time.time() - started, 1)
-    summary.note = "; ".join(filter(None, notes))
+    summary.note = "; ".join(filter(None, [held, *notes]))
     return summary
 
 

@@ -62,6 +62,30 @@ class FailureSettings(Settings):
     """Rows before the share is judged."""
 
 
+class GateSettings(Settings):
+    """What a sample of a run's creatives must come to before the run is published; null asks for nothing. A run that falls
+    short, or has no row that a threshold can be judged by, ends HELD and the campaign's pointer stays where it is."""
+
+    sample: int = Field(default=200, gt=0)
+    """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok."""
+    history_margin_min: float | None = Field(default=None, ge=-2, le=2)
+    """PBS to the pictures that the user clicked, less PBS to those that another user clicked."""
+    allowed_words_min: float | None = Field(default=None, ge=0, le=1)
+    """Share of a title's words that are the product's own, or stop words."""
+    copy_rate_max: float | None = Field(default=None, ge=0, le=1)
+    """Share of pictures that are near-duplicates of one that the user clicked. See it beside that of real pictures, which is
+    not quite 0."""
+    product_kept_min: float | None = Field(default=None, ge=0, le=1)
+    """Overlap of the product found in the picture with where it should be (IoU)."""
+    encoder: Path | None = None
+    """PBS encoder for history_margin_min; default the one that ships with the package."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is asked for."""
+        return any(getattr(self, name) is not None for name in type(self).model_fields if name.endswith(("_min", "_max")))
+
+
 class ForecastSettings(Settings):
     """What `--dry-run` reckons with: the first of these two that is given, else the speed of the published run."""
 
@@ -86,6 +110,9 @@ class RefreshSettings(Settings):
     """Model directory; jobs take the small trained one of this package when none is named."""
     publish_partial: bool = False
     """Publish a run with a limit, too."""
+    publish_anyway: bool = False
+    """Publish a run that falls short of its gate, too; run.json keeps that it was. A run that is held already is not made
+    again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines run."""
     plan: PlanSettings = PlanSettings()
@@ -93,6 +120,7 @@ class RefreshSettings(Settings):
     engine: EngineSettings = EngineSettings()
     finish: FinishSettings = FinishSettings()
     failures: FailureSettings = FailureSettings()
+    gate: GateSettings = GateSettings()
     clean_up: CleanUpSettings = CleanUpSettings()
     cluster: ClusterSettings = ClusterSettings()
     forecast: ForecastSettings = ForecastSettings()

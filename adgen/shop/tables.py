@@ -88,8 +88,11 @@ def open_inputs(
     tables: Sequence[str] = REFRESH_TABLES,
     allowed_roots: Sequence[str] = (),
     allowed_schemes: Sequence[str] = SCHEMES,
+    optional: Sequence[str] = (),
 ) -> Inputs:
     """Check the schemas and footers of `tables` in the folder `uri` (a path, file:// or s3://); reads no rows.
+
+    Those of `optional` tables that are not there, or empty, are not in the result.
 
     Pictures may lie under `uri`, under `allowed_roots`, and under the folders that an import wrote into
     `picture_roots.json`. InputError names the table, and the column, that is missing, wrong or empty.
@@ -104,17 +107,29 @@ def open_inputs(
         raise InputError(f"inputs {uri}: {error}") from None
     folder = f"s3://{path}" if is_s3(uri) else path
     opened = {name: _open_table(name, folder, files, path) for name in tables}
+    for name in optional:
+        parts = _table_parts(name, folder, files, path)  # none where a folder of this name holds pictures only
+        if parts and (table := _checked_table(name, folder, parts)).num_rows:
+            opened[name] = table
     roots = (*allowed_roots, *_picture_roots(folder, files, path))
     return Inputs(folder, opened, roots, tuple(allowed_schemes))
 
 
 def _open_table(name: str, folder: str, files: pafs.FileSystem, path: str) -> InputTable:
+    parts = _table_parts(name, folder, files, path)
+    if not parts:
+        raise InputError(f"{folder}: table '{name}' is missing; expected {name}.parquet or {name}/*.parquet")
+    table = _checked_table(name, folder, parts)
+    if not table.num_rows:
+        raise InputError(f"{folder}: table '{name}' has no rows (no {table.schema.names[0]}); nothing could be done")
+    return table
+
+
+def _checked_table(name: str, folder: str, parts: Sequence[str]) -> InputTable:
     expected = records.INPUT_TABLES[name]
-    uris = [f"{folder}/{part}" for part in _table_parts(name, folder, files, path)]
+    uris = [f"{folder}/{part}" for part in parts]
     with ThreadPoolExecutor(16) as pool:  # a table may have thousands of files, each a few round trips
         found = tuple(pool.map(lambda uri: _open_file(name, uri, expected), uris))
-    if not sum(file.num_rows for file in found):
-        raise InputError(f"{folder}: table '{name}' has no rows (no {expected.names[0]}); nothing could be done")
     return InputTable(name, pa.schema([field.with_nullable(True) for field in expected]), found)
 
 
@@ -132,8 +147,6 @@ def _table_parts(name: str, folder: str, files: pafs.FileSystem, path: str) -> l
     )
     if one and parts:
         raise InputError(f"{folder}: table '{name}' is there twice, as {single} and as {name}/; remove one")
-    if not one and not parts:
-        raise InputError(f"{folder}: table '{name}' is missing; expected {single} or {name}/*.parquet")
     return [single] if one else parts
 
 

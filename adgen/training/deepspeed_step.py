@@ -131,21 +131,30 @@ class DeepSpeedStep:
                     own[name].copy_(whole)
 
 
+def read_deepspeed_file(path: Path) -> dict[str, Any]:
+    """What a DeepSpeed JSON file holds. SettingsError when it is none, or brings an optimizer, a schedule or fp16."""
+    try:
+        base = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path}: not a DeepSpeed JSON file: {error}") from None
+    if not isinstance(base, dict):
+        raise SettingsError(f"{path}: not a DeepSpeed JSON file: it holds no object, but {base!r:.40}")
+    for name in ("fp16", "zero_optimization", "data_types"):
+        if not isinstance(base.get(name, {}), dict):
+            raise SettingsError(f"{path}: {name}: an object of settings, not {base[name]!r:.40}")
+    for name in ("optimizer", "scheduler"):
+        if name in base:
+            raise SettingsError(f"{path}: {name}: torch's AdamW and our schedule are used; set optimizer.* instead")
+    if base.get("fp16", {}).get("enabled"):
+        raise SettingsError(f"{path}: fp16: training is in bf16 or fp32; set workers.bf16 instead")
+    return base
+
+
 def deepspeed_config(
-    path: Path | None, zero_stage: int | None, micro_batch: int, accumulation: int, clip: float, bf16: bool
+    base: dict[str, Any] | None, zero_stage: int | None, micro_batch: int, accumulation: int, clip: float, bf16: bool
 ) -> dict[str, Any]:
-    """The file's settings with the trainer's over them. SettingsError when the file is none, or brings an optimizer."""
-    base: dict[str, Any] = {}
-    if path is not None:
-        try:
-            base = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SettingsError(f"{path}: not a DeepSpeed JSON file: {error}") from None
-        for name in ("optimizer", "scheduler"):
-            if name in base:
-                raise SettingsError(f"{path}: {name}: torch's AdamW and our schedule are used; set optimizer.* instead")
-        if base.get("fp16", {}).get("enabled"):
-            raise SettingsError(f"{path}: fp16: training is in bf16 or fp32; set workers.bf16 instead")
+    """The trainer's settings over those of a file, `base`, from `read_deepspeed_file`."""
+    base = base or {}
     zero = dict(base.get("zero_optimization", {}))
     zero["stage"] = zero.get("stage", 1) if zero_stage is None else zero_stage
     return base | {

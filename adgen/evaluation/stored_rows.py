@@ -1,0 +1,65 @@
+"""The rows of an evaluation as they lie in its folder: Parquet parts, read as a stream or joined and sorted out of memory."""
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adgen.errors import SettingsError
+
+ROWS = "rows"  # the folder of the parts within an evaluation
+_BATCH = 4096
+_SETTINGS = {"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}
+
+
+def check_rows(folder: Path) -> None:
+    """SettingsError where no evaluation lies in the folder."""
+    if not any((folder / ROWS).glob("*.parquet")):
+        raise SettingsError(f"{folder}: no evaluation lies there ({ROWS}/*.parquet is missing)")
+
+
+def read_rows(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Batches of the rows, part by part. SettingsError: there are none, or another version wrote them."""
+    check_rows(folder)
+    for part in sorted((folder / ROWS).glob("*.parquet")):
+        with pq.ParquetFile(part) as file:
+            if missing := set(columns) - set(file.schema_arrow.names):
+                raise SettingsError(f"{part}: column {min(missing)} is missing; another version of adgen wrote it")
+            yield from file.iter_batches(batch_size=_BATCH, columns=list(columns))
+
+
+def rows_by_user(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """The same in the order of user_key."""
+    with opened(here=folder) as base:
+        yield from base.sql(f"SELECT {', '.join(columns)} FROM here ORDER BY user_key, pair_id, variant").to_arrow_reader(_BATCH)
+
+
+def joined_by_user(here: Path, there: Path, columns: str) -> Iterator[pa.RecordBatch]:
+    """`columns` (SQL, of `here` and `there`) of the rows that both have, in the order of here.user_key. SettingsError: another
+    version wrote one of them."""
+    query = f"SELECT here.user_key, {columns} FROM here JOIN there USING (pair_id, variant) ORDER BY here.user_key"
+    with opened(here=here, there=there) as base:
+        try:
+            yield from base.sql(query).to_arrow_reader(_BATCH)
+        except duckdb.BinderException as error:
+            raise SettingsError(f"{there}: another version of adgen wrote it: {error}") from None
+
+
+def count_rows(folder: Path) -> int:
+    """From the parts' footers."""
+    return sum(pq.ParquetFile(part).metadata.num_rows for part in (folder / ROWS).glob("*.parquet"))
+
+
+@contextmanager
+def opened(**folders: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A view of each folder's rows; what does not fit into memory goes to disk."""
+    with duckdb.connect(config=_SETTINGS) as base:
+        for name, folder in folders.items():
+            check_rows(folder)
+            files = str(folder / ROWS / "*.parquet").replace("'", "''")  # a quote in a folder's name ends no string
+            base.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{files}')")
+        yield base

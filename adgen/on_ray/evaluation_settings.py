@@ -1,0 +1,61 @@
+"""Settings of `jobs/evaluate.py run` and `model`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import arg
+
+from adgen.config import Settings
+from adgen.creatives.storage import S3Access
+from adgen.evaluation.statistics import RESAMPLES
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingSettings
+from adgen.on_ray.settings import ClusterSettings
+
+
+class ScoringSettings(Settings):
+    """How creatives are scored and told of."""
+
+    inputs: str
+    """Folder or URI of the tables: products, and references where there are any."""
+    encoder: Path | None = None
+    """A PBS encoder: a directory of stage pbs, or the published checkpoint file. Default the one that ships with the package;
+    where there is none, scores of backgrounds are left out."""
+    against: Path | None = None
+    """Folder of another evaluation of the same pairs, to compare with."""
+    resamples: int = Field(default=RESAMPLES, ge=100)
+    """Of the bootstrap, for intervals and significance."""
+    seed: int = Field(default=0, ge=0)
+    """Of the bootstrap."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where networks run."""
+    cluster: Annotated[ClusterSettings, arg()] = ClusterSettings()
+    s3: S3Access = S3Access()
+
+
+class RunEvaluationSettings(ScoringSettings):
+    """Which run."""
+
+    store: str
+    """Root of the store: a folder or s3://bucket/prefix."""
+    campaign: str
+    """Its published run is scored."""
+    run: str | None = None
+    """Another run of the campaign, such as one that a gate holds."""
+    out: Path | None = None
+    """Folder to write: rows/*.parquet, summary.json, report.html. Default evaluation-CAMPAIGN-RUN."""
+
+
+class ModelEvaluationSettings(ScoringSettings):
+    """Which model, on which pairs."""
+
+    model: Path | None = None
+    """Model directory; default the one that ships with the package."""
+    out: Path
+    """Folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/. The same command goes on
+    where an earlier one stopped."""
+    limit: int | None = Field(default=None, gt=0)
+    """Only the first N pairs of the references."""
+    sampling: SamplingSettings = SamplingSettings()
+    engine: EngineSettings = EngineSettings()

@@ -1,0 +1,79 @@
+"""A model evaluated: a refresh of the references' pairs into a store of its own, then scored as any run."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adgen.config import FinishSettings, GateLevels
+from adgen.creatives.reading import open_run
+from adgen.creatives.storage import open_storage
+from adgen.errors import SettingsError
+from adgen.on_ray.evaluation import check_new, score_run
+from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
+from adgen.on_ray.progress import Progress
+from adgen.on_ray.refresh import refresh
+from adgen.on_ray.settings import CleanUpSettings, FailureSettings, PlanSettings, RefreshSettings
+from adgen.records import PAIRS, digest
+from adgen.shipped import shipped_model
+from adgen.shop.tables import InputFile, Inputs, InputTable, open_inputs
+
+CAMPAIGN = "evaluation"
+
+
+def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dict[str, Any]:
+    """Make a creative of every pair that has a reference and score it; the record that summary.json holds. Ray must be
+    connected. The creatives stay in out/store: where it stopped before, the same command goes on."""
+    model = settings.model or shipped_model()
+    if model is None:
+        raise SettingsError("model: this package holds no trained model: name one with --model")
+    check_new(settings.out)
+    inputs = open_inputs(settings.inputs, ("products", "histories", "references"))
+    store = settings.out / "store"
+    made = refresh(refresh_settings(settings, model, store), progress, inputs=with_pairs(inputs, store / "private"))
+    reader = open_run(open_storage(str(store)), CAMPAIGN, made.run_id)
+    return score_run(settings, str(store), reader, settings.out, progress)
+
+
+def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: Path) -> RefreshSettings:
+    """The refresh that makes them. No gate keeps a creative back, since those that would be rejected are the model's as well."""
+    levels = dict.fromkeys(GateLevels.model_fields, "warn")
+    return RefreshSettings(
+        inputs=settings.inputs,
+        store=str(store),
+        campaign=CAMPAIGN,
+        model=model,
+        device=settings.device,
+        publish_partial=True,
+        plan=PlanSettings(limit=settings.limit, pairs_per_shard=64),
+        sampling=settings.sampling,
+        engine=settings.engine,
+        finish=FinishSettings(gates=GateLevels(**levels)),
+        failures=FailureSettings(max_failed_share=1.0),
+        clean_up=CleanUpSettings(keep_runs=None),
+        cluster=settings.cluster,
+    )
+
+
+def with_pairs(inputs: Inputs, private: Path) -> Inputs:
+    """The same tables with the references' pairs for pairs. They name users, so they are written into the private part of the
+    store; always to the same place, since a run is resumed only for the same inputs."""
+    private.mkdir(parents=True, exist_ok=True)
+    path = private / "pairs.parquet"
+    with duckdb.connect(config={"memory_limit": "2GB", "temp_directory": str(private / "spill")}) as base:
+        base.register("stream", inputs["references"].reader(["user_id", "product_id"]))
+        query = "SELECT DISTINCT user_id, product_id FROM stream WHERE user_id IS NOT NULL AND product_id IS NOT NULL ORDER BY ALL"
+        schema = pa.schema([field.with_nullable(True) for field in PAIRS])
+        with pq.ParquetWriter(path, schema) as writer:
+            for batch in base.sql(query).to_arrow_reader(65_536):
+                rows = pa.Table.from_batches([batch])
+                for name in ("locale", "channel"):
+                    rows = rows.append_column(name, pa.nulls(rows.num_rows, pa.string()))
+                writer.write_table(rows.cast(schema))
+    count = pq.ParquetFile(path).metadata.num_rows
+    stamp = digest(*(part for file in inputs["references"].files for part in (file.uri, file.stamp)))
+    table = InputTable("pairs", schema, (InputFile(str(path.resolve()), stamp, count),))
+    return dataclasses.replace(inputs, tables={**inputs.tables, "pairs": table})

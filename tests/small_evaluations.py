@@ -1,0 +1,98 @@
+"""A finished run without a model: a drawn shop, its reference pictures for backgrounds, the real finishing, a real journal."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+from safetensors.torch import save_file
+from small_runs import CAMPAIGN, begin
+
+from adgen.config import FinishSettings
+from adgen.creatives.journal import Journal
+from adgen.creatives.objects import put_object
+from adgen.creatives.publish import read_pointer
+from adgen.creatives.runs import Run
+from adgen.creatives.storage import Storage, open_storage
+from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs
+from adgen.finishing.finish import ProductFacts, finish
+from adgen.on_ray.stages import vars_of
+from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
+from adgen.shop.synth import synthesize
+
+SECRET, ROWS_PER_SHARD, CLICKS = b"a secret for tests", 5, 4
+
+
+def draw_shop(folder: Path) -> Path:
+    """Six users, twelve references."""
+    synthesize(folder, num_users=6, num_products=30, num_pairs=12, num_references=12, seed=3, picture_side=64)
+    return folder
+
+
+def save_small_encoder(folder: Path) -> Path:
+    """A PBS encoder of the smallest size, random."""
+    config = PBSConfig(image_size=32, resize_to=32, patch_size=8, hidden_size=16, num_layers=1, num_heads=2, feature_size=8)
+    folder.mkdir()
+    (folder / PBS_CONFIG_FILE).write_text(config.model_dump_json())
+    save_file(initialize_pbs(PBSEncoder(config)).state_dict(), folder / PBS_FILE)
+    return folder
+
+
+def plan_run(store: Path, shop: Path, resume_key: str = "tonight") -> Run:
+    """A planned run, its shards not done."""
+    storage = open_storage(str(store))
+    run = begin(storage, resume_key)
+    if run.resumed:
+        return run
+    journal, rows = Journal(storage, CAMPAIGN, run.run_id), pq.read_table(shop / "references.parquet").to_pylist()
+    pairs = [pair_id(SECRET, row["user_id"], row["product_id"], None, None) for row in rows]
+    parts = [
+        journal.write_plan_part(index, pa.table({"pair_id": pairs[start : start + ROWS_PER_SHARD]}))
+        for index, start in enumerate(range(0, len(pairs), ROWS_PER_SHARD))
+    ]
+    pointer, etag = read_pointer(storage, CAMPAIGN)
+    generation = pointer.generation if pointer else 0
+    base = pointer.run_id if pointer else None
+    journal.commit_plan(parts, settings_digest="s", inputs={}, base_run=base, pointer_etag=etag, pointer_generation=generation)
+    return run
+
+
+def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1) -> Journal:
+    """Creatives of the references: their picture is the background, their first title (or `title`) the title. The first
+    `failed` rows of the run fail."""
+    journal, products = Journal(run.storage, CAMPAIGN, run.run_id), _by_id(shop, "products", "product_id")
+    clicks = {user: row["clicks"] for user, row in _by_id(shop, "histories", "user_id").items()}
+    references = pq.read_table(shop / "references.parquet").to_pylist()
+    for part in journal.unfinished():
+        start = part.index * ROWS_PER_SHARD
+        manifest, lineage = [], []
+        for number, row in enumerate(references[start : start + ROWS_PER_SHARD], start):
+            pair = pair_id(SECRET, row["user_id"], row["product_id"], None, None)
+            made = _creative(run.storage, shop, row, products[row["product_id"]], title) if number >= failed else {}
+            base = {"schema_version": 1, "pair_id": pair, "variant": 0, "user_key": user_key(SECRET, row["user_id"])}
+            base |= {"product_id": row["product_id"], "stale": False, "status": FAILED, "reason": "engine"}
+            manifest.append(base | made)
+            history = [click["product_id"] for click in clicks[row["user_id"]][:CLICKS]]
+            ids = {"pair_id": pair, "user_id": row["user_id"], "product_id": row["product_id"], "history_ids": history}
+            lineage.append(ids)
+        journal.commit_part(part, pa.Table.from_pylist(manifest, MANIFEST), pa.Table.from_pylist(lineage, LINEAGE))
+    return journal
+
+
+def _creative(storage: Storage, shop: Path, reference: dict, product: dict, title: str | None) -> dict:
+    facts = ProductFacts(
+        title=product["title"],
+        selling_points=tuple(product["selling_points"]),
+        cutout=(shop / product["cutout"]).read_bytes() if product["cutout"] else None,
+        image=(shop / product["image"]).read_bytes(),
+        scale=product["scale"],
+    )
+    background = np.asarray(Image.open(shop / reference["image"]).convert("RGB"))
+    done = finish(background, title or reference["titles"][0], facts, FinishSettings(width=128, height=128))
+    stored = put_object(storage, done.picture.data, done.picture.extension, done.picture.content_type)
+    return done.manifest_fields() | {"status": OK, "reason": None} | vars_of(stored)
+
+
+def _by_id(shop: Path, table: str, key: str) -> dict[str, dict]:
+    return {row[key]: row for row in pq.read_table(shop / f"{table}.parquet").to_pylist()}

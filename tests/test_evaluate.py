@@ -1,0 +1,251 @@
+"""An evaluation of a run: what rows score, what is left out and why, the summary, the report, and the whole on a real Ray."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from small_models import save_small_model
+from small_runs import CAMPAIGN
+
+from adgen.creatives.publish import finish
+from adgen.creatives.reading import open_published
+from adgen.creatives.storage import S3Access, open_storage
+from adgen.errors import SettingsError
+from adgen.evaluation.comparison import compare
+from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED
+from adgen.evaluation.report.page import render_page
+from adgen.evaluation.stored_rows import ROWS
+from adgen.evaluation.summary import summarize
+from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
+from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
+from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
+from adgen.shop.tables import open_inputs
+
+PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    return draw_shop(tmp_path_factory.mktemp("inputs") / "shop")
+
+
+@pytest.fixture(scope="module")
+def store(shop: Path, tmp_path_factory) -> Path:
+    """A published run of twelve creatives, one of them failed."""
+    store = tmp_path_factory.mktemp("run") / "store"
+    run = plan_run(store, shop)
+    do_shards(run, shop)
+    finish(run)
+    return store
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory) -> Path:
+    return save_small_encoder(tmp_path_factory.mktemp("encoder") / "pbs")
+
+
+@pytest.fixture(scope="module")
+def evaluated(store: Path, shop: Path, encoder: Path, tmp_path_factory) -> Path:
+    """The folder of its evaluation."""
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    scored(store, shop, out, encoder)
+    return out
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [row for part in sorted((out / ROWS).iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def context(store: Path, shop: Path, encoder: Path | None = None) -> ScoringContext:
+    inputs = open_inputs(str(shop), ["products"], optional=["references"])
+    run = open_published(open_storage(str(store)), CAMPAIGN).run
+    return ScoringContext(str(store), S3Access(), CAMPAIGN, run.run_id, inputs, encoder, "cpu")
+
+
+def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None) -> list[dict]:
+    """The rows of an evaluation, which then lies in `out`."""
+    stage = ScoreShard(context(store, shop, encoder))
+    (out / ROWS).mkdir(parents=True)
+    rows = []
+    for item in whole_run(stage.journal):
+        done = stage(packed(item))
+        assert done.keys() == {"index", "scores"}, done
+        table = pq.read_table(pa.BufferReader(done["scores"]))
+        pq.write_table(table, out / ROWS / f"{item['index']:06d}.parquet")
+        rows += table.to_pylist()
+    return rows
+
+
+def test_every_row_has_its_scores_or_says_why_not(evaluated):
+    rows = rows_of(evaluated)
+    assert len(rows) == 12
+    assert sum(row["status"] == "failed" for row in rows) == 1
+    for row in rows:
+        there = {name for name in ROW_SCORES if row[name] is not None}
+        if row["status"] == "failed":
+            assert (row["left_out"], there) == (["failed_engine"], set())
+            continue
+        assert set(PICTURE_SCORES) - there <= ({"pbs_stranger_history", "pbs_history_margin"} if row["left_out"] else set())
+        # The title is the first reference; the product was pasted; the background is the reference picture.
+        assert row["bleu"] > 99
+        assert row["product_iou"] > 0.9
+        assert row["product_distance"] < 0.05
+        assert row["pbs_reference"] > 0.9
+        assert row["pbs_reference"] > row["pbs_history"]
+        assert row["history_length"] == 4
+        if row["pbs_history_margin"] is not None:
+            assert row["pbs_history_margin"] == pytest.approx(row["pbs_history"] - row["pbs_stranger_history"])
+
+
+def test_without_an_encoder_only_pbs_is_missing(evaluated, store, shop, tmp_path):
+    with_one, without = rows_of(evaluated), scored(store, shop, tmp_path / "out")
+    for one, other in zip(with_one, without, strict=True):
+        assert all(other[name] is None for name in PBS)
+        assert {n: v for n, v in one.items() if n not in PBS and n != "left_out"} == {
+            n: v for n, v in other.items() if n not in PBS and n != "left_out"
+        }
+
+
+def test_bad_input_is_counted_and_named(store, shop, encoder, tmp_path):
+    bad, kept = Path(shutil.copytree(shop, tmp_path / "shop")), Path(shutil.copytree(store, tmp_path / "store"))
+    published = {row["pair_id"]: row for row in open_published(open_storage(str(kept)), CAMPAIGN).rows() if row["uri"]}
+    gone, broken = list(published.values())[:2]
+    (kept / gone["uri"]).unlink()
+    (kept / broken["uri"]).write_bytes(b"no picture")
+    table = pq.read_table(bad / "references.parquet")
+    rows = table.to_pylist()
+    rows[2]["titles"], rows[3]["titles"], rows[4]["image"] = [], [None, "  "], "images/nowhere.png"
+    del rows[5]
+    pq.write_table(pa.Table.from_pylist(rows, table.schema), bad / "references.parquet")
+    products = pq.read_table(bad / "products.parquet")
+    keep = [product != rows[6]["product_id"] for product in products["product_id"].to_pylist()]
+    pq.write_table(products.filter(pa.array(keep)), bad / "products.parquet")
+
+    scored(kept, bad, tmp_path / "out", encoder)
+    summary = summarize(tmp_path / "out", resamples=100)
+    assert summary.rows == 12
+    assert summary.by_status == {"failed": 1, "ok": 11}
+    found = summary.left_out
+    assert found["failed_engine"] == found["picture_missing"] == found["picture_unreadable"] == 1
+    assert found["no_reference"] == 1
+    assert found["empty_reference_titles"] == 2
+    assert found["no_product"] == sum(row["product_id"] == rows[6]["product_id"] for row in published.values())
+    assert found["reference_picture_missing_file"] <= 1
+    assert "NaN" not in json.dumps(summary.as_dict(), allow_nan=False)
+
+
+def test_a_shop_without_references_and_a_run_of_one_row(store, shop, tmp_path):
+    alone = tmp_path / "shop"
+    shutil.copytree(shop, alone)
+    (alone / "references.parquet").unlink()
+    rows = scored(store, alone, tmp_path / "out")
+    assert all("no_reference" in row["left_out"] and row["bleu"] is None for row in rows if row["status"] == "ok")
+    only = next(row for row in rows if row["status"] == "ok")
+    (tmp_path / "one" / ROWS).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist([only], SCORED), tmp_path / "one" / ROWS / "0.parquet")
+    summary = summarize(tmp_path / "one", resamples=100)
+    assert (summary.rows, summary.scores["product_iou"].users) == (1, 1)
+    assert summary.scores["product_iou"].low is None
+    assert "bleu" not in summary.scores
+    json.dumps(summary.as_dict(), allow_nan=False)
+
+
+def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_path):
+    rows = rows_of(evaluated)
+    (tmp_path / "whole" / ROWS).mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows[::-1], SCORED), tmp_path / "whole" / ROWS / "0.parquet")
+    summary, whole = summarize(evaluated), summarize(tmp_path / "whole")
+    for name, estimate in summary.scores.items():
+        values = [row[name] for row in rows if row[name] is not None]
+        assert (estimate.mean, estimate.rows) == (pytest.approx(np.mean(values)), len(values))
+        assert whole.scores[name] == pytest.approx(estimate)
+        assert estimate.users == len({row["user_key"] for row in rows if row[name] is not None})
+        assert summary.histograms[name].counts.sum() == len(values)
+    for groups in summary.groups.values():
+        assert sum(scores["width"].rows for scores in groups.values() if scores) == summary.scores["width"].rows == 11
+    margins = [row["pbs_history_margin"] for row in rows if row["pbs_history_margin"] is not None]
+    assert [row["value"] for row in summary.worst["pbs_history_margin"]] == sorted(margins)[:8]
+    assert [row["value"] for row in summary.best["pbs_history_margin"]] == sorted(margins, reverse=True)[:8]
+
+
+def test_two_evaluations_are_compared_pair_by_pair(evaluated, store, shop, tmp_path):
+    other = tmp_path / "other-store"
+    run = plan_run(other, shop)
+    do_shards(run, shop, title="gibberish zzz qqq", failed=2)
+    finish(run)
+    here, there = evaluated, tmp_path / "there"
+    scored(other, shop, there)
+    next(iter(sorted((there / ROWS).glob("*.parquet"))[1:])).unlink()
+    found = compare(here, there, resamples=500)
+    assert (found.pairs, found.only_here, found.only_there) == (7, 5, 0)
+    assert found.differences["bleu"].rows == 5
+    assert found.differences["bleu"].is_significant
+    assert found.differences["bleu"].mean > 90
+    assert found.differences["product_iou"].rows == 5
+    assert found.differences["product_iou"].mean == pytest.approx(0, abs=1e-3)
+    assert not found.differences["product_iou"].is_significant
+    assert compare(there, here, resamples=500).differences["bleu"].mean == -found.differences["bleu"].mean
+    with pytest.raises(SettingsError, match="no evaluation lies there"):
+        compare(here, tmp_path / "nowhere")
+
+    record = {"campaign": "<b>", "run_id": "r", "model_digest": None, "encoder": None}
+    page = render_page(record, summarize(here, 100), found, open_storage(str(store)))
+    assert "<b></h1>" not in page
+    assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
+    assert 'class="better"' in page
+    assert page.count('<img src="data:image/webp') >= 8
+    assert not re.search(r"(src|href)=.(?!data:)", page)
+
+
+def test_the_pairs_of_a_model_are_those_with_a_reference(shop, tmp_path):
+    inputs = Path(shutil.copytree(shop, tmp_path / "shop"))
+    table = pq.read_table(inputs / "references.parquet")
+    rows = table.to_pylist()
+    nobody = pa.schema([field.with_nullable(True) for field in table.schema])
+    strange = [rows[0], rows[0] | {"user_id": None}, rows[0] | {"product_id": None}]
+    pq.write_table(pa.Table.from_pylist(rows + strange, nobody), inputs / "references.parquet")
+    opened = open_inputs(str(inputs), ("products", "histories", "references"))
+    made = with_pairs(opened, tmp_path / "out" / "private")
+    pairs = {(row["user_id"], row["product_id"]) for row in made["pairs"].reader().read_all().to_pylist()}
+    assert pairs == {(row["user_id"], row["product_id"]) for row in rows}
+    assert made["pairs"].num_rows == len(pairs) == 12
+    assert made["products"] is opened["products"]
+    assert with_pairs(opened, tmp_path / "out" / "private").stamps == made.stamps  # or no run would be resumed
+
+
+def test_an_evaluation_of_nothing_says_so(tmp_path):
+    with pytest.raises(SettingsError, match="no evaluation lies there"):
+        summarize(tmp_path)
+
+
+def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, encoder, tmp_path):
+    save_small_model(tmp_path / "model")
+    out = tmp_path / "out"
+    asked = ModelEvaluationSettings(
+        inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, sampling={"max_title_tokens": 8}
+    )
+    record = evaluate_model(asked, Silent())
+    assert record["rows"] == 5
+    assert record["by_status"] == {"ok": 5}  # no gate keeps a creative of the model's back
+    assert record["scores"]["bleu"]["rows"] == record["scores"]["pbs_reference"]["rows"] == 5
+    assert "no_reference" not in record["left_out"]
+    assert (out / "report.html").exists()
+    users = pq.read_table(shop / "references.parquet")["user_id"].unique().to_pylist()
+    for text in [str(rows_of(out)), *(path.read_text() for path in out.glob("*.*"))]:
+        assert not any(user in text for user in users)
+
+
+class Silent:
+    """A progress display that shows nothing."""
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        pass
+
+    def advance(self, pairs: int) -> None:
+        pass
