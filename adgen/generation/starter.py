@@ -47,9 +47,10 @@ def ease_learning(model: UniAdGen, seed: int = 0) -> None:
     """
     model.decoder.lm_head.weight.copy_(model.decoder.embed_tokens.weight)
     generator = torch.Generator().manual_seed(seed)
+    branches = (2 * len(model.decoder.layers)) ** -0.5  # outputs into the residual stream, as in `initialize`
     for layer in model.decoder.layers:
         for linear in (part for part in layer.modules() if isinstance(part, nn.Linear)):
-            scale = (2 * len(model.decoder.layers)) ** -0.5 if linear in (layer.self_attn.o_proj, layer.mlp.down_proj) else 1.0
+            scale = branches if linear in (layer.self_attn.o_proj, layer.mlp.down_proj) else 1.0
             linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * scale * linear.in_features**-0.5)
     aligner = [part for part in model.image_embedding.gen_aligner if isinstance(part, nn.Linear)]
     for linear in aligner:
