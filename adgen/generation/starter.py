@@ -40,10 +40,11 @@ def write_starter_model(directory: str | Path, texts: Iterable[str], size: str =
 def ease_learning(model: UniAdGen, seed: int = 0) -> None:
     """Where a model that is trained from nothing had better start, over `initialize`.
 
-    The decoder's projections are drawn at fan-in scale: at a width of 192 a deviation of 0.02 is a quarter of that, and attention
-    stays even for hundreds of steps (title loss after 200 steps 0.76 in the place of 0.90). The output table is a copy of the input table: to copy a word of the prompt then needs no table learned first. Embeddings
-    of image tokens start from the codebook, where near codes look alike, and are as long as those of text: through a table
-    of short rows and two projections they'd be a hundredth.
+    The decoder's projections are drawn at fan-in scale: at a width of 192 a deviation of 0.02 is a quarter of that, and
+    attention stays even for hundreds of steps (title loss after 200 steps 0.76 in the place of 0.90). The output table is a copy
+    of the input table: to copy a word of the prompt then needs no table learned first. Embeddings of image tokens start from the
+    codebook, where near codes look alike, and are as long as those of text: through a table of short rows and two projections
+    they'd be a hundredth.
     """
     model.decoder.lm_head.weight.copy_(model.decoder.embed_tokens.weight)
     generator = torch.Generator().manual_seed(seed)
