@@ -57,6 +57,9 @@ class ImageTokenConfig(Settings):
     latent_channels: int = Field(256, gt=0)
     head_size: int = Field(gt=0)
     """Inner width of the image-token head."""
+    norm_groups: int = Field(32, gt=0)
+    """Groups of channels that each group norm takes together. With as many groups as channels every channel loses its mean over
+    the picture, and with it the picture's colour: a narrow tokenizer needs fewer than the published 32."""
     image_size: int = Field(gt=0)
     """Side of a generated picture, pixels."""
     history_size: int = Field(gt=0)
@@ -84,6 +87,9 @@ class ImageTokenConfig(Settings):
         for name, size in (("image_size", self.image_size), ("history_size", self.history_size)):
             if size % self.factor:
                 raise ValueError(f"{name} {size} is not a multiple of the tokenizer's factor {self.factor}")
+        for width in (self.base_channels * factor for factor in self.channel_multiplier):
+            if width % self.norm_groups:
+                raise ValueError(f"norm_groups {self.norm_groups} does not divide a level's {width} channels")
         return self
 
 
@@ -230,6 +236,7 @@ def tiny() -> ModelConfig:
         image=ImageTokenConfig(
             codebook_size=512,
             base_channels=32,
+            norm_groups=4,
             channel_multiplier=(1, 1, 2, 2),
             num_res_blocks=1,
             latent_channels=64,

@@ -12,13 +12,16 @@ from adgen.model.config import ImageTokenConfig
 class ImageTokenizer(nn.Module):
     """Pixels to codes and back. The networks are transformers' JanusVQVAE; the quantisation is ours.
 
-    JanusVQVAE.encode compares latents and codes as they are, while the published tokenizer normalises both; and its
-    decode knows square pictures only.
+    JanusVQVAE.encode compares latents and codes as they are, while the published tokenizer normalises both; its decode knows
+    square pictures only, and its group norms have 32 groups, whatever their width.
     """
 
     def __init__(self, config: ImageTokenConfig):
         super().__init__()
         self.vqvae = JanusVQVAE(janus_vq_config(config))
+        for module in self.modules():
+            if isinstance(module, nn.GroupNorm):
+                module.num_groups = config.norm_groups  # transformers knows 32 alone; the weights are a channel's anyway
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> unquantised latents (B, C, h, w)."""
