@@ -10,8 +10,8 @@ from small_models import small_config, small_model
 from adgen.config import validate_settings
 from adgen.errors import SettingsError
 from adgen.model.checkpoint import on_meta
-from adgen.model.config import PRESETS, LoRAConfig, ModelConfig, janus_pro_7b
-from adgen.model.image_tokens import to_uint8, to_unit_range
+from adgen.model.config import PRESETS, ImageTokenConfig, LoRAConfig, ModelConfig, janus_pro_7b
+from adgen.model.image_tokens import ImageTokenizer, to_uint8, to_unit_range
 from adgen.model.initialize import initialize
 from adgen.model.uniadgen import UniAdGen
 
@@ -193,6 +193,30 @@ def test_an_impossible_size_is_named():
     raw["decoder"]["num_heads"] = 5
     with pytest.raises(SettingsError, match="hidden_size 64 is not an even multiple of num_heads 5"):
         validate_settings(ModelConfig, raw, "test")
+
+
+def test_a_group_norm_that_takes_each_channel_alone_forgets_the_colour():
+    """Why a narrow tokenizer has fewer groups: 32 on 32 channels see no difference between a picture and its tinted copy."""
+    features = torch.randn(2, 32, 4, 4, generator=torch.Generator().manual_seed(0))
+    tinted = features + torch.randn(1, 32, 1, 1, generator=torch.Generator().manual_seed(1))
+
+    def forgets(groups):
+        image = small_config().image.model_copy(update={"norm_groups": groups})
+        norms = [module for module in ImageTokenizer(image).modules() if isinstance(module, torch.nn.GroupNorm)]
+        assert norms and all(norm.num_groups == groups for norm in norms)
+        return all(torch.allclose(norm(features), norm(tinted), atol=1e-5) for norm in norms if norm.num_channels == 32)
+
+    assert forgets(32) and not forgets(4)
+
+
+def test_tiny_has_a_tokenizer_that_sees_colour():
+    norms = [module for module in ImageTokenizer(PRESETS["tiny"]().image).modules() if isinstance(module, torch.nn.GroupNorm)]
+    assert min(norm.num_channels // norm.num_groups for norm in norms) >= 8
+
+
+def test_groups_that_do_not_divide_the_channels_are_named():
+    with pytest.raises(SettingsError, match="norm_groups 7 does not divide"):
+        validate_settings(ImageTokenConfig, small_config().image.model_dump() | {"norm_groups": 7}, "adgen.json")
 
 
 def test_pixels_survive_the_round_trip():
