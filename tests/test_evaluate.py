@@ -181,19 +181,23 @@ def test_two_evaluations_are_compared_pair_by_pair(evaluated, store, shop, tmp_p
     finish(run)
     here, there = evaluated, tmp_path / "there"
     scored(other, shop, there)
-    next(iter(sorted((there / ROWS).glob("*.parquet"))[1:])).unlink()
     found = compare(here, there, resamples=500)
-    assert (found.pairs, found.only_here, found.only_there) == (7, 5, 0)
-    assert found.differences["bleu"].rows == 5
-    assert found.differences["bleu"].is_significant
-    assert found.differences["bleu"].mean > 90
-    assert found.differences["product_iou"].rows == 5
-    assert found.differences["product_iou"].mean == pytest.approx(0, abs=1e-3)
-    assert not found.differences["product_iou"].is_significant
-    assert compare(there, here, resamples=500).differences["bleu"].mean == -found.differences["bleu"].mean
+    bleu, product = found.differences["bleu"], found.differences["product_iou"]
+    assert bleu.mean > 90
+    assert bleu.p_value == 2.0 ** (1 - bleu.users)  # all the same difference, of how many users decides
+    assert found.differences["rouge_l"].is_significant == (bleu.users > 5)
+    assert found.differences["width"].is_significant
+    assert product.mean == pytest.approx(0, abs=1e-3)
+    assert not product.is_significant
+    assert compare(there, here, resamples=500).differences["bleu"].mean == -bleu.mean
+    next(iter(sorted((there / ROWS).glob("*.parquet"))[1:])).unlink()
+    fewer = compare(here, there, resamples=500)
+    assert (fewer.pairs, fewer.only_here, fewer.only_there) == (7, 5, 0)
+    assert fewer.differences["bleu"].rows == 5
     with pytest.raises(SettingsError, match="no evaluation lies there"):
         compare(here, tmp_path / "nowhere")
 
+    found.differences["bleu"] = bleu._replace(p_value=0.01)  # as it would be of more users
     record = {"campaign": "<b>", "run_id": "r", "model_digest": None, "encoder": None}
     page = render_page(record, summarize(here, 100), found, open_storage(str(store)))
     assert "<b></h1>" not in page

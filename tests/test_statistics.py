@@ -34,6 +34,29 @@ def test_most_intervals_hold_the_truth():
     assert 85 <= held <= 99
 
 
+@pytest.mark.parametrize(("num_users", "trials"), [(3, 600), (10, 600), (100, 300)])
+def test_noise_is_called_significant_in_one_of_twenty_trials_however_few_users(num_users, trials):
+    rng = np.random.default_rng(num_users)
+    names = [f"trial {number}" for number in range(trials)]
+    values = rng.normal(0.0, 1.0, (num_users, 3, trials)) + rng.normal(0.0, 1.0, (num_users, 1, trials))  # rows of a user agree
+    bootstrap = Bootstrap(names, resamples=500)
+    bootstrap.add(np.repeat(users(num_users), 3), values.reshape(3 * num_users, trials))
+    found = bootstrap.differences().values()
+    alarms = sum(each.is_significant for each in found)
+    assert alarms == sum(not each.low <= 0 <= each.high for each in found)
+    # 5% with four standard deviations of the count; the error of 500 resamples' deviation is in all trials the same.
+    assert abs(alarms / trials - 0.05) < 4 * (0.05 * 0.95 / trials) ** 0.5
+
+
+def test_equal_values_have_no_interval_and_the_sign_test_s_significance():
+    for num_users, significant in ((5, False), (6, True)):
+        bootstrap = Bootstrap(["same", "zero"], 100)
+        bootstrap.add(users(num_users), np.tile([0.1, 0.0], (num_users, 1)))
+        same, zero = bootstrap.differences().values()
+        assert (same.low, same.high, same.p_value, same.is_significant) == (None, None, 2.0 ** (1 - num_users), significant)
+        assert (zero.low, zero.high, zero.p_value, zero.is_significant) == (None, None, 1.0, False)
+
+
 def test_order_and_batches_change_nothing():
     names, values = users(50), np.random.default_rng(3).random((50, 2))
     whole, pieces = Bootstrap(["a", "b"], 200, seed=5), Bootstrap(["a", "b"], 200, seed=5)

@@ -4,6 +4,12 @@ The Poisson bootstrap (Chamandy et al. 2012): in each resample a user counts as 
 needs no list of all rows. A draw belongs to the user and the seed, so that neither the order of rows nor how they are cut into
 batches changes a result. Users are drawn and not rows, since rows of one user are alike: taken for independent they would
 promise more certainty than there is. What cannot be told (an interval from one user) is None, never NaN.
+
+Percentiles of resamples are too narrow when users are few: of n users they spread by sqrt((n - 1) / n) too little, and their
+tails are a normal distribution's. So resamples give the standard error, which is made larger by the inverse, and intervals and
+p-values are those of Student's t with n - 1 degrees of freedom. A resample's error is taken in first order, (its sum - mean *
+its rows) / all rows, whose variance is that of the users' own residuals (the cluster-robust one): the plain quotient of a
+resample is not defined where it drew nobody, and varies by 30% too much at three users.
 """
 
 import hashlib
@@ -14,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-_TAILS = (0.025, 0.975)
+_TAIL = 0.025
 
 
 class Estimate(NamedTuple):
@@ -22,7 +28,7 @@ class Estimate(NamedTuple):
 
     mean: float
     low: float | None
-    """Lower end of the 95% interval; None where the rows are of one user."""
+    """Lower end of the 95% interval; None where the rows are of one user or all values are equal."""
     high: float | None
     rows: int
     users: int
@@ -39,7 +45,7 @@ class Difference(NamedTuple):
     low: float | None
     high: float | None
     p_value: float | None
-    """Two-sided: how often resamples lie on the other side of no difference; at least 2 / (resamples + 1)."""
+    """Two-sided, of Student's t; where all users have the same difference, of the sign test. None for one user."""
     rows: int
     users: int
 
@@ -61,6 +67,7 @@ class Bootstrap:
         self._sums = np.zeros((2, len(self.names)))  # of values, of rows that have one
         self._users = np.zeros(len(self.names), np.int64)
         self._last: tuple[str, np.ndarray] = ("", np.zeros(len(self.names), bool))  # the newest user, and the scores counted of it
+        self._ranges = np.stack([np.full(len(self.names), np.inf), np.full(len(self.names), -np.inf)])
         self._resampled = np.zeros((resamples, 2, len(self.names)))
 
     def add(self, users: Sequence[str], values: np.ndarray) -> None:
@@ -75,6 +82,8 @@ class Bootstrap:
         np.add.at(by_user, inverse, both)
         weights = poisson_weights(found, len(self._resampled), self.seed)
         self._sums += by_user.sum(0)
+        self._ranges[0] = np.minimum(self._ranges[0], np.where(there, values, np.inf).min(0))
+        self._ranges[1] = np.maximum(self._ranges[1], np.where(there, values, -np.inf).max(0))
         self._count_users(found, by_user[:, 1] > 0, str(users[-1]))
         self._resampled += np.tensordot(weights, by_user, axes=(0, 0))
 
@@ -100,25 +109,34 @@ class Bootstrap:
             for name, each in self.estimates().items()
         }
 
-    def _means(self, k: int) -> np.ndarray:
-        total, rows = self._resampled[:, 0, k], self._resampled[:, 1, k]
-        return total[rows > 0] / rows[rows > 0]  # a resample may have drawn nobody
-
     def _counts(self, k: int) -> tuple[int, int]:
         return int(self._sums[1, k]), int(self._users[k])
 
+    def _error(self, k: int) -> float | None:
+        """The standard error of the mean; None where it cannot be told."""
+        (total, rows), users, (low, high) = self._sums[:, k], self._users[k], self._ranges[:, k]
+        if users < 2 or low == high:
+            return None
+        errors = (self._resampled[:, 0, k] - total / rows * self._resampled[:, 1, k]) / rows
+        return float(np.sqrt((errors**2).mean() * users / (users - 1))) or None  # equal sums of users: no error to be seen
+
     def _interval(self, k: int) -> tuple[float | None, float | None]:
-        if self._users[k] < 2:
+        from scipy.stats import t
+
+        if (error := self._error(k)) is None:
             return None, None
-        low, high = np.quantile(self._means(k), _TAILS)
-        return float(low), float(high)
+        mean, reach = self._sums[0, k] / self._sums[1, k], t.isf(_TAIL, self._users[k] - 1) * error
+        return float(mean - reach), float(mean + reach)
 
     def _p_value(self, k: int) -> float | None:
-        if self._users[k] < 2:
+        from scipy.stats import t
+
+        mean, users = self._sums[0, k] / self._sums[1, k], int(self._users[k])
+        if users < 2:
             return None
-        means = self._means(k)
-        one_side = min((means <= 0).sum(), (means >= 0).sum())
-        return float(min(1.0, 2 * (one_side + 1) / (len(means) + 1)))
+        if (error := self._error(k)) is None:
+            return 2.0 ** (1 - users) if mean else 1.0
+        return float(2 * t.sf(abs(mean) / error, users - 1))
 
 
 def poisson_weights(users: Sequence[str], resamples: int, seed: int) -> np.ndarray:
