@@ -2,13 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import sacrebleu
 from rouge_score.rouge_scorer import RougeScorer
 
 from adgen.config import FinishSettings
 from adgen.errors import InputError
-from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, corpus_bleu, rouge_l, title_scores
+from adgen.evaluation.bleu import CorpusBleu, bleu_counts, corpus_bleu
+from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, rouge_l, title_scores
 
 ENGLISH = ProductTexts("Grey suede handbag 500 ml", ("evening ready", "roomy inside", "2-in-1"), "Oriel", "en")
 CHINESE = ProductTexts("粉色皮质耳机", ("折叠耐用", "录音室风", "头梁轻巧"), "Solde", "zh-CN")
@@ -95,6 +97,32 @@ def test_corpus_bleu_takes_rows_of_several_languages_and_unequal_references():
     assert corpus_bleu(titles, references, ["zh", "en", "en"]) == pytest.approx(100)
     with pytest.raises(InputError, match="3 titles with 2 lists of references and 3 locales"):
         corpus_bleu(titles, references[:2], ["zh", "en", "en"])
+
+
+def test_a_corpus_seen_in_parts_has_the_bleu_of_the_whole():
+    texts = [f"White mug {word}: easy grip and chip resistant" for word in ("one", "two", "three", "four", "five", "six")]
+    titles = [text.replace("grip", "hold") if at % 2 else text[:-9] for at, text in enumerate(texts)]
+    users = ["a", "a", "b", "c", "c", "d"]
+    counts = np.array([bleu_counts(title, [text], "en") for title, text in zip(titles, texts, strict=True)])
+    theirs = sacrebleu.corpus_bleu(titles, [texts]).score
+    whole, parts = CorpusBleu(500), CorpusBleu(500)
+    whole.add(users, counts)
+    for part in (slice(0, 1), slice(1, 4), slice(4, 6)):  # users a and c lie in two parts
+        parts.add(users[part], counts[part])
+    found = whole.estimate()
+    assert found == parts.estimate()
+    assert found.mean == pytest.approx(theirs)
+    assert (found.rows, found.users) == (6, 4)
+    assert 0 <= found.low < found.mean < found.high <= 100
+    many = CorpusBleu(500)
+    for turn in range(4):
+        many.add([f"{user}{turn}" for user in users], counts)
+    assert many.estimate().mean == pytest.approx(theirs)
+    assert many.estimate().high - many.estimate().low < 0.6 * (found.high - found.low)
+    assert CorpusBleu(500).estimate() is None
+    alone = CorpusBleu(500)
+    alone.add(["a"], counts[:1])
+    assert alone.estimate()[1:] == (None, None, 1, 1)
 
 
 def test_chinese_bleu_counts_characters_whatever_the_locale_says():

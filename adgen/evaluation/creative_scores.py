@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor
 
 from adgen.errors import PairError
+from adgen.evaluation.bleu import written
 from adgen.evaluation.pbs import PBSEncoder, pbs, pbs_features
 from adgen.evaluation.pictures import as_pixels, placed_product, stacked
 from adgen.evaluation.product_fidelity import product_scores
 from adgen.evaluation.similarity import nearest_history
-from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, title_scores, written
+from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, title_scores
 from adgen.images import cut_out, read_picture
 
 PICTURE_SCORES = (

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-_TAIL = 0.025
+TAIL = 0.025
 
 
 class Estimate(NamedTuple):
@@ -125,7 +125,7 @@ class Bootstrap:
 
         if (error := self._error(k)) is None:
             return None, None
-        mean, reach = self._sums[0, k] / self._sums[1, k], t.isf(_TAIL, self._users[k] - 1) * error
+        mean, reach = self._sums[0, k] / self._sums[1, k], t.isf(TAIL, self._users[k] - 1) * error
         return float(mean - reach), float(mean + reach)
 
     def _p_value(self, k: int) -> float | None:

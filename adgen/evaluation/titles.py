@@ -13,7 +13,7 @@ from typing import NamedTuple
 import regex
 
 from adgen.config import FinishSettings
-from adgen.errors import InputError
+from adgen.evaluation.bleu import sentence_bleu, written
 from adgen.finishing.titles import display_width, words
 from adgen.finishing.wording import Wording, product_wording, stop_words
 
@@ -29,6 +29,7 @@ TITLE_SCORES = (
     "rouge_l",
 )
 """Every name that `title_scores` may give."""
+_HAN = regex.compile(r"\p{Han}")
 
 
 class ProductTexts(NamedTuple):
@@ -61,11 +62,6 @@ def title_scores(
     return scores
 
 
-def written(references: Sequence[str | None]) -> list[str]:
-    """The references that hold text: tables carry nulls and blanks."""
-    return [reference for reference in references if reference and reference.strip()]
-
-
 # -- the product's own words -----------------------------------------------------------------------------------
 
 
@@ -95,54 +91,6 @@ def _lengths(title: str, finish: FinishSettings) -> dict[str, float]:
         "within_good_width": float(width <= finish.title_good_width),
         "within_max_width": float(width <= finish.title_max_width),
     }
-
-
-# -- BLEU ------------------------------------------------------------------------------------------------------
-
-_HAN, _OTHER_UNSPACED = regex.compile(r"\p{Han}"), regex.compile(r"[\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
-
-
-def bleu_tokenizer(references: Sequence[str], locale: str | None) -> str:
-    """sacrebleu's tokenizer for a row, from what is not the model's: `zh` for Chinese, `char` for other scripts without
-    spaces, else `13a`."""
-    text = " ".join(references)
-    if _OTHER_UNSPACED.search(text):
-        return "char"
-    return "zh" if _HAN.search(text) or (locale or "").lower().startswith("zh") else "13a"
-
-
-def sentence_bleu(title: str, references: Sequence[str], locale: str | None = None) -> float:
-    """BLEU of one title, 0..100, with effective order, as sacrebleu does for sentences."""
-    return float(_bleu(bleu_tokenizer(references, locale)).sentence_score(title, list(references)).score)
-
-
-def corpus_bleu(titles: Sequence[str], references: Sequence[Sequence[str | None]], locales: Sequence[str | None]) -> float | None:
-    """BLEU of all titles together, 0..100; None where no row has a reference.
-
-    Each row is cut into tokens for its own language first, so that a corpus of several languages has one number; with
-    one language it is sacrebleu's. InputError when the three are not of one length.
-    """
-    if not len(titles) == len(references) == len(locales):
-        raise InputError(f"BLEU of {len(titles)} titles with {len(references)} lists of references and {len(locales)} locales")
-    rows = [
-        (title, given, _bleu(bleu_tokenizer(given, locale)).tokenizer)
-        for title, row, locale in zip(titles, references, locales, strict=True)
-        if (given := written(row))
-    ]
-    if not rows:
-        return None
-    most = max(len(given) for _, given, _ in rows)
-    # sacrebleu takes a column per reference; None fills the columns of rows that have fewer.
-    columns = [[cut(given[i]) if i < len(given) else None for _, given, cut in rows] for i in range(most)]
-    return float(_bleu("none").corpus_score([cut(title) for title, _, cut in rows], columns).score)
-
-
-@cache
-def _bleu(tokenizer: str):
-    from sacrebleu.metrics import BLEU
-
-    # force: it warns of text that looks tokenized, which ours is for `none`. effective_order matters for sentences only.
-    return BLEU(tokenize=tokenizer, effective_order=tokenizer != "none", force=True)
 
 
 # -- ROUGE-L ---------------------------------------------------------------------------------------------------
