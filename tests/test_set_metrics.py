@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 from adgen.errors import InputError, ModelError
+from adgen.evaluation import distribution
 from adgen.evaluation.clip_score import TitlePictureScore
 from adgen.evaluation.distribution import INCEPTION_FILE, SetDistance, load_picture_features
 from adgen.evaluation.similarity import load_dinov2
@@ -76,6 +77,20 @@ def test_the_frechet_distance_is_the_closed_form_s():
     found = distance.compute()
     assert found["fid"] == pytest.approx(25, rel=1e-4)
     assert found == distance.compute(), "the same seed, the same subsets"
+
+
+def test_neither_order_nor_batches_change_a_distance(monkeypatch):
+    monkeypatch.setattr(distribution, "KID_PICTURES", 20)
+    features = {real: torch.randn(60, 4, generator=torch.Generator().manual_seed(real)) + real for real in (0, 1)}
+    straight, turned = SetDistance("dinov2", 4), SetDistance("dinov2", 4)
+    for real, rows in features.items():
+        straight.add(rows, real=bool(real))
+        for part in rows.flip(0).split(7):
+            turned.add(part, real=bool(real))
+    assert straight.compute() == pytest.approx(turned.compute(), rel=1e-6)
+    kept = straight._sample[True].features()
+    assert len(kept) == 20
+    assert not torch.equal(kept.sort(0).values, features[1][:20].sort(0).values), "not the first ones: parts come as they are done"
 
 
 def test_pictures_of_other_sizes_have_nearly_the_same_features(dinov2):
@@ -146,6 +161,8 @@ def test_clip_scores_pictures_with_their_titles(clip):
     for picture, title in zip(shown, titles, strict=True):
         singly.append(_cosine(clip, picture, title))
     assert whole.compute()["clip_score"] == pytest.approx(max(0, np.mean(singly)), abs=0.01)
+    assert whole.each(shown, titles) == pytest.approx([max(0, each) for each in singly], abs=0.01)
+    assert whole.each([], []) == []
 
 
 def _cosine(clip, picture, title) -> float:

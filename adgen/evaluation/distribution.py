@@ -10,8 +10,10 @@ are made batch by batch wherever the pictures are; only sums and a bounded sampl
 import tempfile
 import warnings
 from collections.abc import Sequence
+from hashlib import blake2b
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -102,7 +104,8 @@ def _inception(file: Path) -> PictureFeatures:
 
 
 class SetDistance:
-    """Frechet and kernel distance between features of real and of generated pictures, added in any order."""
+    """Frechet and kernel distance between features of real and of generated pictures. They are added batch by batch; neither
+    order nor batches change a distance. Memory: KID_PICTURES features a side, and sums."""
 
     def __init__(self, features: str, num_features: int):
         from torchmetrics.image.fid import FrechetInceptionDistance
@@ -110,14 +113,13 @@ class SetDistance:
         self.features = features
         self.counts = {True: 0, False: 0}
         self._frechet = FrechetInceptionDistance(feature=_Given(num_features))
-        self._sample: dict[bool, list[Tensor]] = {True: [], False: []}
+        self._sample = {side: _Sample(KID_PICTURES) for side in (True, False)}
 
     def add(self, features: Tensor, real: bool) -> None:
         """Features (B, num_features) of real or of generated pictures."""
-        features = features.detach().cpu().double()
-        self._frechet.update(features, real=real)
-        if room := max(0, KID_PICTURES - self.counts[real]):
-            self._sample[real].append(features[:room].float())
+        features = features.detach().cpu()
+        self._frechet.update(features.double(), real=real)
+        self._sample[real].add(features.float())
         self.counts[real] += len(features)
 
     def compute(self, seed: int = 0) -> dict[str, float]:
@@ -134,7 +136,7 @@ class SetDistance:
     def _kernel(self, seed: int) -> tuple[float, float]:
         from torchmetrics.image.kid import KernelInceptionDistance
 
-        real, generated = (torch.cat(self._sample[side]) for side in (True, False))
+        real, generated = (self._sample[side].features() for side in (True, False))
         with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
             warnings.simplefilter("ignore")  # that it keeps features: ours are bounded
             kernel = KernelInceptionDistance(_Given(real.shape[1]), subset_size=min(_KID_SUBSET, len(real), len(generated)))
@@ -143,6 +145,34 @@ class SetDistance:
             kernel.update(generated, real=False)
             mean, deviation = kernel.compute()
         return float(mean), float(deviation)
+
+
+class _Sample:
+    """At most `most` of the features that were added, drawn by their own bytes: the same ones in whatever order they came."""
+
+    def __init__(self, most: int):
+        self.most = most
+        self._draws, self._parts = np.zeros(0, np.uint64), []
+        self._limit = 2**64 - 1  # a higher draw has `most` lower ones already
+
+    def add(self, features: Tensor) -> None:
+        draws = np.array([int.from_bytes(blake2b(row.tobytes(), digest_size=8).digest()) for row in features.numpy()], np.uint64)
+        kept = draws <= self._limit
+        self._draws = np.concatenate([self._draws, draws[kept]])
+        self._parts.append(features[torch.from_numpy(kept)])
+        if len(self._draws) > 2 * self.most:  # not at every batch: each time all that is kept is copied
+            self._prune()
+
+    def features(self) -> Tensor:
+        """(at most `most`, num_features)."""
+        self._prune()
+        return self._parts[0]
+
+    def _prune(self) -> None:
+        order = np.argsort(self._draws, kind="stable")[: self.most]
+        self._draws, self._parts = self._draws[order], [torch.cat(self._parts)[torch.from_numpy(order)]]
+        if len(order) == self.most:
+            self._limit = int(self._draws[-1])
 
 
 class _Given(nn.Module):

@@ -16,16 +16,16 @@ _BATCH = 4096
 _SETTINGS = {"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}
 
 
-def check_rows(folder: Path) -> None:
+def check_rows(folder: Path, parts: str = ROWS) -> None:
     """SettingsError where no evaluation lies in the folder."""
-    if not any((folder / ROWS).glob("*.parquet")):
-        raise SettingsError(f"{folder}: no evaluation lies there ({ROWS}/*.parquet is missing)")
+    if not any((folder / parts).glob("*.parquet")):
+        raise SettingsError(f"{folder}: no evaluation lies there ({parts}/*.parquet is missing)")
 
 
-def read_rows(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def read_rows(folder: Path, columns: Sequence[str], parts: str = ROWS) -> Iterator[pa.RecordBatch]:
     """Batches of the rows, part by part. SettingsError: there are none, or another version wrote them."""
-    check_rows(folder)
-    for part in sorted((folder / ROWS).glob("*.parquet")):
+    check_rows(folder, parts)
+    for part in sorted((folder / parts).glob("*.parquet")):
         with pq.ParquetFile(part) as file:
             if missing := set(columns) - set(file.schema_arrow.names):
                 raise SettingsError(f"{part}: column {min(missing)} is missing; another version of adgen wrote it")
@@ -55,11 +55,11 @@ def count_rows(folder: Path) -> int:
 
 
 @contextmanager
-def opened(**folders: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+def opened(parts: str = ROWS, /, **folders: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A view of each folder's rows; what does not fit into memory goes to disk."""
     with duckdb.connect(config=_SETTINGS) as base:
         for name, folder in folders.items():
-            check_rows(folder)
-            files = str(folder / ROWS / "*.parquet").replace("'", "''")  # a quote in a folder's name ends no string
+            check_rows(folder, parts)
+            files = str(folder / parts / "*.parquet").replace("'", "''")  # a quote in a folder's name ends no string
             base.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{files}')")
         yield base
