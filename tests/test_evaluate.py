@@ -10,24 +10,32 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from small_judges import save_clip, save_dinov2
 from small_models import save_small_model
 from small_runs import CAMPAIGN
 
+from adgen.creatives.journal import Journal
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import SettingsError
+from adgen.evaluation.bleu import NUM_COUNTS
 from adgen.evaluation.comparison import compare
-from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED
+from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED, UNPASTED_SCORES
+from adgen.evaluation.features import FEATURES
+from adgen.evaluation.judges import JudgePaths
 from adgen.evaluation.report.page import render_page
+from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
+from adgen.on_ray.row_places import read_strangers
 from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
 from adgen.shop.tables import open_inputs
 
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
+NEED_A_JUDGE = PBS | {name for name in PICTURE_SCORES if name.startswith("background")} | {"clip_score"}
 
 
 @pytest.fixture(scope="module")
@@ -51,10 +59,18 @@ def encoder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(store: Path, shop: Path, encoder: Path, tmp_path_factory) -> Path:
+def judges(tmp_path_factory) -> dict[str, Path]:
+    """The others: a DINOv2 for backgrounds and for distances, a CLIP."""
+    folder = tmp_path_factory.mktemp("judges")
+    dinov2 = save_dinov2(folder / "dinov2")
+    return {"dinov2": dinov2, "fid": dinov2, "clip": save_clip(folder / "clip")}
+
+
+@pytest.fixture(scope="module")
+def evaluated(store: Path, shop: Path, encoder: Path, judges: dict[str, Path], tmp_path_factory) -> Path:
     """The folder of its evaluation."""
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    scored(store, shop, out, encoder)
+    scored(store, shop, out, encoder, **judges)
     return out
 
 
@@ -62,22 +78,26 @@ def rows_of(out: Path) -> list[dict]:
     return [row for part in sorted((out / ROWS).iterdir()) for row in pq.read_table(part).to_pylist()]
 
 
-def context(store: Path, shop: Path, encoder: Path | None = None) -> ScoringContext:
+def context(store: Path, shop: Path, **judges: Path | None) -> ScoringContext:
     inputs = open_inputs(str(shop), ["products"], optional=["references"])
     run = open_published(open_storage(str(store)), CAMPAIGN).run
-    return ScoringContext(str(store), S3Access(), CAMPAIGN, run.run_id, inputs, encoder, "cpu")
+    run_id, judges = run.run_id, JudgePaths(**judges)
+    strangers = read_strangers(Journal(open_storage(str(store)), CAMPAIGN, run_id))
+    return ScoringContext(str(store), S3Access(), CAMPAIGN, run_id, inputs, judges, "cpu", strangers)
 
 
-def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None) -> list[dict]:
+def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None, **judges: Path | None) -> list[dict]:
     """The rows of an evaluation, which then lies in `out`."""
-    stage = ScoreShard(context(store, shop, encoder))
-    (out / ROWS).mkdir(parents=True)
+    stage = ScoreShard(context(store, shop, encoder=encoder, **judges))
+    for folder in (ROWS, FEATURES):
+        (out / folder).mkdir(parents=True)
     rows = []
     for item in whole_run(stage.journal):
         done = stage(packed(item))
-        assert done.keys() == {"index", "scores"}, done
+        assert done.keys() == {"index", "scores", "features"}, done
         table = pq.read_table(pa.BufferReader(done["scores"]))
         pq.write_table(table, out / ROWS / f"{item['index']:06d}.parquet")
+        (out / FEATURES / f"{item['index']:06d}.parquet").write_bytes(done["features"])
         rows += table.to_pylist()
     return rows
 
@@ -91,25 +111,32 @@ def test_every_row_has_its_scores_or_says_why_not(evaluated):
         if row["status"] == "failed":
             assert (row["left_out"], there) == (["failed_engine"], set())
             continue
-        assert set(PICTURE_SCORES) - there <= ({"pbs_stranger_history", "pbs_history_margin"} if row["left_out"] else set())
+        assert set(PICTURE_SCORES) - there == set(UNPASTED_SCORES)
         # The title is the first reference; the product was pasted; the background is the reference picture.
         assert row["bleu"] > 99
         assert row["product_iou"] > 0.9
         assert row["product_distance"] < 0.05
         assert row["pbs_reference"] > 0.9
-        assert row["pbs_reference"] > row["pbs_history"]
         assert row["history_length"] == 4
-        if row["pbs_history_margin"] is not None:
-            assert row["pbs_history_margin"] == pytest.approx(row["pbs_history"] - row["pbs_stranger_history"])
+        for judge in ("pbs", "background"):
+            margin = row[f"{judge}_history"] - row[f"{judge}_stranger_history"]
+            assert row[f"{judge}_history_margin"] == pytest.approx(margin)
+            assert row[f"{judge}_reference"] > row[f"{judge}_history"]
+        # The picture is the reference's own, and no copy of a click.
+        assert row["background_reference"] > 0.99
+        assert row["copied"] == row["reference_copied"] == 0
+        assert len(row["bleu_counts"]) == NUM_COUNTS
 
 
-def test_without_an_encoder_only_pbs_is_missing(evaluated, store, shop, tmp_path):
-    with_one, without = rows_of(evaluated), scored(store, shop, tmp_path / "out")
-    for one, other in zip(with_one, without, strict=True):
-        assert all(other[name] is None for name in PBS)
-        assert {n: v for n, v in one.items() if n not in PBS and n != "left_out"} == {
-            n: v for n, v in other.items() if n not in PBS and n != "left_out"
+def test_without_judges_only_what_they_judge_is_missing(evaluated, store, shop, tmp_path):
+    with_them, without = rows_of(evaluated), scored(store, shop, tmp_path / "out")
+    for one, other in zip(with_them, without, strict=True):
+        assert all(other[name] is None for name in NEED_A_JUDGE)
+        assert {name: value for name, value in one.items() if name not in NEED_A_JUDGE} == {
+            name: value for name, value in other.items() if name not in NEED_A_JUDGE
         }
+    assert summarize(evaluated, 100).sets.keys() == {"user_diversity"}
+    assert summarize(tmp_path / "out", 100).sets == {}
 
 
 def test_bad_input_is_counted_and_named(store, shop, encoder, tmp_path):
@@ -161,6 +188,9 @@ def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_pat
     (tmp_path / "whole" / ROWS).mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows[::-1], SCORED), tmp_path / "whole" / ROWS / "0.parquet")
     summary, whole = summarize(evaluated), summarize(tmp_path / "whole")
+    titles = summary.scores.pop("corpus_bleu")
+    assert titles == whole.scores["corpus_bleu"]
+    assert (titles.mean, titles.rows, titles.users) == (pytest.approx(100), 11, summary.scores["bleu"].users)
     for name, estimate in summary.scores.items():
         values = [row[name] for row in rows if row[name] is not None]
         assert (estimate.mean, estimate.rows) == (pytest.approx(np.mean(values)), len(values))
@@ -182,24 +212,27 @@ def test_two_evaluations_are_compared_pair_by_pair(evaluated, store, shop, tmp_p
     here, there = evaluated, tmp_path / "there"
     scored(other, shop, there)
     found = compare(here, there, resamples=500)
-    bleu, product = found.differences["bleu"], found.differences["product_iou"]
+    bleu, product = found.differences["bleu"].difference, found.differences["product_iou"].difference
     assert bleu.mean > 90
     assert bleu.p_value == 2.0 ** (1 - bleu.users)  # all the same difference, of how many users decides
-    assert found.differences["rouge_l"].is_significant == (bleu.users > 5)
-    assert found.differences["width"].is_significant
+    assert found.differences["rouge_l"].difference.is_significant == (bleu.users > 5)
+    assert found.differences["width"].difference.is_significant
     assert product.mean == pytest.approx(0, abs=1e-3)
     assert not product.is_significant
-    assert compare(there, here, resamples=500).differences["bleu"].mean == -bleu.mean
+    assert compare(there, here, resamples=500).differences["bleu"].difference.mean == -bleu.mean
     next(iter(sorted((there / ROWS).glob("*.parquet"))[1:])).unlink()
     fewer = compare(here, there, resamples=500)
     assert (fewer.pairs, fewer.only_here, fewer.only_there) == (7, 5, 0)
-    assert fewer.differences["bleu"].rows == 5
+    assert fewer.differences["bleu"].difference.rows == 5
     with pytest.raises(SettingsError, match="no evaluation lies there"):
         compare(here, tmp_path / "nowhere")
 
-    found.differences["bleu"] = bleu._replace(p_value=0.01)  # as it would be of more users
-    record = {"campaign": "<b>", "run_id": "r", "model_digest": None, "encoder": None}
-    page = render_page(record, summarize(here, 100), found, open_storage(str(store)))
+    found.differences["bleu"] = found.differences["bleu"]._replace(
+        difference=bleu._replace(p_value=0.01)
+    )  # as it would be of more users
+    record = {"campaign": "<b>", "run_id": "r", "model_digest": None}
+    pictures = [StoredPictures([open_storage(str(each))]) for each in (store, other)]
+    page = render_page(record, summarize(here, 100), *pictures[:1], found, *pictures[1:])
     assert "<b></h1>" not in page
     assert "nan" not in re.sub(r"base64,[^\"]*", "", page).lower()
     assert 'class="better"' in page
@@ -232,7 +265,7 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
     save_small_model(tmp_path / "model")
     out = tmp_path / "out"
     asked = ModelEvaluationSettings(
-        inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, sampling={"max_title_tokens": 8}
+        inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, seeds=2, sampling={"max_title_tokens": 8}
     )
     record = evaluate_model(asked, Silent())
     assert record["rows"] == 5

@@ -1,42 +1,104 @@
-"""Two evaluations side by side: differences of the same pairs, with intervals and significance."""
+"""Two evaluations side by side: the same pairs' means, their differences with intervals and significance, and the pairs that
+changed most."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
 from adgen.evaluation.creative_scores import ROW_SCORES
+from adgen.evaluation.extremes import Extremes
 from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Difference
-from adgen.evaluation.stored_rows import check_rows, count_rows, joined_by_user
+from adgen.evaluation.stored_rows import check_rows, count_rows, joined_by_user, values_of
+
+SHEET_SCORES = ("pbs_history_margin", "pbs_reference", "background_history_margin", "product_iou", "allowed_words")
+SHEET_ROWS = 6
+_SHOWN = ("pair_id", "variant", "product_id", "locale", "title", "uri", "there_title", "there_uri")
+
+
+class Change(NamedTuple):
+    """A score of both evaluations, over the pairs that have it in both."""
+
+    here: float
+    there: float
+    difference: Difference
+    """here minus there."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"here": self.here, "there": self.there} | self.difference.as_dict()
 
 
 @dataclass
 class Comparison:
-    """This evaluation minus another, over the pairs that both have."""
+    """This evaluation beside another, over the pairs that both have."""
 
     against: str
     pairs: int = 0
     only_here: int = 0
     only_there: int = 0
-    differences: dict[str, Difference] = field(default_factory=dict)
+    differences: dict[str, Change] = field(default_factory=dict)
+    sets: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Scores of sets here and there; each of all its own pictures, so that nothing is paired and no significance is told."""
+    not_compared: tuple[str, ...] = ()
+    """Scores that other judges gave there."""
+    sheet_score: str | None = None
+    """What the pairs that changed most are chosen by."""
+    lost: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of both (`uri`, `there_uri` ...) with their `value`, the difference; the largest loss first."""
+    gained: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """For JSON: without single rows."""
         differences = {name: each.as_dict() for name, each in self.differences.items()}
         counts = {name: getattr(self, name) for name in ("against", "pairs", "only_here", "only_there")}
-        return counts | {"differences": differences}
+        sets = {name: {"here": here, "there": there} for name, (here, there) in self.sets.items()}
+        return counts | {"not_compared": list(self.not_compared), "differences": differences, "sets": sets}
 
 
-def compare(here: Path, there: Path, resamples: int = RESAMPLES, seed: int = 0) -> Comparison:
-    """Joined by (pair_id, variant). SettingsError: no evaluation there, or another version's."""
+def compare(here: Path, there: Path, resamples: int = RESAMPLES, seed: int = 0, not_compared: Collection[str] = ()) -> Comparison:
+    """Joined by (pair_id, variant), without the scores `not_compared`. SettingsError: no evaluation there, or another version's."""
     check_rows(there)
-    bootstrap, found = Bootstrap(ROW_SCORES, resamples, seed), Comparison(str(there))
-    differences = ", ".join(f"here.{name} - there.{name} AS {name}" for name in ROW_SCORES)
-    for batch in joined_by_user(here, there, differences):
+    names = tuple(name for name in ROW_SCORES if name not in not_compared)
+    tally, found = _Tally(names, resamples, seed), Comparison(str(there), not_compared=tuple(sorted(not_compared)))
+    for batch in joined_by_user(here, there, _columns(names)):
         found.pairs += batch.num_rows
-        values = np.stack([batch[name].to_numpy(zero_copy_only=False) for name in ROW_SCORES], axis=1)
-        bootstrap.add(batch["user_key"].to_pylist(), values)
+        tally.count(batch)
     found.only_here, found.only_there = (count_rows(folder) - found.pairs for folder in (here, there))
-    found.differences = bootstrap.differences()
+    found.differences = tally.changes()
+    found.sheet_score = next((name for name in SHEET_SCORES if name in found.differences), None)
+    if found.sheet_score:
+        found.lost, found.gained = (extremes.rows() for extremes in tally.extremes[found.sheet_score])
     return found
+
+
+def _columns(names: tuple[str, ...]) -> str:
+    rows = ["pair_id", "variant", *(f"here.{name}" for name in ("product_id", "locale", "title", "uri"))]
+    theirs = [f"there.{name} AS there_{name}" for name in ("title", "uri", *names)]
+    return ", ".join([*rows, *theirs, *(f"here.{name}" for name in names)])
+
+
+class _Tally:
+    def __init__(self, names: tuple[str, ...], resamples: int, seed: int):
+        self.names = names
+        self.bootstrap = Bootstrap(names, resamples, seed)
+        self.sums = np.zeros((2, len(names)))
+        sheets = [name for name in SHEET_SCORES if name in names]
+        self.extremes = {name: (Extremes(-1, _SHOWN, SHEET_ROWS), Extremes(1, _SHOWN, SHEET_ROWS)) for name in sheets}
+
+    def count(self, batch: pa.RecordBatch) -> None:
+        here, there = (values_of(batch, [f"{side}{name}" for name in self.names]) for side in ("", "there_"))
+        difference = here - there
+        self.sums += [np.where(np.isfinite(difference), each, 0).sum(0) for each in (here, there)]
+        self.bootstrap.add(batch["user_key"].to_pylist(), difference)
+        for name, both in self.extremes.items():
+            for extremes in both:
+                extremes.offer(batch, difference[:, self.names.index(name)])
+
+    def changes(self) -> dict[str, Change]:
+        means = lambda name, rows: self.sums[:, self.names.index(name)] / rows  # noqa: E731
+        found = self.bootstrap.differences()
+        return {name: Change(*map(float, means(name, each.rows)), each) for name, each in found.items()}

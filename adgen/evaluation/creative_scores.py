@@ -1,12 +1,12 @@
-"""Scores of creatives, row by row: the title, the product in the picture, copies, and PBS to whom it was made for.
+"""Scores of creatives, row by row: the title, the product in the picture, copies, and backgrounds of whom it was made for.
 
 A score that a row cannot have is absent from it, and the row says why; nothing stands in for it. Knows no store, no table
 and no Ray: pictures come through a function that reads a URI.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 
 import pyarrow as pa
 import torch
@@ -14,28 +14,25 @@ from PIL import Image
 from torch import Tensor
 
 from adgen.errors import PairError
-from adgen.evaluation.bleu import written
-from adgen.evaluation.pbs import PBSEncoder, pbs, pbs_features
+from adgen.evaluation.background_scores import BACKGROUND_SCORES, BackgroundScorer
+from adgen.evaluation.bleu import bleu_counts, written
+from adgen.evaluation.creative_facts import CreativeFacts, Shown
+from adgen.evaluation.judges import Judges
 from adgen.evaluation.pictures import as_pixels, placed_product, stacked
 from adgen.evaluation.product_fidelity import product_scores
-from adgen.evaluation.similarity import nearest_history
-from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, title_scores
+from adgen.evaluation.shop_pictures import PIXELS_SIDE, Seen, ShopPictures
+from adgen.evaluation.similarity import Nearest, nearest_history
+from adgen.evaluation.strangers import Stranger
+from adgen.evaluation.titles import TITLE_SCORES, title_scores
 from adgen.images import cut_out, read_picture
 
-PICTURE_SCORES = (
-    "product_iou",
-    "product_distance",
-    "product_spill",
-    "copied",
-    "history_correlation",
-    "pbs_reference",
-    "pbs_history",
-    "pbs_stranger_history",
-    "pbs_history_margin",
-)
-"""product_*: see `product_scores`. copied and history_correlation: see `nearest_history`. PBS of the picture to the
-reference, the mean to the pictures that its user clicked, to those that another user clicked, and how much nearer the own
-ones are."""
+PRODUCT_SCORES = ("product_iou", "product_distance", "product_spill")
+UNPASTED_SCORES = tuple(f"unpasted_{name}" for name in PRODUCT_SCORES)
+COPY_SCORES = ("copied", "reference_copied", "history_correlation")
+PICTURE_SCORES = (*PRODUCT_SCORES, *UNPASTED_SCORES, *COPY_SCORES, *BACKGROUND_SCORES, "clip_score")
+"""product_*: see `product_scores`; unpasted_*: the same of what the model painted before the product was pasted. copied and
+history_correlation: see `nearest_history`; reference_copied: whether the reference would be taken for a copy, too, which no
+reference is. clip_score: see `TitlePictureScore`."""
 ROW_SCORES = (*TITLE_SCORES, *PICTURE_SCORES)
 SCORED = pa.schema(
     [
@@ -52,193 +49,181 @@ SCORED = pa.schema(
         pa.field("title", pa.string()),
         pa.field("uri", pa.string()),
         pa.field("left_out", pa.list_(pa.string()), nullable=False),
+        pa.field("bleu_counts", pa.list_(pa.int32())),
         *(pa.field(name, pa.float64()) for name in ROW_SCORES),
     ]
 )
-"""A row of an evaluation: which creative, what it is one of, why which scores are missing, and the scores."""
-SIDE, HISTORY_SIDE = 96, 48  # pixels: multiples of the thumbnail that copies are looked for with
+"""A row of an evaluation: which creative, what it is one of, why which scores are missing, what it adds to the BLEU of all, and
+the scores."""
+SIDE = 2 * PIXELS_SIDE  # pixels that products and copies are looked for at
 _LARGEST = 768  # pixels a side that a product is placed at: beyond it a part of a pixel is nothing
 _AT_ONCE = 32  # pictures in one pass of a network
-_REMEMBERED = 4096  # shop pictures whose features are kept: users click the same ones
-
-
-@dataclass
-class CreativeFacts:
-    """What there is to score of one creative. URIs are resolved."""
-
-    user_key: str
-    title: str | None
-    """None where there is no creative: a row that failed is counted, not scored as an empty title."""
-    picture: bytes | None
-    product: ProductTexts | None = None
-    cutout: str | None = None
-    """The picture that finishing pasted the product from."""
-    scale: float | None = None
-    reference_titles: tuple[str | None, ...] | None = None
-    """None where the pair has no reference."""
-    reference_picture: str | None = None
-    clicked: tuple[str | None, ...] | None = None
-    """Pictures of the history that was drawn for the prompt; None where nobody knows it any more."""
-    problems: list[str] = field(default_factory=list)
-    """Why what cannot be scored."""
-    scores: dict[str, float] = field(default_factory=dict)
 
 
 class CreativeScorer:
-    """Scores batches of creatives, with a PBS encoder or without one."""
+    """Scores batches of creatives, with the judges that there are."""
 
-    def __init__(self, encoder: PBSEncoder | None, read: Callable[[str], bytes]):
-        """read: bytes of a URI, or PairError."""
-        self.encoder, self.read = encoder, read
-        self.device = encoder.cls_token.device if encoder is not None else torch.device("cpu")
-        self._shop_picture = lru_cache(_REMEMBERED)(self._seen)
-        self._pixels: Callable[[str], Image.Image] = lru_cache(4)(lambda uri: read_picture(self.read(uri)))
+    def __init__(self, judges: Judges, read: Callable[[str], bytes], strangers: Sequence[Stranger] = ()):
+        """read: bytes of a URI, or PairError. strangers: the run's panel; clicks are ShopPictures."""
+        self.judges = judges
+        self.shop = ShopPictures(judges, read)
+        self.backgrounds = BackgroundScorer(self.shop, strangers)
+        self.device = judges.device
+        self._pixels: Callable[[str], Image.Image] = lru_cache(4)(lambda uri: read_picture(read(uri)))
 
     def score(self, batch: Sequence[CreativeFacts]) -> None:
-        """Fills `scores` and `problems` of each. A stranger is the next user of the batch who clicked something."""
-        batch = [each for each in batch if each.title is not None]
-        for each in batch:
-            self._score_title(each)
-        shown = [(each, picture) for each in batch if (picture := _picture(each)) is not None]
-        histories = [self._clicked(each) for each, _ in shown]
-        for start in range(0, len(shown), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            self._score_product_and_copies(shown[part], histories[part])
-        if self.encoder is not None and shown:
-            self._score_backgrounds(shown, histories)
+        """Fills `scores`, `bleu_counts`, `features` and `problems` of each; none depends on the others of the batch."""
+        made = [each for each in batch if each.title is not None]
+        for each in made:
+            _score_title(each)
+        shown = filter(None, map(self._shown, made))
+        while part := list(islice(shown, _AT_ONCE)):
+            self._score_products([(each.facts, each.picture, each.product) for each in part], PRODUCT_SCORES)
+            self._score_products(self._unpasted(part), UNPASTED_SCORES)
+            _score_copies([each for each in part if each.history])
+            self.backgrounds.score(part)
+            self._see_sets(part)
+            self._score_with_titles([each for each in part if each.facts.title.strip()])
 
-    # -- title ---------------------------------------------------------------------------------------------------------
+    def _shown(self, facts: CreativeFacts) -> Shown | None:
+        picture = _readable(facts, facts.picture, "picture")
+        if picture is None:
+            return None
+        return Shown(facts, picture, self._product(facts, picture), self._history(facts), self._reference(facts))
 
-    def _score_title(self, each: CreativeFacts) -> None:
-        if each.reference_titles is None:
-            each.problems.append("no_reference")
-        elif not written(each.reference_titles):
-            each.problems.append("empty_reference_titles")
-        if each.product is None:
-            each.problems.append("no_product")
-            return
-        each.scores |= title_scores(each.title, each.reference_titles or (), each.product)
+    # -- product -------------------------------------------------------------------------------------------------------
 
-    # -- product and copies --------------------------------------------------------------------------------------------
-
-    def _score_product_and_copies(self, shown: Sequence[tuple], histories: Sequence[list]) -> None:
-        placed = [(each, picture, product) for each, picture in shown if (product := self._product(each, picture)) is not None]
-        masks = {id(each): as_pixels(product, SIDE)[3] for each, _, product in placed}
-        if placed:
-            self._score_products(placed)
-        with_history = [(each, picture, seen) for (each, picture), seen in zip(shown, histories, strict=True) if seen]
-        if with_history:
-            _score_copies(with_history, masks)
-
-    def _score_products(self, placed: Sequence[tuple[CreativeFacts, Image.Image, Image.Image]]) -> None:
-        pictures, products = (stacked([row[column] for row in placed], SIDE).to(self.device) for column in (1, 2))
-        visible = (products[:, 3] > 0.5).flatten(1).any(1)
-        for (each, *_), there in zip(placed, visible.tolist(), strict=True):
-            each.problems += [] if there else ["product_not_visible"]
-        if not bool(visible.any()):
-            return
-        good = [each for (each, *_), there in zip(placed, visible.tolist(), strict=True) if there]
-        for name, values in product_scores(pictures[visible], products[visible]).items():
-            for each, value in zip(good, values.tolist(), strict=True):
-                each.scores[name] = value
-
-    def _product(self, each: CreativeFacts, picture: Image.Image) -> Image.Image | None:
-        """The product alone where finishing put it, RGBA, at the picture's size: placed at a smaller one it would be off by a
-        part of a pixel, and its edges other colours."""
-        if each.product is None or each.cutout is None:
-            each.problems += ["no_product_picture"] if each.product is not None else []
+    def _product(self, facts: CreativeFacts, picture: Image.Image) -> Image.Image | None:
+        """The product alone where finishing puts it in a picture of this size, RGBA: placed at a smaller one it would be off by
+        a part of a pixel, and its edges other colours."""
+        if facts.product is None or facts.cutout is None:
+            if facts.product is not None:
+                facts.lacks("no_product_picture")
             return None
         shrink = min(1.0, _LARGEST / max(picture.size))
         size = (max(1, round(picture.width * shrink)), max(1, round(picture.height * shrink)))
         try:
-            return placed_product(cut_out(self._pixels(each.cutout)), each.scale or 1.0, *size)
+            return placed_product(cut_out(self._pixels(facts.cutout)), facts.scale or 1.0, *size)
         except PairError as error:
-            each.problems.append(f"product_{error.reason}")
+            facts.lacks(f"product_{error.reason}")
             return None
 
-    # -- backgrounds ---------------------------------------------------------------------------------------------------
+    def _unpasted(self, shown: Sequence[Shown]) -> list[tuple[CreativeFacts, Image.Image, Image.Image | None]]:
+        painted = ((each.facts, _readable(each.facts, each.facts.unpasted, "unpasted")) for each in shown)
+        return [(facts, picture, self._product(facts, picture)) for facts, picture in painted if picture is not None]
 
-    def _score_backgrounds(self, shown: Sequence[tuple], histories: Sequence[list]) -> None:
-        features = pbs_features(self.encoder, [picture for _, picture in shown], _AT_ONCE)
-        users = [each.user_key for each, _ in shown]
-        for row, (each, _) in enumerate(shown):
-            self._score_reference(each, features[row])
-            if not histories[row]:
-                continue
-            own = _mean_pbs(features[row], histories[row])
-            each.scores["pbs_history"] = own
-            stranger = _stranger(row, users, histories)
-            if stranger is None:
-                each.problems.append("no_stranger")
-                continue
-            other = _mean_pbs(features[row], histories[stranger])
-            each.scores |= {"pbs_stranger_history": other, "pbs_history_margin": own - other}
-
-    def _score_reference(self, each: CreativeFacts, feature: Tensor) -> None:
-        if each.reference_titles is None:
+    def _score_products(self, rows: Sequence[tuple[CreativeFacts, Image.Image, Image.Image | None]], names: Sequence[str]) -> None:
+        """rows: pictures with their products in the same frames."""
+        placed = [row for row in rows if row[2] is not None]
+        if not placed:
             return
-        if not each.reference_picture:
-            each.problems.append("no_reference_picture")
+        pictures, products = (stacked([row[column] for row in placed], SIDE).to(self.device) for column in (1, 2))
+        visible = (products[:, 3] > 0.5).flatten(1).any(1)
+        for (facts, *_), there in zip(placed, visible.tolist(), strict=True):
+            if not there:
+                facts.lacks("product_not_visible")
+        if not bool(visible.any()):
             return
-        try:
-            theirs = self._shop_picture(each.reference_picture)[0]
-            each.scores["pbs_reference"] = float(pbs(feature[None], theirs[None]))
-        except PairError as error:
-            each.problems.append(f"reference_picture_{error.reason}")
+        good = [facts for (facts, *_), there in zip(placed, visible.tolist(), strict=True) if there]
+        found = product_scores(pictures[visible], products[visible])
+        for name, of in zip(names, PRODUCT_SCORES, strict=True):
+            for facts, value in zip(good, found[of].tolist(), strict=True):
+                facts.scores[name] = value
 
-    def _clicked(self, each: CreativeFacts) -> list[tuple[Tensor | None, Tensor]]:
-        """Of each clicked picture that can be read its PBS features and its pixels."""
-        if each.clicked is None:
-            each.problems.append("no_lineage")
+    # -- pictures of the shop ------------------------------------------------------------------------------------------
+
+    def _history(self, facts: CreativeFacts) -> list[Seen]:
+        if facts.clicked is None:
+            facts.lacks("no_lineage")
             return []
-        seen = []
-        for uri in each.clicked:
-            try:
-                seen.append(self._shop_picture(uri or ""))
-            except PairError:
-                if "unread_history_pictures" not in each.problems:
-                    each.problems.append("unread_history_pictures")
+        seen = self.backgrounds.seen(facts.clicked)
+        if len(seen) < len(facts.clicked):
+            facts.lacks("unread_history_pictures")
         if not seen:
-            each.problems.append("no_history")
+            facts.lacks("no_history")
         return seen
 
-    def _seen(self, uri: str) -> tuple[Tensor | None, Tensor]:
-        """(features (F,) or None without encoder, pixels (3, HISTORY_SIDE, HISTORY_SIDE)) of a picture of the shop."""
-        if not uri:
-            raise PairError("missing_file", "the product has no picture")
-        picture = read_picture(self.read(uri)).convert("RGB")
-        feature = pbs_features(self.encoder, [picture])[0] if self.encoder is not None else None
-        return feature, as_pixels(picture, HISTORY_SIDE)
+    def _reference(self, facts: CreativeFacts) -> Seen | None:
+        if facts.reference_titles is None:
+            return None
+        if facts.reference_picture is None:
+            facts.lacks("no_reference_picture")
+            return None
+        try:
+            return self.shop.seen(facts.reference_picture)
+        except PairError as error:
+            facts.lacks(f"reference_picture_{error.reason}")
+            return None
+
+    # -- sets and titles -----------------------------------------------------------------------------------------------
+
+    def _see_sets(self, shown: Sequence[Shown]) -> None:
+        """Features for the distance of all creatives from all references; a pair's reference is seen once, whatever the seeds."""
+        if self.judges.pictures is None:
+            return
+        compared = [each for each in shown if each.reference is not None and each.facts.variant == 0]
+        for name, rows, pictures in (
+            ("picture", shown, [each.picture for each in shown]),
+            ("reference", compared, [self.shop.open(each.facts.reference_picture) for each in compared]),
+        ):
+            for each, feature in zip(rows, self.judges.pictures.of_pictures(pictures) if pictures else (), strict=True):
+                each.facts.features[name] = feature
+
+    def _score_with_titles(self, shown: Sequence[Shown]) -> None:
+        if self.judges.titles is None:
+            return
+        scores = self.judges.titles.each([each.picture for each in shown], [each.facts.title for each in shown])
+        for each, value in zip(shown, scores, strict=True):
+            each.facts.scores["clip_score"] = value
 
 
-def _picture(each: CreativeFacts) -> Image.Image | None:
-    if each.picture is None:
-        return None  # whoever looked for it has said why
+def _score_title(facts: CreativeFacts) -> None:
+    if facts.reference_titles is None:
+        facts.lacks("no_reference")
+    elif not written(facts.reference_titles):
+        facts.lacks("empty_reference_titles")
+    if facts.product is None:
+        facts.lacks("no_product")
+        return
+    facts.scores |= title_scores(facts.title, facts.reference_titles or (), facts.product)
+    if given := written(facts.reference_titles or ()):
+        facts.bleu_counts = bleu_counts(facts.title, given, facts.product.locale)
+
+
+def _readable(facts: CreativeFacts, data: bytes | None, what: str) -> Image.Image | None:
+    """RGB; None where there is none, and whoever looked for it has said why."""
     try:
-        return read_picture(each.picture).convert("RGB")
+        return read_picture(data).convert("RGB") if data is not None else None
     except PairError as error:
-        each.problems.append(f"picture_{error.reason}")
+        facts.lacks(f"{what}_{error.reason}")
         return None
 
 
-def _score_copies(rows: Sequence[tuple], masks: dict[int, Tensor]) -> None:
-    most = max(len(seen) for *_, seen in rows)
-    pictures = stacked([picture for _, picture, _ in rows], SIDE)
-    product = torch.stack([masks.get(id(each), torch.zeros(SIDE, SIDE)) for each, *_ in rows])
-    history, present = torch.zeros(len(rows), most, 3, HISTORY_SIDE, HISTORY_SIDE), torch.zeros(len(rows), most, dtype=torch.bool)
-    for row, (*_, seen) in enumerate(rows):
-        history[row, : len(seen)] = torch.stack([pixels for _, pixels in seen])
-        present[row, : len(seen)] = True
-    found = nearest_history(pictures, product, history, present)
-    for (each, *_), copied, correlation in zip(rows, found.copied.tolist(), found.correlation.tolist(), strict=True):
-        each.scores |= {"copied": float(copied), "history_correlation": correlation}
+def _score_copies(rows: Sequence[Shown]) -> None:
+    if not rows:
+        return
+    mine = _nearest([as_pixels(each.picture, SIDE) for each in rows], [_mask(each.product) for each in rows], rows)
+    for each, copied, correlation in zip(rows, mine.copied.tolist(), mine.correlation.tolist(), strict=True):
+        each.facts.scores |= {"copied": float(copied), "history_correlation": correlation}
+    compared = [each for each in rows if each.reference is not None]
+    if not compared:
+        return
+    nothing = torch.zeros(PIXELS_SIDE, PIXELS_SIDE)
+    masks = [nothing if each.reference.product is None else each.reference.product for each in compared]
+    theirs = _nearest([each.reference.pixels for each in compared], masks, compared)
+    for each, copied in zip(compared, theirs.copied.tolist(), strict=True):
+        each.facts.scores["reference_copied"] = float(copied)
 
 
-def _mean_pbs(feature: Tensor, seen: Sequence[tuple[Tensor, Tensor]]) -> float:
-    theirs = torch.stack([features for features, _ in seen])
-    return float(pbs(feature.expand_as(theirs), theirs).mean())
+def _mask(product: Image.Image | None) -> Tensor:
+    return torch.zeros(SIDE, SIDE) if product is None else as_pixels(product, SIDE)[3]
 
 
-def _stranger(row: int, users: Sequence[str], histories: Sequence[list]) -> int | None:
-    order = ((row + turn) % len(users) for turn in range(1, len(users)))
-    return next((other for other in order if users[other] != users[row] and histories[other]), None)
+def _nearest(pictures: Sequence[Tensor], masks: Sequence[Tensor], rows: Sequence[Shown]) -> Nearest:
+    most = max(len(each.history) for each in rows)
+    history = torch.zeros(len(rows), most, 3, PIXELS_SIDE, PIXELS_SIDE)
+    present = torch.zeros(len(rows), most, dtype=torch.bool)
+    for row, each in enumerate(rows):
+        history[row, : len(each.history)] = torch.stack([seen.pixels for seen in each.history])
+        present[row, : len(each.history)] = True
+    return nearest_history(torch.stack(list(pictures)), torch.stack(list(masks)), history, present)

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.errors import ModelError
 from adgen.evaluation.local_weights import local_model, read_model_type
+from adgen.evaluation.pictures import as_tensor
 from adgen.evaluation.similarity import IMAGENET_DEVIATION, IMAGENET_MEAN
 from adgen.model.weight_files import read_tensors
 
@@ -46,8 +48,19 @@ class PictureFeatures(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Tensor) -> Tensor:
+        """As the class says."""
+        return self._features(self._resized(pixels))
+
+    @torch.no_grad()
+    def of_pictures(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """RGB pictures, each of a size of its own -> (len(pictures), num_features)."""
+        return self._features(torch.cat([self._resized(as_tensor(picture)[None]) for picture in pictures]))
+
+    def _resized(self, pixels: Tensor) -> Tensor:
         """Sizes are made equal here, with antialiasing, or distances between sets of different sizes would be the resizer's."""
-        pixels = F.interpolate(pixels.to(self.mean), (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+        return F.interpolate(pixels.to(self.mean), (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+
+    def _features(self, pixels: Tensor) -> Tensor:
         if self.name == "inception":
             return self.network((pixels * 255).round().byte())
         pixels = (pixels - self.mean) / self.deviation

@@ -17,7 +17,12 @@ def as_pixels(picture: Image.Image, side: int) -> Tensor:
         resized = picture.convert("RGBa").resize((side, side), Image.Resampling.BOX).convert("RGBA")
     else:
         resized = picture.convert("RGB").resize((side, side), Image.Resampling.BOX)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float() / 255
+    return as_tensor(resized)
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """A picture as (C, H, W) in 0..1, at its own size."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 255
 
 
 def stacked(pictures: Sequence[Image.Image], side: int) -> Tensor:

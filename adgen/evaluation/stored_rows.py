@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -47,6 +48,11 @@ def joined_by_user(here: Path, there: Path, columns: str) -> Iterator[pa.RecordB
             yield from base.sql(query).to_arrow_reader(_BATCH)
         except duckdb.BinderException as error:
             raise SettingsError(f"{there}: another version of adgen wrote it: {error}") from None
+
+
+def values_of(batch: pa.RecordBatch, columns: Sequence[str]) -> np.ndarray:
+    """Numbers of the columns: (num_rows, len(columns)), NaN for null."""
+    return np.stack([batch[name].cast(pa.float64()).to_numpy(zero_copy_only=False) for name in columns], axis=1)
 
 
 def count_rows(folder: Path) -> int:

@@ -42,14 +42,26 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
     table = Table("score", "mean", "95% interval", "creatives", "users", title=title)
     for name, each in record["scores"].items():
         table.add_row(name, f"{each['mean']:.4g}", _interval(each), str(each["rows"]), str(each["users"]))
+    for name, each in record["sets"].items():
+        of = ", ".join(f"{count} {what}" for what, count in each["of"].items())
+        table.add_row(name, f"{each['value']:.4g}", _interval(each), of, "")
     console.print(table)
     if against := record["against"]:
-        table = Table("this minus that", "difference", "95% interval", "p", "pairs", title=f"against {against['against']}")
-        for name, each in against["differences"].items():
-            p_value = "-" if each["p_value"] is None else f"{each['p_value']:.3f}" + (" *" if each["significant"] else "")
-            table.add_row(name, f"{each['mean']:+.4g}", _interval(each), p_value, str(each["rows"]))
-        console.print(table)
+        _print_differences(console, against)
     _print_left_out(console, record["left_out"])
+
+
+def _print_differences(console: Console, against: dict[str, Any]) -> None:
+    table = Table("score", "this", "that", "difference", "95% interval", "p", "pairs", title=f"against {against['against']}")
+    for name, each in against["differences"].items():
+        p_value = "-" if each["p_value"] is None else f"{each['p_value']:.3f}" + (" *" if each["significant"] else "")
+        here, there = f"{each['here']:.4g}", f"{each['there']:.4g}"
+        table.add_row(name, here, there, f"{each['mean']:+.4g}", _interval(each), p_value, str(each["rows"]))
+    for name, each in against["sets"].items():
+        table.add_row(name, f"{each['here']:.4g}", f"{each['there']:.4g}", f"{each['here'] - each['there']:+.4g}", "-", "-", "-")
+    console.print(table)
+    if against["not_compared"]:
+        console.print("not compared, since another network judged there: " + ", ".join(against["not_compared"]))
 
 
 def _interval(each: dict[str, Any]) -> str:

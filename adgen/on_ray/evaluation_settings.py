@@ -22,6 +22,17 @@ class ScoringSettings(Settings):
     encoder: Path | None = None
     """A PBS encoder: a directory of stage pbs, or the published checkpoint file. Default the one that ships with the package;
     where there is none, scores of backgrounds are left out."""
+    dinov2: Path | None = None
+    """A DINOv2 in Hugging Face layout: a second opinion on backgrounds, of a network that nobody here trained. Default the
+    adapter of `adapter`."""
+    adapter: Path | None = None
+    """Model directory whose own foreground adapter stands in for DINOv2. Default the model that ships with the package, whatever
+    model is evaluated, so that evaluations can be compared."""
+    fid: Path | None = None
+    """Directory of the network for the distance of all creatives from all references: FID's Inception
+    (pt_inception-2015-12-05-6726825d.pth), or a DINOv2 or CLIP in Hugging Face layout. Default no distance."""
+    clip: Path | None = None
+    """A CLIP in Hugging Face layout, for the score of pictures with their titles. Default no such score."""
     against: Path | None = None
     """Folder of another evaluation of the same pairs, to compare with."""
     resamples: int = Field(default=RESAMPLES, ge=100)
@@ -55,6 +66,8 @@ class ModelEvaluationSettings(ScoringSettings):
     out: Path
     """Folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/. The same command goes on
     where an earlier one stopped."""
+    seeds: int = Field(default=1, ge=1, le=100)
+    """Creatives of each pair, drawn with different seeds: more than one tell how far they differ."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first N pairs of the references."""
     sampling: SamplingSettings = SamplingSettings()

@@ -1,8 +1,6 @@
 """The gate before publishing: a sample of the run's creatives is scored, and a run that falls short is held."""
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,13 +10,15 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.runs import Run
 from adgen.errors import SettingsError
+from adgen.evaluation.judges import JudgePaths
 from adgen.evaluation.pbs import load_pbs
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.payload import Row
 from adgen.on_ray.progress import Progress
+from adgen.on_ray.row_places import by_part, read_strangers, spread_places
 from adgen.on_ray.scoring import ScoringContext, score
 from adgen.on_ray.settings import GateSettings, RefreshSettings
-from adgen.records import OK, unit_interval
+from adgen.records import OK
 from adgen.shipped import shipped_encoder
 from adgen.shop.tables import Inputs
 
@@ -73,14 +73,15 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
         campaign=run.campaign,
         run_id=run.run_id,
         inputs=inputs,
-        encoder=encoder and encoder.resolve(),
+        judges=JudgePaths(encoder=encoder and encoder.resolve()),
         device=cluster_device(settings.device) if encoder else "cpu",
+        strangers=read_strangers(journal) if encoder else (),
     )
     tables = []
-    for table in score(context, items, settings.cluster):
+    for done in score(context, items, settings.cluster):
         run.check()
-        progress.advance(table.num_rows)
-        tables.append(table)
+        progress.advance(done.rows.num_rows)
+        tables.append(done.rows)
     verdict = judge(gate, tables)
     verdict["published_anyway"] = settings.publish_anyway and not verdict["passed"]
     run.update(gate=verdict)
@@ -88,23 +89,12 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
 
 
 def sample_items(parts: Sequence[PlanPart], size: int, key: str) -> list[Row]:
-    """Work items for `score`: at most `size` rows, evenly spread over all rows from a start that `key` decides. Each item's
-    rows come from all over the run, so that strangers are among them. The same key chooses the same rows."""
-    ends = list(accumulate(part.rows for part in parts))
-    total = ends[-1] if ends else 0
-    count = min(size, total)
-    start = unit_interval("gate", key)
-    places = [int((number + start) * total / count) for number in range(count)]
-    num_items = -(-count // ROWS_AN_ITEM)
-    return [_item(index, places[index::num_items], parts, ends) for index in range(num_items)]
-
-
-def _item(index: int, places: Sequence[int], parts: Sequence[PlanPart], ends: Sequence[int]) -> Row:
-    offsets: dict[int, list[int]] = {}
-    for place in places:
-        part = bisect_right(ends, place)
-        offsets.setdefault(parts[part].index, []).append(place - (ends[part] - parts[part].rows))
-    return {"index": index, "parts": list(offsets), "offsets": list(offsets.values())}
+    """Work items for `score`: at most `size` rows, evenly spread over all rows from a start that `key` decides. The same key
+    chooses the same rows."""
+    places = spread_places(parts, size, "gate", key)
+    num_items = -(-len(places) // ROWS_AN_ITEM)
+    items = (by_part(places[index::num_items]) for index in range(num_items))
+    return [{"index": index, "parts": list(item), "offsets": list(item.values())} for index, item in enumerate(items)]
 
 
 def judge(gate: GateSettings, tables: Iterable[pa.Table]) -> dict[str, Any]:

@@ -12,11 +12,12 @@ from adgen.config import FinishSettings, GateLevels
 from adgen.creatives.reading import open_run
 from adgen.creatives.storage import open_storage
 from adgen.errors import SettingsError
-from adgen.on_ray.evaluation import check_new, score_run
+from adgen.on_ray.evaluation import ScoredRun, check_new, check_settings, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
 from adgen.on_ray.progress import Progress
 from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import CleanUpSettings, FailureSettings, PlanSettings, RefreshSettings
+from adgen.on_ray.unpasted import KEEPING_UNPASTED
 from adgen.records import PAIRS, digest
 from adgen.shipped import shipped_model
 from adgen.shop.tables import InputFile, Inputs, InputTable, open_inputs
@@ -25,30 +26,39 @@ CAMPAIGN = "evaluation"
 
 
 def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dict[str, Any]:
-    """Make a creative of every pair that has a reference and score it; the record that summary.json holds. Ray must be
+    """Make creatives of every pair that has a reference and score them; the record that summary.json holds. Ray must be
     connected. The creatives stay in out/store: where it stopped before, the same command goes on."""
     model = settings.model or shipped_model()
     if model is None:
         raise SettingsError("model: this package holds no trained model: name one with --model")
     check_new(settings.out)
+    check_settings(settings)  # before hours of making them
     inputs = open_inputs(settings.inputs, ("products", "histories", "references"))
-    store = settings.out / "store"
-    made = refresh(refresh_settings(settings, model, store), progress, inputs=with_pairs(inputs, store / "private"))
-    reader = open_run(open_storage(str(store)), CAMPAIGN, made.run_id)
-    return score_run(settings, str(store), reader, settings.out, progress)
+    pairs = with_pairs(inputs, settings.out / "store" / "private")
+    runs = [made_run(settings, model, pairs, number, progress) for number in range(settings.seeds)]
+    return score_runs(settings, runs, settings.out, progress, has_unpasted=True)
 
 
-def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: Path) -> RefreshSettings:
-    """The refresh that makes them. No gate keeps a creative back, since those that would be rejected are the model's as well."""
+def made_run(settings: ModelEvaluationSettings, model: Path, inputs: Inputs, number: int, progress: Progress) -> ScoredRun:
+    """One creative of each pair, with the seed of that number. Each seed has a store of its own: in one store it would carry what
+    another seed failed to make, and a stopped evaluation could not go on."""
+    store = str(settings.out / ("store" if number == 0 else f"store-seed-{number}"))
+    made = refresh(refresh_settings(settings, model, store, number), progress, KEEPING_UNPASTED, inputs)
+    return ScoredRun(store, open_run(open_storage(store), CAMPAIGN, made.run_id))
+
+
+def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: str, number: int) -> RefreshSettings:
+    """The refresh that makes them, with the seed of that number. No gate keeps a creative back, since those that would be rejected
+    are the model's as well."""
     levels = dict.fromkeys(GateLevels.model_fields, "warn")
     return RefreshSettings(
         inputs=settings.inputs,
-        store=str(store),
+        store=store,
         campaign=CAMPAIGN,
         model=model,
         device=settings.device,
         publish_partial=True,
-        plan=PlanSettings(limit=settings.limit, pairs_per_shard=64),
+        plan=PlanSettings(limit=settings.limit, pairs_per_shard=64, campaign_seed=number),
         sampling=settings.sampling,
         engine=settings.engine,
         finish=FinishSettings(gates=GateLevels(**levels)),

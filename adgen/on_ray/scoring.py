@@ -1,4 +1,4 @@
-"""Scores of a run's creatives on Ray Data: shards of its journal in, tables of scores out, as they come.
+"""Scores of a run's creatives on Ray Data: shards of its journal in, tables of scores and features out, as they come.
 
 The journal and not the manifest is read, since beside each of its parts lies the lineage: which user a row is for, and which
 clicks its prompt held. Neither leaves the worker: an evaluation names pairs, products and the run's own user keys.
@@ -8,8 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
@@ -18,16 +17,22 @@ from ray.data import ActorPoolStrategy, DataContext
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal, from_parquet, to_parquet
 from adgen.creatives.storage import S3Access, Storage, open_storage
-from adgen.errors import PairError, StoreError
-from adgen.evaluation.creative_scores import SCORED, CreativeFacts, CreativeScorer
+from adgen.errors import PairError
+from adgen.evaluation.creative_facts import CreativeFacts
+from adgen.evaluation.creative_scores import SCORED, CreativeScorer
 from adgen.evaluation.encoders import device_of
-from adgen.evaluation.pbs import load_pbs
+from adgen.evaluation.features import FEATURE_ROWS, to_bytes
+from adgen.evaluation.judges import JudgePaths, load_judges
+from adgen.evaluation.shop_pictures import ShopPicture
 from adgen.evaluation.shop_rows import ShopRows
+from adgen.evaluation.strangers import Stranger
 from adgen.evaluation.titles import ProductTexts
 from adgen.on_ray.cluster import slot_resources
 from adgen.on_ray.payload import Row
 from adgen.on_ray.row_errors import raise_told, telling
+from adgen.on_ray.row_places import journal_rows
 from adgen.on_ray.settings import ClusterSettings
+from adgen.on_ray.unpasted import read_unpasted
 from adgen.records import FAILED
 from adgen.shop.tables import Inputs, read_bytes
 
@@ -45,9 +50,25 @@ class ScoringContext:
     run_id: str
     inputs: Inputs
     """products, and references where there are any."""
-    encoder: Path | None
+    judges: JudgePaths
     device: str
-    """cpu or cuda; without an encoder cpu, as there is no network to run."""
+    """cpu or cuda; without judges cpu, as there is no network to run."""
+    strangers: tuple[Stranger, ...] = ()
+    """The run's panel (`read_strangers`); clicks are products."""
+    first_variant: int = 0
+    """Added to the variants of its rows, where other runs hold other creatives of the same pairs."""
+    has_unpasted: bool = False
+    """Whether what the model painted was kept (`FinishKeepingUnpasted`)."""
+
+
+class Scored(NamedTuple):
+    """A work item, done."""
+
+    index: int
+    rows: pa.Table
+    """SCORED"""
+    features: pa.Table
+    """FEATURE_ROWS; only of rows that have some."""
 
 
 def whole_run(journal: Journal) -> list[Row]:
@@ -55,12 +76,12 @@ def whole_run(journal: Journal) -> list[Row]:
     return [{"index": part.index, "parts": [part.index], "offsets": [[]]} for part in journal.read_plan().parts]
 
 
-def score(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[pa.Table]:
-    """The scores of work items (`index`, `parts`, `offsets` of a part's rows; [] is all), SCORED tables in any order."""
+def score(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[Scored]:
+    """The scores of work items (`index`, `parts`, `offsets` of a part's rows; [] is all), in any order."""
     for start in range(0, len(items), cluster.shards_per_wave):
         wave = list(items[start : start + cluster.shards_per_wave])
         for done in map(raise_told, _dataset(context, wave, cluster).iter_rows()):
-            yield from_parquet(done["scores"])
+            yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
 
 
 def _dataset(context: ScoringContext, items: list[Row], cluster: ClusterSettings) -> ray.data.Dataset:
@@ -86,7 +107,7 @@ def packed(item: Row) -> Row:
 
 
 class ScoreShard:
-    """A packed work item -> its rows' scores, as the bytes of a Parquet file in "scores"."""
+    """A packed work item -> its rows' scores and features, as the bytes of Parquet files."""
 
     def __init__(self, context: ScoringContext):
         self.context = context
@@ -103,75 +124,91 @@ class ScoreShard:
 
     @cached_property
     def scorer(self) -> CreativeScorer:
-        """With its encoder on the device."""
+        """With its judges on the device."""
         import torch
 
         if self.context.device == "cpu":
             torch.set_num_threads(1)  # as many workers as cores
-        encoder = self.context.encoder and load_pbs(self.context.encoder).to(device_of(self.context.device))
-        return CreativeScorer(encoder, read_bytes)
+        judges = load_judges(self.context.judges, device_of(self.context.device))
+        return CreativeScorer(judges, read_bytes, self._strangers())
+
+    def _strangers(self) -> list[Stranger]:
+        """The panel with places of pictures."""
+        panel = self.context.strangers
+        products = self.shop.products({click for each in panel for click in each.clicked})
+        return [Stranger(each.user_key, self._pictures(each.clicked, products)) for each in panel]
+
+    def _pictures(self, clicks: Sequence[str], products: dict[str, Row]) -> tuple[ShopPicture, ...]:
+        known = (products.get(click, {}) for click in clicks)
+        return tuple(ShopPicture(self._resolved(each.get("image")), self._resolved(each.get("cutout"))) for each in known)
 
     @telling
     def __call__(self, row: Row) -> Row:
         """One work item."""
         item = json.loads(row["item"])
         rows = [
-            each
+            each | {"variant": each["variant"] + self.context.first_variant}
             for part, offsets in zip(item["parts"], item["offsets"], strict=True)
             for each in journal_rows(self.journal, part, offsets)
         ]
-        scored: list[Row] = []
+        scored, features = [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):
-            scored += self.score(rows[start : start + ROWS_AT_ONCE])
-        return {"index": row["index"], "scores": to_parquet(pa.Table.from_pylist(scored, SCORED))}
+            part = rows[start : start + ROWS_AT_ONCE]
+            done = self.score(part)
+            scored += [scores for scores, _ in done]
+            features += [seen for _, seen in done if seen is not None]
+        return {
+            "index": row["index"],
+            "scores": to_parquet(pa.Table.from_pylist(scored, SCORED)),
+            "features": to_parquet(pa.Table.from_pylist(features, FEATURE_ROWS)),
+        }
 
-    def score(self, rows: Sequence[Row]) -> list[Row]:
-        """Rows of SCORED for rows of `journal_rows`."""
+    def score(self, rows: Sequence[Row]) -> list[tuple[Row, Row | None]]:
+        """Rows of SCORED for rows of `journal_rows`, and where they have features rows of FEATURE_ROWS."""
         clicks = {click for row in rows for click in row["history_ids"] or ()}
         products = self.shop.products({row["product_id"] for row in rows} | clicks)
         pairs = [(row["user_id"], row["product_id"]) for row in rows if row["user_id"] is not None]
         references = self.shop.references(pairs)
         facts = [self._facts(row, products, references.get((row["user_id"], row["product_id"]))) for row in rows]
         self.scorer.score(facts)
-        return [_scored(row, products.get(row["product_id"]), each) for row, each in zip(rows, facts, strict=True)]
+        return [
+            (_scored(row, products.get(row["product_id"]), each), _features(row, each))
+            for row, each in zip(rows, facts, strict=True)
+        ]
 
     def _facts(self, row: Row, products: dict[str, Row], reference: Row | None) -> CreativeFacts:
         product, clicks = products.get(row["product_id"]), row["history_ids"]
         picture, problems = picture_of(self.journal.storage, row)
+        cutout = product and self._resolved(product["cutout"] or product["image"])
+        shown = reference and self._resolved(reference["image"])
         return CreativeFacts(
+            pair_id=row["pair_id"],
+            variant=row["variant"],
             user_key=row["user_key"],
             title=None if row["status"] == FAILED else row["title"] or "",
             picture=picture,
+            unpasted=self._unpasted(row, problems),
             product=product and ProductTexts.of(product),
-            cutout=product and self._resolved(product["cutout"] or product["image"]),
+            cutout=cutout,
             scale=product and product["scale"],
             reference_titles=reference and tuple(reference["titles"] or ()),
-            reference_picture=reference and self._resolved(reference["image"]),
-            clicked=None if clicks is None else tuple(self._resolved(products.get(click, {}).get("image")) for click in clicks),
+            reference_picture=ShopPicture(shown, cutout) if shown else None,
+            clicked=None if clicks is None else self._pictures(clicks, products),
             problems=problems,
         )
+
+    def _unpasted(self, row: Row, problems: list[str]) -> bytes | None:
+        if not self.context.has_unpasted or row["uri"] is None:
+            return None
+        if (painted := read_unpasted(self.journal.storage, self.context.campaign, row)) is None:
+            problems.append("no_unpasted_picture")
+        return painted
 
     def _resolved(self, uri: str | None) -> str | None:
         try:
             return self.context.inputs.resolve(uri) if uri else None
         except PairError:
             return None  # as good as not there: the tables may not name this place
-
-
-def journal_rows(journal: Journal, index: int, offsets: Sequence[int]) -> list[Row]:
-    """Manifest rows of a shard with `user_id` and `history_ids` of their lineage; both None where that is gone."""
-    table = journal.read_part(index)
-    rows = (table.take(list(offsets)) if len(offsets) else table).to_pylist()
-    try:
-        lineage = journal.read_lineage(index)
-    except StoreError:
-        lineage = None
-    known = {} if lineage is None else {each["pair_id"]: each for each in lineage.to_pylist()}
-    for row in rows:
-        there = known.get(row["pair_id"])
-        row["user_id"] = there and there["user_id"]
-        row["history_ids"] = None if there is None else there["history_ids"] or []
-    return rows
 
 
 def picture_of(storage: Storage, row: Row) -> tuple[bytes | None, list[str]]:
@@ -193,5 +230,13 @@ def _scored(row: Row, product: Row | None, facts: CreativeFacts) -> Row:
         "reason": row["reason"],
         "title": row["title"],
         "uri": row["uri"],
-        "left_out": list(dict.fromkeys(facts.problems)),
+        "left_out": facts.problems,
+        "bleu_counts": facts.bleu_counts,
     }  # fmt: skip
+
+
+def _features(row: Row, facts: CreativeFacts) -> Row | None:
+    if not facts.features:
+        return None
+    given = {name: row[name] for name in ("pair_id", "variant", "user_key", "product_id")}
+    return given | {name: to_bytes(feature) for name, feature in facts.features.items()}

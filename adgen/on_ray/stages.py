@@ -232,7 +232,7 @@ class FinishAndCommit:
         if pair["reason"] is not None:
             return base | {"status": FAILED, "reason": pair["reason"]}
         try:
-            done = self._creative(pair, pictures)
+            done = self.creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason}
         if done.verdict.status != OK:
@@ -248,7 +248,8 @@ class FinishAndCommit:
         ]
         return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
 
-    def _creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+    def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+        """A pair with title and picture (PNG) -> its creative. PairError: why there is none."""
         product = product_facts(pair, pictures[pair["product_id"]])
         background = np.array(Image.open(io.BytesIO(pair["picture"])))
         return finish(background, pair["title"], product, self.context.settings.finish)
@@ -260,7 +261,7 @@ class FinishAndCommit:
 
 
 class Stages(NamedTuple):
-    """The classes that a shard passes through. The data benchmark puts others in their place; no setting can."""
+    """The classes that a shard passes through. The data benchmark and evaluations put others in their place; no setting can."""
 
     look_up: type = LookUp
     generate: type = Generate

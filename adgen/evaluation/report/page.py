@@ -3,51 +3,70 @@
 One file that needs no network and forbids itself one; every text in it is escaped, since strangers wrote the titles.
 """
 
-import html
-from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from string import Template
 from typing import Any
 
-from adgen.creatives import layout
-from adgen.creatives.storage import Storage
-from adgen.errors import StoreError
 from adgen.evaluation.comparison import Comparison
-from adgen.evaluation.report.charts import histogram_svg, interval_svg
-from adgen.evaluation.statistics import Difference, Estimate
-from adgen.evaluation.summary import Summary
-from adgen.finishing.contact_sheet import thumbnail
+from adgen.evaluation.report.charts import groups_svg, histogram_svg
+from adgen.evaluation.report.differences import differences_html
+from adgen.evaluation.report.labels import label, meaning
+from adgen.evaluation.report.parts import cell, figure, interval, table, text
+from adgen.evaluation.report.pictures import StoredPictures
+from adgen.evaluation.statistics import Estimate
+from adgen.evaluation.summary import Summary, by_length
 
-PICTURE_SIDE = 280  # pixels: twice what the page shows
-LESS_IS_BETTER = frozenset({"title_empty", "product_distance", "product_spill", "copied", "history_correlation"})
-NEITHER = frozenset({"width", "pbs_stranger_history"})  # more of these is neither good nor bad
-IN_GROUPS = ("allowed_words", "selling_point_coverage", "bleu", "product_iou", "copied", "pbs_reference", "pbs_history_margin")
+IN_GROUPS = (
+    "allowed_words",
+    "selling_point_coverage",
+    "corpus_bleu",
+    "product_iou",
+    "unpasted_product_iou",
+    "copied",
+    "pbs_reference",
+    "pbs_history_margin",
+    "background_history_margin",
+    "clip_score",
+)
 _KINDS = {"locale": "By locale", "category": "By category", "history_length": "By clicks in the prompt"}
 
 
-def write_page(path: Path, record: Mapping[str, Any], summary: Summary, comparison: Comparison | None, storage: Storage) -> None:
-    """Write the report to the file `path`; pictures of the best and the worst come from `storage`."""
-    path.write_text(render_page(record, summary, comparison, storage), encoding="utf-8")
+def write_page(
+    path: Path,
+    record: Mapping[str, Any],
+    summary: Summary,
+    pictures: StoredPictures,
+    comparison: Comparison | None = None,
+    earlier: StoredPictures | None = None,
+) -> None:
+    """Write the report to the file `path`. Arguments as of `render_page`."""
+    path.write_text(render_page(record, summary, pictures, comparison, earlier), encoding="utf-8")
 
 
-def render_page(record: Mapping[str, Any], summary: Summary, comparison: Comparison | None, storage: Storage) -> str:
-    """The report. `record` says whose evaluation it is: campaign, run_id, model_digest, encoder."""
-    name = f"{record['campaign']} · {record['run_id']}"
-    encoder = record["encoder"] or "none, so scores of backgrounds are left out"
+def render_page(
+    record: Mapping[str, Any],
+    summary: Summary,
+    pictures: StoredPictures,
+    comparison: Comparison | None = None,
+    earlier: StoredPictures | None = None,
+) -> str:
+    """The report. `record` says whose evaluation it is: campaign, run_id, model_digest, judges; `pictures` holds its creatives,
+    `earlier` those of the evaluation that it is compared with."""
     return _template().substitute(
-        page_title=_text(f"Evaluation of {name}"),
-        heading=_text(f"Evaluation of {record['campaign']}"),
-        byline=_text(f"run {record['run_id']} · model {(record['model_digest'] or 'not known')[:12]} · PBS encoder: {encoder}"),
-        figures=_figures({"creatives": summary.rows} | summary.by_status),
-        comparison=_comparison(comparison) if comparison else "",
+        page_title=text(f"Evaluation of {record['campaign']} · {record['run_id']}"),
+        heading=text(f"Evaluation of {record['campaign']}"),
+        byline=_byline(record),
+        figures=_figures(summary),
+        comparison=differences_html(comparison, pictures, earlier or StoredPictures(())) if comparison else "",
         scores=_scores(summary.scores),
+        sets=_sets(summary),
         left_out=_left_out(summary.left_out),
-        distributions="".join(_distribution(key, each, summary) for key, each in summary.scores.items()),
-        groups="".join(_group(kind, groups) for kind, groups in summary.groups.items()),
-        sheets="".join(_sheets(score, summary, storage) for score in summary.worst),
+        distributions="".join(_distribution(name, summary) for name in summary.histograms),
+        groups="".join(_group(kind, summary) for kind in _KINDS),
+        sheets="".join(_sheets(score, summary, pictures) for score in summary.worst),
     )
 
 
@@ -56,111 +75,103 @@ def _template() -> Template:
     return Template(files(__package__).joinpath("page.html").read_text(encoding="utf-8"))
 
 
-def _figures(counts: Mapping[str, int]) -> str:
-    return "".join(f"<div><b>{number:,}</b><span>{_text(name)}</span></div>" for name, number in counts.items())
+def _byline(record: Mapping[str, Any]) -> str:
+    judges = {kind: judge for kind, judge in (record.get("judges") or {}).items() if judge}
+    names = {"pbs": "PBS", "background": "backgrounds", "distance": "distance of sets", "clip": "titles with pictures"}
+    parts = [f"run {record['run_id']}", f"model {(record['model_digest'] or 'not known')[:12]}"]
+    parts += [f"{names[kind]} by {judge['name']} {judge['digest'][:8]}" for kind, judge in judges.items()]
+    absent = [name for kind, name in names.items() if kind not in judges]
+    if absent:
+        parts.append(f"no judge of {', '.join(absent)} was given")
+    return text(" · ".join(parts))
+
+
+def _figures(summary: Summary) -> str:
+    counts = {"creatives": summary.rows} | summary.by_status
+    return "".join(f"<div><b>{number:,}</b><span>{text(name)}</span></div>" for name, number in counts.items())
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------------------
 
 
 def _scores(scores: Mapping[str, Estimate]) -> str:
+    if not scores:
+        return "<p>No creative has a score.</p>"
     rows = (
-        f"<tr><td>{_label(name)}</td><td>{each.mean:.4g}</td><td>{_interval(each)}</td><td>{each.rows:,}</td>"
-        f"<td>{each.users:,}</td></tr>"
+        f"<tr>{_named(name)}<td>{each.mean:.4g}</td><td>{interval(each)}</td><td>{each.rows:,}</td><td>{each.users:,}</td></tr>"
         for name, each in scores.items()
     )
-    return _table(("score", "mean", "95% interval", "creatives", "users"), rows) if scores else "<p>No creative has a score.</p>"
+    return table(("score", "mean", "95% interval", "creatives", "users"), rows)
+
+
+def _sets(summary: Summary) -> str:
+    if not summary.sets:
+        return ""
+    rows = (
+        f"<tr>{_named(name)}<td>{each.value:.4g}</td><td>{interval(each)}</td>"
+        f"<td>{text(', '.join(f'{count:,} {what}' for what, count in each.of.items()))}</td></tr>"
+        for name, each in summary.sets.items()
+    )
+    head = ("score", "value", "95% interval", "of")
+    return f'<h2>Of many pictures together</h2><div class="wide">{table(head, rows)}</div>'
+
+
+def _named(name: str) -> str:
+    return f"<td>{text(label(name))}<small>{text(meaning(name))}</small></td>"
 
 
 def _left_out(left_out: Mapping[str, int]) -> str:
     if not left_out:
         return ""
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
-    rows = (f"<tr><td>{_label(reason)}</td><td>{count:,}</td></tr>" for reason, count in ordered)
-    return "<h2>What could not be scored</h2>" + _table(("reason", "creatives"), rows)
+    rows = (f"<tr><td>{text(label(reason))}</td><td>{count:,}</td></tr>" for reason, count in ordered)
+    return f'<h2>What could not be scored</h2><div class="wide">{table(("reason", "creatives"), rows)}</div>'
 
 
-def _group(kind: str, groups: Mapping[str, Mapping[str, Estimate]]) -> str:
+# -- charts ----------------------------------------------------------------------------------------------------------------------
+
+
+def _distribution(name: str, summary: Summary) -> str:
+    return _cell(
+        name, f"{summary.scores[name].mean:.4g}", histogram_svg(label(name), summary.histograms[name], summary.scores[name])
+    )
+
+
+def _group(kind: str, summary: Summary) -> str:
+    groups = {group: scores for group, scores in summary.groups.get(kind, {}).items() if scores}
+    groups = by_length(groups) if kind == "history_length" else groups
     names = [name for name in IN_GROUPS if any(name in scores for scores in groups.values())]
-    if not names:
-        return ""
-    head = (_KINDS[kind], *(name.replace("_", " ") for name in names))
+    if len(groups) < 2 or not names:
+        return ""  # one group is all creatives again
+    charts = (
+        groups_svg(label(name), {group: scores[name] for group, scores in groups.items() if name in scores}, summary.scores[name])
+        for name in names
+    )
+    cells = "".join(_cell(name, f"{summary.scores[name].mean:.4g}", chart) for name, chart in zip(names, charts, strict=True))
     rows = (
-        f"<tr><td>{_text(group)}</td>" + "".join(f"<td>{_cell(scores.get(name))}</td>" for name in names) + "</tr>"
+        f"<tr><td>{text(group)}</td>{''.join(f'<td>{cell(scores.get(name))}</td>' for name in names)}</tr>"
         for group, scores in groups.items()
     )
-    return f'<h2>{_KINDS[kind]}</h2><div class="wide">{_table(head, rows)}</div>'
+    numbers = table((_KINDS[kind], *map(label, names)), rows)
+    return (
+        f'<h2>{_KINDS[kind]}</h2><div class="grid">{cells}</div>'
+        f'<details><summary>as numbers, with how many creatives</summary><div class="wide">{numbers}</div></details>'
+    )
 
 
-def _comparison(found: Comparison) -> str:
-    rows = []
-    for name, each in found.differences.items():
-        reach = max(abs(end) for end in (each.mean, each.low, each.high) if end is not None)
-        p_value = "-" if each.p_value is None else f"{each.p_value:.3f}"
-        rows.append(
-            f'<tr><td>{_label(name)}</td><td class="{_verdict(name, each)}">{each.mean:+.4g}</td><td>{_interval(each)}</td>'
-            f"<td>{interval_svg(each, reach)}</td><td>{p_value}</td><td>{each.rows:,}</td></tr>"
-        )
-    note = f"{found.pairs:,} creatives of the same pairs; {found.only_here:,} only here, {found.only_there:,} only there."
-    head = ("this minus that", "difference", "95% interval", "", "p", "pairs")
-    return f'<h2>Against {_text(found.against)}</h2><p class="note">{note}</p><div class="wide">{_table(head, rows)}</div>'
-
-
-def _verdict(name: str, each: Difference) -> str:
-    if not each.is_significant or name in NEITHER:
-        return ""
-    return "better" if (each.mean > 0) != (name in LESS_IS_BETTER) else "worse"
-
-
-def _table(head: tuple[str, ...], rows) -> str:
-    return "<table><tr>" + "".join(f"<th>{_text(name)}</th>" for name in head) + "</tr>" + "".join(rows) + "</table>"
-
-
-def _interval(each: Estimate | Difference) -> str:
-    return "-" if each.low is None or each.high is None else f"{each.low:.4g} to {each.high:.4g}"
-
-
-def _cell(each: Estimate | None) -> str:
-    return f'{each.mean:.3g} <small title="{_interval(each)}">{each.rows:,}</small>' if each else "-"
+def _cell(name: str, value: str, chart: str) -> str:
+    return f'<div class="cell" title="{text(meaning(name))}"><b>{text(label(name))}<span>{value}</span></b>{chart}</div>'
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------------
 
 
-def _distribution(name: str, each: Estimate, summary: Summary) -> str:
-    chart = histogram_svg(name, summary.histograms[name], each)
-    return f'<div class="cell"><b>{_label(name)}<span>{each.mean:.4g}</span></b>{chart}</div>'
-
-
-def _sheets(score: str, summary: Summary, storage: Storage) -> str:
-    parts = [f"<h2>Lowest and highest: {_label(score)}</h2>"]
+def _sheets(score: str, summary: Summary, pictures: StoredPictures) -> str:
+    parts = [f'<h2>Lowest and highest: {text(label(score))}</h2><p class="note">{text(meaning(score))}</p>']
     for heading, rows in (("lowest", summary.worst[score]), ("highest", summary.best[score])):
-        figures = "".join(_figure(row, storage) for row in rows)
-        parts.append(f'<h3>{heading}</h3><div class="sheet">{figures}</div>')
+        parts.append(f'<h3>{heading}</h3><div class="sheet">{_row_of(rows, pictures)}</div>')
     return "".join(parts)
 
 
-def _figure(row: Mapping[str, Any], storage: Storage) -> str:
-    lang = f' lang="{_text(row["locale"].replace("_", "-"))}"' if row["locale"] else ""
-    title = f'<p dir="auto"{lang}>{_text(row["title"] or "no title")}</p>'
-    facts = f"<code>{row['value']:.4g} · {_text(row['pair_id'][:12])} · {_text(row['product_id'])}</code>"
-    return f"<figure>{_image(row['uri'], storage)}<figcaption>{title}{facts}</figcaption></figure>"
-
-
-def _image(uri: str, storage: Storage) -> str:
-    try:
-        stored = storage.get(uri) if layout.object_hash(uri) else None
-    except StoreError:
-        stored = None
-    picture = thumbnail(stored.data, PICTURE_SIDE) if stored else None
-    if picture is None:
-        return '<div class="gap" title="no picture"></div>'
-    return f'<img src="data:image/webp;base64,{b64encode(picture).decode()}" alt="creative" loading="lazy">'
-
-
-def _label(name: str) -> str:
-    return _text(name.replace("_", " "))
-
-
-def _text(value: str) -> str:
-    return html.escape("".join(each if each.isprintable() else "\ufffd" for each in value))
+def _row_of(rows: Iterable[Mapping[str, Any]], pictures: StoredPictures) -> str:
+    return "".join(figure(pictures.image(row), row["title"], row, f"{row['value']:.4g}") for row in rows)

@@ -1,0 +1,95 @@
+"""How like a creative's background is to the reference's, to those that its user clicked and to those that another clicked, as
+each judge of backgrounds sees it: PBS, and a DINOv2 outside the product as a second opinion that nobody trained for it."""
+
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from adgen.errors import PairError
+from adgen.evaluation.creative_facts import CreativeFacts, Shown
+from adgen.evaluation.pbs import pbs_features
+from adgen.evaluation.shop_pictures import Seen, ShopPicture, ShopPictures, background_of
+from adgen.evaluation.strangers import Stranger, strangers_of
+
+JUDGES = ("pbs", "background")
+_NAMES = ("reference", "history", "stranger_history", "history_margin")
+BACKGROUND_SCORES = tuple(f"{judge}_{name}" for judge in JUDGES for name in _NAMES)
+"""Cosine of the picture's background to the reference's, its mean to the pictures that the user clicked, its mean to those that
+another user clicked, and how much nearer the own ones are."""
+
+
+class BackgroundScorer:
+    """Scores backgrounds, with as many judges as there are."""
+
+    def __init__(self, shop: ShopPictures, strangers: Sequence[Stranger]):
+        """strangers: the run's panel; clicks are ShopPictures."""
+        self.shop, self.judges, self.strangers = shop, shop.judges, strangers
+        self._seat = cache(lambda seat: self.seen(self.strangers[seat].clicked))
+
+    def score(self, shown: Sequence[Shown]) -> None:
+        """Adds scores, features and problems."""
+        if not shown:
+            return
+        pbs = pbs_features(self.judges.pbs, [each.picture for each in shown]) if self.judges.pbs else [None] * len(shown)
+        for each, mine, background in zip(shown, pbs, self._backgrounds(shown), strict=True):
+            features = background | ({} if mine is None else {"pbs": mine})
+            each.facts.features |= background
+            stranger = self._stranger(each.facts) if features and each.history else None
+            for judge, feature in features.items():
+                _compare(judge, feature, each, stranger)
+
+    def seen(self, pictures: Sequence[ShopPicture]) -> list[Seen]:
+        """Those that can be read."""
+        found = []
+        for picture in pictures:
+            try:
+                found.append(self.shop.seen(picture))
+            except PairError:
+                continue
+        return found
+
+    def _backgrounds(self, shown: Sequence[Shown]) -> list[dict[str, Tensor]]:
+        known = [each for each in shown if each.product is not None] if self.judges.patches else []
+        found = background_of(self.judges, [each.picture for each in known], [each.product for each in known]) if known else []
+        by_row = {id(each): features for each, features in zip(known, found, strict=True)}
+        for each, features in zip(known, found, strict=True):
+            if not features:
+                each.facts.lacks("no_background")
+        return [by_row.get(id(each), {}) for each in shown]
+
+    def _stranger(self, facts: CreativeFacts) -> list[Seen]:
+        seats = strangers_of(facts.pair_id, facts.user_key, self.strangers)
+        found = next((seen for seat in seats if (seen := self._seat(seat))), [])
+        if not found:
+            facts.lacks("no_stranger")
+        return found
+
+
+def _compare(judge: str, feature: Tensor, each: Shown, stranger: Sequence[Seen] | None) -> None:
+    facts = each.facts
+    if each.reference is not None:
+        near = _mean_cosine(judge, feature, [each.reference])
+        _put(facts, f"{judge}_reference", near, "unmasked_reference_picture")
+    if not each.history:
+        return
+    own = _mean_cosine(judge, feature, each.history)
+    _put(facts, f"{judge}_history", own, "unmasked_history_pictures")
+    other = _mean_cosine(judge, feature, stranger or [])
+    if own is not None and other is not None:
+        facts.scores |= {f"{judge}_stranger_history": other, f"{judge}_history_margin": own - other}
+
+
+def _put(facts: CreativeFacts, name: str, value: float | None, problem: str) -> None:
+    """A picture whose product cannot be told from its background has no feature of the background alone."""
+    if value is None:
+        facts.lacks(problem)
+    else:
+        facts.scores[name] = value
+
+
+def _mean_cosine(judge: str, feature: Tensor, seen: Sequence[Seen]) -> float | None:
+    theirs = [each.features[judge] for each in seen if judge in each.features]
+    return float(F.cosine_similarity(feature[None], torch.stack(theirs)).mean()) if theirs else None

@@ -1,0 +1,72 @@
+"""What the report calls scores, what they mean, and which way is better."""
+
+_LABELS = {
+    "title_empty": ("empty titles", "share of creatives without a title"),
+    "allowed_words": ("allowed words", "share of the title's words that are the product's own, or stop words"),
+    "selling_point_coverage": ("selling points said", "share of the product's selling points that the title holds"),
+    "number_unit_agreement": ("numbers that agree", "share of the title's numbers, with their units, that the product has"),
+    "width": ("title width", "columns; a Chinese character takes two"),
+    "within_good_width": ("within good width", "share of titles that most shops show whole"),
+    "within_max_width": ("within largest width", "share of titles that are not cut"),
+    "bleu": ("BLEU, mean of titles", "0 to 100, sentence by sentence"),
+    "corpus_bleu": ("BLEU of all titles", "0 to 100, sacrebleu's of the corpus; the number that papers give"),
+    "rouge_l": ("ROUGE-L", "0 to 1, best reference"),
+    "product_iou": ("product kept (IoU)", "overlap of the product found in the creative with where it should be"),
+    "product_distance": ("product's colour distance", "0 to 1, within its mask"),
+    "product_spill": ("product spilt", "what is found of it outside, as a share of its mask"),
+    "unpasted_product_iou": ("painted product (IoU)", "the same before the real product was pasted: what the model itself shows"),
+    "unpasted_product_distance": ("painted product's colour distance", "before the real product was pasted"),
+    "unpasted_product_spill": ("painted product spilt", "before the real product was pasted"),
+    "copied": ("copy rate", "share that are near-duplicates of a picture that the user clicked"),
+    "reference_copied": (
+        "copy rate of references",
+        "what the copy rate is seen beside: no reference is a copy",
+    ),
+    "history_correlation": ("likest click", "correlation with the clicked picture that is most like it, -1 to 1"),
+    "pbs_reference": ("PBS to the reference", "-1 to 1"),
+    "pbs_history": ("PBS to own clicks", "-1 to 1"),
+    "pbs_stranger_history": ("PBS to a stranger's clicks", "-1 to 1; what own clicks are seen beside"),
+    "pbs_history_margin": ("PBS margin", "own clicks less a stranger's: does the background follow the user?"),
+    "background_reference": ("background to the reference", "cosine outside the product, -1 to 1"),
+    "background_history": ("background to own clicks", "cosine outside the product, -1 to 1"),
+    "background_stranger_history": ("background to a stranger's clicks", "what own clicks are seen beside"),
+    "background_history_margin": ("background margin", "own clicks less a stranger's, by a network that was not trained for it"),
+    "clip_score": ("CLIP score", "picture with title, 0 to 100"),
+    "seed_diversity": ("diversity between seeds", "1 - cosine of backgrounds of one pair: 0 when all seeds look alike"),
+    "user_diversity": (
+        "diversity between users",
+        "1 - cosine of backgrounds of one product for different users: 0 when a product looks alike for everybody",
+    ),
+    "fid": ("FID", "Fréchet distance of all creatives from all references; too large with few pictures"),
+    "kid": ("KID", "kernel distance of all creatives from all references"),
+    "kid_std": ("KID's deviation", "over subsets"),
+}
+_LESS_IS_BETTER = frozenset(
+    {
+        "title_empty",
+        "product_distance",
+        "product_spill",
+        "unpasted_product_distance",
+        "unpasted_product_spill",
+        "copied",
+        "history_correlation",
+    }
+)
+_NEITHER = frozenset({"width", "reference_copied", "pbs_stranger_history", "background_stranger_history"})
+
+
+def label(name: str) -> str:
+    """For people; what has no label of its own is called by its name."""
+    return _LABELS[name][0] if name in _LABELS else name.replace("_", " ")
+
+
+def meaning(name: str) -> str:
+    """One line, or nothing."""
+    return _LABELS[name][1] if name in _LABELS else ""
+
+
+def verdict(name: str, difference: float) -> str:
+    """`better` or `worse` for a difference that is significant; nothing for a score that is neither good nor bad."""
+    if name in _NEITHER:
+        return ""
+    return "better" if (difference > 0) != (name in _LESS_IS_BETTER) else "worse"

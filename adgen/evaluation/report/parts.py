@@ -1,0 +1,37 @@
+"""Pieces of HTML that several sections of the report are made of."""
+
+import html
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from adgen.evaluation.set_scores import SetScore
+from adgen.evaluation.statistics import Difference, Estimate
+
+
+def text(value: str) -> str:
+    """Escaped, for text and attributes; what cannot be shown becomes U+FFFD."""
+    return html.escape("".join(each if each.isprintable() else "\ufffd" for each in value))
+
+
+def table(head: Iterable[str], rows: Iterable[str]) -> str:
+    """With a row of headings."""
+    return "<table><tr>" + "".join(f"<th>{text(name)}</th>" for name in head) + "</tr>" + "".join(rows) + "</table>"
+
+
+def interval(each: Estimate | Difference | SetScore) -> str:
+    """Its ends, or a dash where there is none to be told."""
+    return "–" if each.low is None or each.high is None else f"{each.low:.4g} to {each.high:.4g}"
+
+
+def cell(each: Estimate | None) -> str:
+    """The mean, and of how many creatives."""
+    return f'{each.mean:.3g} <i title="{interval(each)}">{each.rows:,}</i>' if each else "–"
+
+
+def figure(image: str, title: str | None, row: Mapping[str, Any], value: str) -> str:
+    """A creative (`image` is HTML) with its title, a value, and whose it is."""
+    lang = f' lang="{text(row["locale"].replace("_", "-"))}"' if row["locale"] else ""
+    said = f'<p dir="auto"{lang}>{text(title or "no title")}</p>'
+    seed = f" · seed {row['variant']}" if row["variant"] else ""
+    facts = f"<code>{text(value)} · {text(row['pair_id'][:12])}{seed} · {text(row['product_id'])}</code>"
+    return f"<figure>{image}<figcaption>{said}{facts}</figcaption></figure>"

@@ -1,0 +1,30 @@
+"""Whose clicks a creative is held against to see whether it follows its own user: a fixed panel of the run's users.
+
+A creative's stranger is a function of its pair and the panel alone. Were it the next row of a batch, the same creative would
+get another score with every other way of cutting rows into batches, and in every sample.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from adgen.records import unit_interval
+
+PANEL = 256  # users whose clicks are kept and encoded once by every worker: enough that no one of them decides a mean
+
+
+class Stranger(NamedTuple):
+    """A seat of the panel."""
+
+    user_key: str
+    clicked: tuple[str | None, ...]
+    """Products, or URIs of their pictures; empty where nothing is known to be clicked."""
+
+
+def strangers_of(pair_id: str, user_key: str, panel: Sequence[Stranger]) -> Iterator[int]:
+    """Seats of others who clicked something, from the one that the pair's id draws onwards: the first that can be seen is the
+    pair's stranger."""
+    start = int(unit_interval("stranger", pair_id) * len(panel))
+    for turn in range(len(panel)):
+        seat = (start + turn) % len(panel)
+        if panel[seat].clicked and panel[seat].user_key != user_key:
+            yield seat
