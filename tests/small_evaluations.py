@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 from safetensors.torch import save_file
 from small_runs import CAMPAIGN, begin
 
 from adgen.config import FinishSettings
+from adgen.creatives import layout
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import read_pointer
@@ -17,6 +18,7 @@ from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage, open_storage
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs
 from adgen.finishing.finish import ProductFacts, finish
+from adgen.on_ray.payload import lossless
 from adgen.on_ray.stages import vars_of
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
 from adgen.shop.synth import synthesize
@@ -58,9 +60,10 @@ def plan_run(store: Path, shop: Path, resume_key: str = "tonight") -> Run:
     return run
 
 
-def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1) -> Journal:
+def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, painted: bool = False) -> Journal:
     """Creatives of the references: their picture is the background, their first title (or `title`) the title. The first
-    `failed` rows of the run fail."""
+    `failed` rows of the run fail. Where `painted`, what was pasted over is kept: of every second creative the reference, which
+    shows the product, of the others its mirror image."""
     journal, products = Journal(run.storage, CAMPAIGN, run.run_id), _by_id(shop, "products", "product_id")
     clicks = {user: row["clicks"] for user, row in _by_id(shop, "histories", "user_id").items()}
     references = pq.read_table(shop / "references.parquet").to_pylist()
@@ -72,6 +75,11 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1) -
             made = _creative(run.storage, shop, row, products[row["product_id"]], title) if number >= failed else {}
             base = {"schema_version": 1, "pair_id": pair, "variant": 0, "user_key": user_key(SECRET, row["user_id"])}
             base |= {"product_id": row["product_id"], "stale": False, "status": FAILED, "reason": "engine"}
+            base |= {"fingerprint": f"{number:064x}"}
+            if painted:
+                picture = Image.open(shop / row["image"]).convert("RGB")
+                shown = np.asarray(picture if number % 2 else ImageOps.mirror(picture))
+                run.storage.put(layout.unpasted_picture(CAMPAIGN, pair, base["fingerprint"]), lossless(shown))
             manifest.append(base | made)
             history = [click["product_id"] for click in clicks[row["user_id"]][:CLICKS]]
             ids = {"pair_id": pair, "user_id": row["user_id"], "product_id": row["product_id"], "history_ids": history}

@@ -9,9 +9,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def save_dinov2(folder: Path) -> Path:
+def save_dinov2(folder: Path, seed: int = 0) -> Path:
     """A DINOv2 of one layer."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2, patch_size=14, image_size=28)).save_pretrained(folder)
     return folder
 

@@ -9,12 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
 from small_judges import save_clip, save_dinov2
 from small_models import save_small_model
 from small_runs import CAMPAIGN
 
-from adgen.creatives.journal import Journal
+from adgen.creatives.journal import Journal, from_parquet
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, open_storage
@@ -28,10 +29,17 @@ from adgen.evaluation.report.page import render_page
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
-from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
+from adgen.on_ray import evaluation
+from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
+from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
+from adgen.on_ray.payload import lossless
+from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.row_places import read_strangers
-from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
+from adgen.on_ray.scoring import Scored, ScoreShard, ScoringContext, packed, whole_run
+from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.stages import Context
+from adgen.on_ray.unpasted import FinishKeepingUnpasted, read_unpasted
 from adgen.shop.tables import open_inputs
 
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
@@ -261,6 +269,101 @@ def test_an_evaluation_of_nothing_says_so(tmp_path):
         summarize(tmp_path)
 
 
+class HereShards:
+    """`score` in this process: what workers do, without Ray."""
+
+    def __call__(self, context, items, cluster):
+        stage = ScoreShard(context)
+        for done in map(raise_told, (stage(packed(item)) for item in items)):
+            yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
+
+
+@pytest.fixture
+def here(monkeypatch):
+    monkeypatch.setattr(evaluation, "score", HereShards())
+    monkeypatch.setattr(evaluation, "cluster_device", lambda device: "cpu")
+
+
+def run_settings(store: Path, shop: Path, out: Path, **given) -> RunEvaluationSettings:
+    return RunEvaluationSettings(store=str(store), campaign=CAMPAIGN, inputs=str(shop), out=out, resamples=100, **given)
+
+
+def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop, encoder, judges, tmp_path):
+    first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder, **judges), Silent())
+    assert first["judges"]["background"]["name"] == "DINOv2 dinov2"
+    assert first["not_measured"] == []
+    assert first["scores"]["clip_score"]["rows"] == first["scores"]["background_reference"]["rows"] == 11
+    assert first["scores"]["corpus_bleu"]["mean"] == pytest.approx(100)
+    assert list(first["scores"]).index("corpus_bleu") == list(first["scores"]).index("bleu") + 1
+    assert first["sets"]["user_diversity"]["of"]["products"] >= 1
+    assert first["sets"]["frechet_dinov2"]["of"] == {"creatives": 11, "references": 11}
+    assert first["sets"]["kid_dinov2"]["value"] < first["sets"]["frechet_dinov2"]["value"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["report.html", "rows", "summary.json"]
+    assert json.loads((tmp_path / "first" / "summary.json").read_text()) == first
+
+    judges["dinov2"] = save_dinov2(tmp_path / "other-dinov2", seed=1)
+    second = evaluate_run(
+        run_settings(store, shop, tmp_path / "second", encoder=encoder, against=tmp_path / "first", **judges), Silent()
+    )
+    against = second["against"]
+    assert against["not_compared"] == [name for name in sorted(ROW_SCORES) if name.startswith("background_")]
+    assert all(each["here"] == each["there"] and not each["significant"] for each in against["differences"].values())
+    assert {"corpus_bleu", "frechet_dinov2", "kid_dinov2", "kid_std_dinov2"} == against["sets"].keys()
+    page = (tmp_path / "second" / "report.html").read_text()
+    for told in ("Of many pictures together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
+        assert told in page
+    (tmp_path / "first" / "summary.json").unlink()
+    with pytest.raises(SettingsError, match="not finished"):
+        evaluate_run(run_settings(store, shop, tmp_path / "third", against=tmp_path / "first"), Silent())
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize("setting", ["encoder", "dinov2", "adapter", "fid", "clip"])
+def test_missing_weights_stop_an_evaluation_before_any_work(here, store, shop, tmp_path, setting):
+    settings = run_settings(store, shop, tmp_path / "out", **{setting: tmp_path / "nowhere"})
+    with pytest.raises(SettingsError, match=f"{setting}: .*nowhere: there is no such"):
+        evaluate_run(settings, Silent())
+    (tmp_path / "nowhere").mkdir()
+    with pytest.raises(SettingsError, match=rf"^{setting}: .*(is missing|no such file|must lie there|not an encoder|not a model directory)"):
+        evaluate_run(settings, Silent())
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp_path):
+    run = plan_run(tmp_path / "store", shop)
+    do_shards(run, shop, painted=True, failed=0)
+    finish(run)
+    reader = open_published(open_storage(str(tmp_path / "store")), CAMPAIGN)
+    scoring = ScoringSettings(inputs=str(shop), resamples=100)
+    record = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "out", Silent(), has_unpasted=True)
+    for row in rows_of(tmp_path / "out"):
+        assert row["product_iou"] > 0.9
+    shown = sorted(row["unpasted_product_iou"] for row in rows_of(tmp_path / "out"))
+    assert len(shown) == 12
+    assert shown[6] > 0.9, "every second one shows the product where it should be"
+    assert np.mean(shown[:6]) < 0.9
+    assert record["scores"]["unpasted_product_distance"]["mean"] > record["scores"]["product_distance"]["mean"]
+    key = next((tmp_path / "store" / "private").rglob("unpasted/*/*.png"))
+    key.unlink()
+    again = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
+    assert again["left_out"]["no_unpasted_picture"] == 1
+    assert again["scores"]["unpasted_product_iou"]["rows"] == 11
+
+
+def test_finishing_keeps_what_was_painted(shop, tmp_path):
+    picture = lossless(np.asarray(Image.new("RGB", (64, 64), "red")))
+    product = pq.read_table(shop / "products.parquet").to_pylist()[0]
+    ids = {"pair_id": "ab" * 32, "fingerprint": "cd" * 32, "product_id": product["product_id"], "product_title": product["title"]}
+    pair = product | ids | {"title": product["title"], "picture": picture, "channel": None}
+    settings = RefreshSettings(store=str(tmp_path), campaign=CAMPAIGN)
+    stage = FinishKeepingUnpasted(Context(settings, S3Access(), "20260101000000-000000-00000000", "", ""))
+    made = stage.creative(pair, {product["product_id"]: (shop / product["cutout"]).read_bytes()})
+    assert made.picture.data != picture
+    assert read_unpasted(stage.journal.storage, CAMPAIGN, pair) == picture
+    assert read_unpasted(stage.journal.storage, CAMPAIGN, pair | {"fingerprint": "ef" * 32}) is None
+    assert read_unpasted(stage.journal.storage, CAMPAIGN, pair | {"fingerprint": None}) is None
+
+
 def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, encoder, tmp_path):
     save_small_model(tmp_path / "model")
     out = tmp_path / "out"
@@ -268,9 +371,15 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
         inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, seeds=2, sampling={"max_title_tokens": 8}
     )
     record = evaluate_model(asked, Silent())
-    assert record["rows"] == 5
-    assert record["by_status"] == {"ok": 5}  # no gate keeps a creative of the model's back
-    assert record["scores"]["bleu"]["rows"] == record["scores"]["pbs_reference"]["rows"] == 5
+    assert record["rows"] == 10
+    assert record["by_status"] == {"ok": 10}  # no gate keeps a creative of the model's back
+    assert record["scores"]["bleu"]["rows"] == record["scores"]["pbs_reference"]["rows"] == 10
+    assert record["scores"]["unpasted_product_iou"]["rows"] == record["scores"]["product_iou"]["rows"] == 10
+    assert record["sets"]["seed_diversity"]["of"]["pairs"] == 5
+    rows = rows_of(out)
+    assert sorted(row["variant"] for row in rows) == [0] * 5 + [1] * 5
+    assert len({row["pair_id"] for row in rows}) == 5
+    assert len({row["uri"] for row in rows}) == 10
     assert "no_reference" not in record["left_out"]
     assert (out / "report.html").exists()
     users = pq.read_table(shop / "references.parquet")["user_id"].unique().to_pylist()

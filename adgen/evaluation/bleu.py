@@ -105,7 +105,7 @@ class CorpusBleu:
             return None, None
         drawn = self._resampled[self._resampled[:, 2 * _ORDERS + 1] > 0]  # a resample may have drawn nobody
         error = np.std([bleu_of_counts(counts) for counts in drawn]) * np.sqrt(self._users / (self._users - 1))
-        if not error:
+        if error < 1e-9:  # every resample has the same BLEU, to rounding
             return None, None
         mean, reach = bleu_of_counts(self._counts), t.isf(TAIL, self._users - 1) * error
         return float(max(0.0, mean - reach)), float(min(100.0, mean + reach))

@@ -10,8 +10,8 @@ from adgen.errors import SettingsError
 from adgen.evaluation.creative_scores import ROW_SCORES
 from adgen.evaluation.judges import SCORES_OF, Judge
 from adgen.evaluation.report.pictures import StoredPictures
-from adgen.evaluation.set_scores import SetScore
 from adgen.evaluation.stored_rows import check_rows
+from adgen.evaluation.summary import CORPUS_BLEU
 
 RECORD = "summary.json"  # written last: where it lies, the evaluation is whole
 
@@ -34,11 +34,19 @@ def judged_otherwise(mine: Mapping[str, Judge | None], record: Mapping[str, Any]
     return [name for name in names if name.startswith(tuple(start for kind in differing for start in SCORES_OF[kind]))]
 
 
-def sets_beside(mine: Mapping[str, Judge | None], sets: Mapping[str, SetScore], record: Mapping[str, Any]) -> dict[str, tuple]:
-    """Scores of sets that both have from the same judges: (here, there)."""
-    theirs = record.get("sets") or {}
-    others = judged_otherwise(mine, record, tuple(sets))
-    return {name: (each.value, theirs[name]["value"]) for name, each in sets.items() if name in theirs and name not in others}
+def sets_beside(
+    mine: Mapping[str, Judge | None], here: Mapping[str, Any], there: Mapping[str, Any]
+) -> dict[str, tuple[float, float]]:
+    """Scores of many creatives together that both records have from the same judges: (here, there)."""
+    ours, theirs = _together(here), _together(there)
+    others = judged_otherwise(mine, there, tuple(ours))
+    return {name: (value, theirs[name]) for name, value in ours.items() if name in theirs and name not in others}
+
+
+def _together(record: Mapping[str, Any]) -> dict[str, float]:
+    titles = (record.get("scores") or {}).get(CORPUS_BLEU)
+    sets = {name: each["value"] for name, each in (record.get("sets") or {}).items()}
+    return ({CORPUS_BLEU: titles["mean"]} if titles else {}) | sets
 
 
 def pictures_of(record: Mapping[str, Any], access: S3Access) -> StoredPictures:

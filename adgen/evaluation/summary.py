@@ -27,6 +27,10 @@ _BLEU = ROW_SCORES.index("bleu") + 1
 SCORES = (*ROW_SCORES[:_BLEU], CORPUS_BLEU, *ROW_SCORES[_BLEU:])
 """Names of `Summary.scores`, in their order."""
 GROUPS = ("locale", "category", "history_length")
+_SHARES = ("title_empty", "allowed_words", "selling_point_coverage", "number_unit_agreement", "within_good_width")
+_SHARES += ("within_max_width", "rouge_l", "product_iou", "unpasted_product_iou", "copied", "reference_copied")
+_NOT_BELOW_0 = ("product_distance", "product_spill", "unpasted_product_distance", "unpasted_product_spill", "width")
+_RANGES = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_NOT_BELOW_0, (0.0, np.inf)) | {"bleu": (0.0, 100.0)}
 MOST_GROUPS = 20  # of a kind; rows of the rarer ones are counted as OTHER
 NOT_KNOWN, OTHER = "not known", "all others"
 BINS = 30
@@ -199,7 +203,13 @@ class _Scores:
         found = self._rows.estimates()
         if titles := self._titles.estimate():
             found[CORPUS_BLEU] = titles
-        return {name: found[name] for name in SCORES if name in found}
+        return {name: _within_range(name, found[name]) for name in SCORES if name in found}
+
+
+def _within_range(name: str, each: Estimate) -> Estimate:
+    """No interval of a share reaches below 0 or above 1: Student's t does not know what a score can be."""
+    lowest, highest = _RANGES.get(name, (-np.inf, np.inf))
+    return each if each.low is None else each._replace(low=max(lowest, each.low), high=min(highest, each.high))
 
 
 def _bounds(histogram: Histogram) -> tuple[float, float]:

@@ -54,7 +54,7 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
 def _print_differences(console: Console, against: dict[str, Any]) -> None:
     table = Table("score", "this", "that", "difference", "95% interval", "p", "pairs", title=f"against {against['against']}")
     for name, each in against["differences"].items():
-        p_value = "-" if each["p_value"] is None else f"{each['p_value']:.3f}" + (" *" if each["significant"] else "")
+        p_value = "-" if each["p_value"] is None else _p_value(each["p_value"]) + (" *" if each["significant"] else "")
         here, there = f"{each['here']:.4g}", f"{each['there']:.4g}"
         table.add_row(name, here, there, f"{each['mean']:+.4g}", _interval(each), p_value, str(each["rows"]))
     for name, each in against["sets"].items():
@@ -62,6 +62,10 @@ def _print_differences(console: Console, against: dict[str, Any]) -> None:
     console.print(table)
     if against["not_compared"]:
         console.print("not compared, since another network judged there: " + ", ".join(against["not_compared"]))
+
+
+def _p_value(value: float) -> str:
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _interval(each: dict[str, Any]) -> str:

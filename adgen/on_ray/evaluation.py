@@ -89,7 +89,7 @@ def compared(
     """This evaluation beside the earlier one."""
     others = judged_otherwise(judges, earlier)
     found = compare(out, settings.against, settings.resamples, settings.seed, others)
-    found.sets = sets_beside(judges, summary.sets, earlier)
+    found.sets = sets_beside(judges, summary.as_dict(), earlier)
     return found
 
 

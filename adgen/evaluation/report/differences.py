@@ -32,7 +32,7 @@ def _row(name: str, each: Change) -> str:
     reach = max(abs(end) for end in (difference.mean, difference.low, difference.high) if end is not None)
     return (
         f"<tr><td>{text(label(name))}</td><td>{each.here:.4g}</td><td>{each.there:.4g}</td><td>{difference.mean:+.4g}</td>"
-        f"<td>{interval(difference)}</td><td>{interval_svg(difference, reach)}</td><td>{_p_value(difference)}</td>"
+        f"<td>{interval(difference, 3)}</td><td>{interval_svg(difference, reach)}</td><td>{_p_value(difference)}</td>"
         f"{_told(name, difference)}<td>{difference.rows:,}</td></tr>"
     )
 
@@ -42,6 +42,8 @@ def _p_value(each: Difference) -> str:
 
 
 def _told(name: str, each: Difference) -> str:
+    if each.mean == 0 and each.low is None:
+        return '<td class="unsure">the same</td>'
     if not each.is_significant:
         return '<td class="unsure">not certain</td>'
     found = verdict(name, each.mean) or "differs"

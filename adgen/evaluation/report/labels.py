@@ -23,9 +23,9 @@ _LABELS = {
         "what the copy rate is seen beside: no reference is a copy",
     ),
     "history_correlation": ("likest click", "correlation with the clicked picture that is most like it, -1 to 1"),
-    "pbs_reference": ("PBS to the reference", "-1 to 1"),
-    "pbs_history": ("PBS to own clicks", "-1 to 1"),
-    "pbs_stranger_history": ("PBS to a stranger's clicks", "-1 to 1; what own clicks are seen beside"),
+    "pbs_reference": ("PBS to the reference", "is its background like that of the creative the user is known to like? -1 to 1"),
+    "pbs_history": ("PBS to own clicks", "mean over the clicked pictures, -1 to 1"),
+    "pbs_stranger_history": ("PBS to a stranger's clicks", "what own clicks are seen beside"),
     "pbs_history_margin": ("PBS margin", "own clicks less a stranger's: does the background follow the user?"),
     "background_reference": ("background to the reference", "cosine outside the product, -1 to 1"),
     "background_history": ("background to own clicks", "cosine outside the product, -1 to 1"),
@@ -49,10 +49,10 @@ _LESS_IS_BETTER = frozenset(
         "unpasted_product_distance",
         "unpasted_product_spill",
         "copied",
-        "history_correlation",
     }
 )
-_NEITHER = frozenset({"width", "reference_copied", "pbs_stranger_history", "background_stranger_history"})
+# Who follows a user's style comes nearer to what that user clicked, and is no copy yet: history_correlation is neither.
+_NEITHER = frozenset({"width", "history_correlation", "reference_copied", "pbs_stranger_history", "background_stranger_history"})
 
 
 def label(name: str) -> str:

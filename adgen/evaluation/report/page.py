@@ -18,7 +18,9 @@ from adgen.evaluation.report.parts import cell, figure, interval, table, text
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.statistics import Estimate
 from adgen.evaluation.summary import Summary, by_length
+from adgen.records import FAILED, OK, REJECTED
 
+STATUSES = (OK, REJECTED, FAILED)
 IN_GROUPS = (
     "allowed_words",
     "selling_point_coverage",
@@ -64,7 +66,7 @@ def render_page(
         scores=_scores(summary.scores),
         sets=_sets(summary),
         left_out=_left_out(summary.left_out),
-        distributions="".join(_distribution(name, summary) for name in summary.histograms),
+        distributions=_distributions(summary),
         groups="".join(_group(kind, summary) for kind in _KINDS),
         sheets="".join(_sheets(score, summary, pictures) for score in summary.worst),
     )
@@ -79,15 +81,14 @@ def _byline(record: Mapping[str, Any]) -> str:
     judges = {kind: judge for kind, judge in (record.get("judges") or {}).items() if judge}
     names = {"pbs": "PBS", "background": "backgrounds", "distance": "distance of sets", "clip": "titles with pictures"}
     parts = [f"run {record['run_id']}", f"model {(record['model_digest'] or 'not known')[:12]}"]
-    parts += [f"{names[kind]} by {judge['name']} {judge['digest'][:8]}" for kind, judge in judges.items()]
-    absent = [name for kind, name in names.items() if kind not in judges]
-    if absent:
-        parts.append(f"no judge of {', '.join(absent)} was given")
+    parts += [f"{names[kind]} judged by {judge['name']} {judge['digest'][:8]}" for kind, judge in judges.items()]
+    if absent := [name for kind, name in names.items() if kind not in judges]:
+        parts.append(f"not judged: {', '.join(absent)}")
     return text(" · ".join(parts))
 
 
 def _figures(summary: Summary) -> str:
-    counts = {"creatives": summary.rows} | summary.by_status
+    counts = {"creatives": summary.rows} | {name: summary.by_status[name] for name in STATUSES if name in summary.by_status}
     return "".join(f"<div><b>{number:,}</b><span>{text(name)}</span></div>" for name, number in counts.items())
 
 
@@ -131,10 +132,12 @@ def _left_out(left_out: Mapping[str, int]) -> str:
 # -- charts ----------------------------------------------------------------------------------------------------------------------
 
 
-def _distribution(name: str, summary: Summary) -> str:
-    return _cell(
-        name, f"{summary.scores[name].mean:.4g}", histogram_svg(label(name), summary.histograms[name], summary.scores[name])
-    )
+def _distributions(summary: Summary) -> str:
+    varying = {name: each for name, each in summary.histograms.items() if each.high > each.low}
+    alike = [f"{label(name)} {summary.scores[name].mean:.4g}" for name in summary.histograms if name not in varying]
+    note = f'<p class="note">The same for all creatives: {text(", ".join(alike))}.</p>' if alike else ""
+    charts = {name: histogram_svg(label(name), each, summary.scores[name]) for name, each in varying.items()}
+    return f'{note}<div class="grid">{"".join(_cell(name, summary.scores[name], chart) for name, chart in charts.items())}</div>'
 
 
 def _group(kind: str, summary: Summary) -> str:
@@ -147,7 +150,7 @@ def _group(kind: str, summary: Summary) -> str:
         groups_svg(label(name), {group: scores[name] for group, scores in groups.items() if name in scores}, summary.scores[name])
         for name in names
     )
-    cells = "".join(_cell(name, f"{summary.scores[name].mean:.4g}", chart) for name, chart in zip(names, charts, strict=True))
+    cells = "".join(_cell(name, summary.scores[name], chart) for name, chart in zip(names, charts, strict=True))
     rows = (
         f"<tr><td>{text(group)}</td>{''.join(f'<td>{cell(scores.get(name))}</td>' for name in names)}</tr>"
         for group, scores in groups.items()
@@ -159,8 +162,9 @@ def _group(kind: str, summary: Summary) -> str:
     )
 
 
-def _cell(name: str, value: str, chart: str) -> str:
-    return f'<div class="cell" title="{text(meaning(name))}"><b>{text(label(name))}<span>{value}</span></b>{chart}</div>'
+def _cell(name: str, whole: Estimate, chart: str) -> str:
+    heading = f"<b>{text(label(name))}<span>{whole.mean:.4g}</span></b>"
+    return f'<div class="cell" title="{text(meaning(name))}">{heading}{chart}</div>'
 
 
 # -- pictures --------------------------------------------------------------------------------------------------------------------

@@ -18,9 +18,9 @@ def table(head: Iterable[str], rows: Iterable[str]) -> str:
     return "<table><tr>" + "".join(f"<th>{text(name)}</th>" for name in head) + "</tr>" + "".join(rows) + "</table>"
 
 
-def interval(each: Estimate | Difference | SetScore) -> str:
+def interval(each: Estimate | Difference | SetScore, digits: int = 4) -> str:
     """Its ends, or a dash where there is none to be told."""
-    return "–" if each.low is None or each.high is None else f"{each.low:.4g} to {each.high:.4g}"
+    return "–" if each.low is None or each.high is None else f"{each.low:.{digits}g} to {each.high:.{digits}g}"
 
 
 def cell(each: Estimate | None) -> str:
@@ -33,5 +33,5 @@ def figure(image: str, title: str | None, row: Mapping[str, Any], value: str) ->
     lang = f' lang="{text(row["locale"].replace("_", "-"))}"' if row["locale"] else ""
     said = f'<p dir="auto"{lang}>{text(title or "no title")}</p>'
     seed = f" · seed {row['variant']}" if row["variant"] else ""
-    facts = f"<code>{text(value)} · {text(row['pair_id'][:12])}{seed} · {text(row['product_id'])}</code>"
-    return f"<figure>{image}<figcaption>{said}{facts}</figcaption></figure>"
+    ids = f"<code>{text(row['product_id'])} · {text(row['pair_id'][:12])}{seed}</code>"
+    return f"<figure>{image}<figcaption><b>{text(value)}</b>{said}{ids}</figcaption></figure>"
