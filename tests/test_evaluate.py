@@ -308,9 +308,9 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
     against = second["against"]
     assert against["not_compared"] == [name for name in sorted(ROW_SCORES) if name.startswith("background_")]
     assert all(each["here"] == each["there"] and not each["significant"] for each in against["differences"].values())
-    assert {"corpus_bleu", "frechet_dinov2", "kid_dinov2", "kid_std_dinov2"} == against["sets"].keys()
+    assert {"corpus_bleu", "frechet_dinov2", "kid_dinov2"} == against["sets"].keys()
     page = (tmp_path / "second" / "report.html").read_text()
-    for told in ("Of many pictures together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
+    for told in ("Of all creatives together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
         assert told in page
     (tmp_path / "first" / "summary.json").unlink()
     with pytest.raises(SettingsError, match="not finished"):
@@ -324,7 +324,8 @@ def test_missing_weights_stop_an_evaluation_before_any_work(here, store, shop, t
     with pytest.raises(SettingsError, match=f"{setting}: .*nowhere: there is no such"):
         evaluate_run(settings, Silent())
     (tmp_path / "nowhere").mkdir()
-    with pytest.raises(SettingsError, match=rf"^{setting}: .*(is missing|no such file|must lie there|not an encoder|not a model directory)"):
+    lacking = "is missing|no such file|must lie there|not an encoder|not a model directory"
+    with pytest.raises(SettingsError, match=rf"^{setting}: .*({lacking})"):
         evaluate_run(settings, Silent())
     assert not (tmp_path / "out").exists()
 

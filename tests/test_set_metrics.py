@@ -41,7 +41,7 @@ def test_distances_through_a_local_network(kind, request):
             distance.add(network(pictures(24, 1)[part]), real=True)
             distance.add(network(pictures(24, 2, shift)[part]), real=False)
     near, far = near.compute(), far.compute()
-    assert list(near) == [f"frechet_{kind}", f"kid_{kind}", f"kid_std_{kind}"]
+    assert list(near) == [f"frechet_{kind}", f"kid_{kind}"], "all subsets are the whole: they have no deviation"
     assert all(math.isfinite(value) for value in (*near.values(), *far.values()))
     assert far[f"frechet_{kind}"] > 2 * near[f"frechet_{kind}"]
     assert far[f"kid_{kind}"] > near[f"kid_{kind}"]
@@ -56,6 +56,15 @@ def test_the_frechet_distance_is_the_closed_form_s():
     found = distance.compute()
     assert found["fid"] == pytest.approx(25, rel=1e-4)
     assert found == distance.compute(), "the same seed, the same subsets"
+
+
+def test_subsets_of_many_pictures_have_a_deviation(monkeypatch):
+    monkeypatch.setattr(distribution, "_KID_SUBSET", 20)
+    distance = SetDistance("inception", 4)
+    for real in (True, False):
+        distance.add(torch.randn(60, 4, generator=torch.Generator().manual_seed(int(real))), real=real)
+    assert list(distance.compute()) == ["fid", "kid", "kid_std"]
+    assert distance.compute()["kid_std"] > 0
 
 
 def test_neither_order_nor_batches_change_a_distance(monkeypatch):

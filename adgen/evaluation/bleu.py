@@ -75,7 +75,7 @@ class CorpusBleu:
     def __init__(self, resamples: int = RESAMPLES, seed: int = 0):
         self.seed = seed
         self._counts = np.zeros(NUM_COUNTS, np.int64)
-        self._resampled = np.zeros((resamples, NUM_COUNTS), np.int64)
+        self._resampled = np.zeros((resamples, NUM_COUNTS))  # whole numbers, in the type that multiplies fast
         self._rows = self._users = 0
         self._last: str | None = None
 
@@ -87,7 +87,7 @@ class CorpusBleu:
         by_user = np.zeros((len(found), NUM_COUNTS), np.int64)
         np.add.at(by_user, inverse, counts)
         self._counts += by_user.sum(0)
-        self._resampled += poisson_weights(found, len(self._resampled), self.seed).T.astype(np.int64) @ by_user
+        self._resampled += poisson_weights(found, len(self._resampled), self.seed).T @ by_user.astype(float)
         self._rows += len(users)
         self._users += len(found) - (self._last in found)
         self._last = str(users[-1])

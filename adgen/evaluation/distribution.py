@@ -136,15 +136,17 @@ class SetDistance:
         self.counts[real] += len(features)
 
     def compute(self, seed: int = 0) -> dict[str, float]:
-        """fid, kid and kid_std for Inception, else names that end in the network's; empty with fewer than two pictures on
-        either side, as `counts` then says. Fewer pictures than features make the Frechet distance too large: the kernel
-        distance is the one to read."""
+        """fid, kid and, where there are more pictures than a subset takes, kid_std for Inception, else names that end in the
+        network's; empty with fewer than two pictures on either side, as `counts` then says. Fewer pictures than features make
+        the Frechet distance too large: the kernel distance is the one to read."""
         if min(self.counts.values()) < 2:
             return {}
         of = "" if self.features == "inception" else f"_{self.features}"
         mean, deviation = self._kernel(seed)
         frechet = float(self._frechet.compute())
-        return {f"{'fid' if not of else 'frechet'}{of}": frechet, f"kid{of}": mean, f"kid_std{of}": deviation}
+        subsets_differ = min(self.counts.values()) > _KID_SUBSET
+        found = {f"{'fid' if not of else 'frechet'}{of}": frechet, f"kid{of}": mean}
+        return found | ({f"kid_std{of}": deviation} if subsets_differ else {})
 
     def _kernel(self, seed: int) -> tuple[float, float]:
         from torchmetrics.image.kid import KernelInceptionDistance

@@ -37,7 +37,7 @@ _LABELS = {
         "diversity between users",
         "1 - cosine of backgrounds of one product for different users: 0 when a product looks alike for everybody",
     ),
-    "fid": ("FID", "Fréchet distance of all creatives from all references; too large with few pictures"),
+    "fid": ("FID", "Fréchet distance of all creatives from all references; thousands of pictures are needed for it"),
     "kid": ("KID", "kernel distance of all creatives from all references"),
     "kid_std": ("KID's deviation", "over subsets"),
 }
@@ -57,12 +57,22 @@ _NEITHER = frozenset({"width", "history_correlation", "reference_copied", "pbs_s
 
 def label(name: str) -> str:
     """For people; what has no label of its own is called by its name."""
-    return _LABELS[name][0] if name in _LABELS else name.replace("_", " ")
+    known, network = _known(name)
+    return (known[0] if known else name.replace("_", " ")) + (f" ({network})" if network else "")
 
 
 def meaning(name: str) -> str:
     """One line, or nothing."""
-    return _LABELS[name][1] if name in _LABELS else ""
+    known, _ = _known(name)
+    return known[1] if known else ""
+
+
+def _known(name: str) -> tuple[tuple[str, str] | None, str]:
+    """Label and meaning, and the network whose distance it is where that is not the usual one: `kid_dinov2`."""
+    start, _, network = name.rpartition("_")
+    start = "fid" if start == "frechet" else start
+    is_distance = start in ("fid", "kid", "kid_std") and name not in _LABELS
+    return (_LABELS[start], network) if is_distance else (_LABELS.get(name), "")
 
 
 def verdict(name: str, difference: float) -> str:

@@ -114,7 +114,7 @@ def _sets(summary: Summary) -> str:
         for name, each in summary.sets.items()
     )
     head = ("score", "value", "95% interval", "of")
-    return f'<h2>Of many pictures together</h2><div class="wide">{table(head, rows)}</div>'
+    return f'<h2>Of all creatives together</h2><div class="wide">{table(head, rows)}</div>'
 
 
 def _named(name: str) -> str:
