@@ -60,10 +60,10 @@ def plan_run(store: Path, shop: Path, resume_key: str = "tonight") -> Run:
     return run
 
 
-def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, painted: bool = False) -> Journal:
+def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, painted: bool = False, seed: int = 0) -> Journal:
     """Creatives of the references: their picture is the background, their first title (or `title`) the title. The first
     `failed` rows of the run fail. Where `painted`, what was pasted over is kept: of every second creative the reference, which
-    shows the product, of the others its mirror image."""
+    shows the product, of the others its mirror image. Each `seed` turns the backgrounds."""
     journal, products = Journal(run.storage, CAMPAIGN, run.run_id), _by_id(shop, "products", "product_id")
     clicks = {user: row["clicks"] for user, row in _by_id(shop, "histories", "user_id").items()}
     references = pq.read_table(shop / "references.parquet").to_pylist()
@@ -72,7 +72,7 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
         manifest, lineage = [], []
         for number, row in enumerate(references[start : start + ROWS_PER_SHARD], start):
             pair = pair_id(SECRET, row["user_id"], row["product_id"], None, None)
-            made = _creative(run.storage, shop, row, products[row["product_id"]], title) if number >= failed else {}
+            made = _creative(run.storage, shop, row, products[row["product_id"]], title, seed) if number >= failed else {}
             base = {"schema_version": 1, "pair_id": pair, "variant": 0, "user_key": user_key(SECRET, row["user_id"])}
             base |= {"product_id": row["product_id"], "stale": False, "status": FAILED, "reason": "engine"}
             base |= {"fingerprint": f"{number:064x}"}
@@ -88,7 +88,7 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
     return journal
 
 
-def _creative(storage: Storage, shop: Path, reference: dict, product: dict, title: str | None) -> dict:
+def _creative(storage: Storage, shop: Path, reference: dict, product: dict, title: str | None, seed: int) -> dict:
     facts = ProductFacts(
         title=product["title"],
         selling_points=tuple(product["selling_points"]),
@@ -96,7 +96,7 @@ def _creative(storage: Storage, shop: Path, reference: dict, product: dict, titl
         image=(shop / product["image"]).read_bytes(),
         scale=product["scale"],
     )
-    background = np.asarray(Image.open(shop / reference["image"]).convert("RGB"))
+    background = np.rot90(np.asarray(Image.open(shop / reference["image"]).convert("RGB")), seed)
     done = finish(background, title or reference["titles"][0], facts, FinishSettings(width=128, height=128))
     stored = put_object(storage, done.picture.data, done.picture.extension, done.picture.content_type)
     return done.manifest_fields() | {"status": OK, "reason": None} | vars_of(stored)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,7 @@ from adgen.evaluation.report.page import render_page
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
-from adgen.on_ray import evaluation
+from adgen.on_ray import evaluation, model_evaluation
 from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
@@ -39,7 +40,7 @@ from adgen.on_ray.row_places import read_strangers
 from adgen.on_ray.scoring import Scored, ScoreShard, ScoringContext, packed, whole_run
 from adgen.on_ray.settings import RefreshSettings
 from adgen.on_ray.stages import Context
-from adgen.on_ray.unpasted import FinishKeepingUnpasted, read_unpasted
+from adgen.on_ray.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted, read_unpasted
 from adgen.shop.tables import open_inputs
 
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
@@ -349,6 +350,51 @@ def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp
     again = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
     assert again["left_out"]["no_unpasted_picture"] == 1
     assert again["scores"]["unpasted_product_iou"]["rows"] == 11
+
+
+@pytest.fixture
+def made(monkeypatch, shop) -> list[int]:
+    """Seeds of the runs that were asked for. They are made without a model."""
+    seeds = []
+
+    def refresh(settings, progress, stages, inputs):
+        assert stages is KEEPING_UNPASTED
+        assert inputs["pairs"].num_rows == 12
+        seeds.append(settings.plan.campaign_seed)
+        run = plan_run(Path(settings.store), shop)
+        do_shards(run, shop, painted=True, seed=settings.plan.campaign_seed)
+        finish(run)
+        return SimpleNamespace(run_id=run.run_id)
+
+    monkeypatch.setattr(model_evaluation, "refresh", refresh)
+    monkeypatch.setattr(model_evaluation, "CAMPAIGN", CAMPAIGN)
+    return seeds
+
+
+def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder, judges, tmp_path):
+    out = tmp_path / "out"
+    asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=3, resamples=100, **judges)
+    record = evaluate_model(asked, Silent())
+    assert made == [0, 1, 2]
+    rows = rows_of(out)
+    assert sorted(row["variant"] for row in rows) == [0] * 12 + [1] * 12 + [2] * 12
+    assert len({row["pair_id"] for row in rows}) == 12
+    assert record["sets"]["seed_diversity"]["of"] == {"pairs": 11, "users": record["scores"]["bleu"]["users"]}
+    assert record["sets"]["seed_diversity"]["value"] > 0
+    assert record["sets"]["frechet_dinov2"]["of"] == {"creatives": 33, "references": 11}, "a reference counts once"
+    assert record["scores"]["unpasted_product_iou"]["rows"] == record["scores"]["product_iou"]["rows"] == 33
+    assert [run["store"] for run in record["runs"]] == [str(out / name) for name in ("store", "store-seed-1", "store-seed-2")]
+    page = (out / "report.html").read_text()
+    assert "diversity between seeds" in page
+    assert "painted product (IoU)" in page
+    assert 'class="gap"' not in page, "each seed's pictures are found in its own store"
+
+
+def test_a_judge_that_is_missing_is_told_before_anything_is_made(here, made, shop, tmp_path):
+    asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, out=tmp_path / "out", clip=tmp_path / "nowhere")
+    with pytest.raises(SettingsError, match=r"clip: .*nowhere"):
+        evaluate_model(asked, Silent())
+    assert made == []
 
 
 def test_finishing_keeps_what_was_painted(shop, tmp_path):
