@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from small_runs import CAMPAIGN, Crash, CrashingStorage, begin, commit_plan, do_shards, pair_ids, refresh
 
+from adgen.creatives import layout
 from adgen.creatives.erasure import finish_erasures, forget, forgotten_hashes, is_forgotten, user_hash
 from adgen.creatives.folder import FolderStorage
 from adgen.creatives.journal import Journal
@@ -55,6 +56,16 @@ def test_a_forgotten_user_is_gone_from_every_run_and_object(store: Storage):
     assert is_forgotten(store, KEY, USER)
     assert not is_forgotten(store, KEY, "user-x")
     assert forgotten_hashes(store) == {user_hash(KEY, USER)}
+
+
+def test_pictures_that_an_evaluation_kept_are_forgotten_too(store: Storage):
+    refresh(store, PAIRS)
+    for pair in PAIRS:
+        store.put(layout.unpasted_picture(CAMPAIGN, pair, "0" * 64), b"painted")
+    forget_user(store)
+    assert_forgotten(store)
+    kept = {entry.key for entry in store.entries("private/campaigns/") if "/unpasted/" in entry.key}
+    assert kept == {layout.unpasted_picture(CAMPAIGN, pair, "0" * 64) for pair in OTHERS}
 
 
 def test_forgetting_twice_or_nobody_publishes_nothing_new(folder_store: Storage):

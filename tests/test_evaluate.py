@@ -345,7 +345,7 @@ def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp
     assert shown[6] > 0.9, "every second one shows the product where it should be"
     assert np.mean(shown[:6]) < 0.9
     assert record["scores"]["unpasted_product_distance"]["mean"] > record["scores"]["product_distance"]["mean"]
-    key = next((tmp_path / "store" / "private").rglob("unpasted/*/*.png"))
+    key = next((tmp_path / "store" / "private").rglob("unpasted/*/*/*.png"))
     key.unlink()
     again = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
     assert again["left_out"]["no_unpasted_picture"] == 1

@@ -107,6 +107,7 @@ def _forget(storage: Storage, hashes: list[str], users: set[str], patience_secon
             raise StoreError(f"run {held.run.run_id} changed while users were being forgotten; do it again")
     marked = {held.run.run_id for held in holdings}
     objects = _remove_objects(storage, holdings, [run for run in runs if run.run_id not in marked])
+    _remove_unpasted(storage, holdings)
     for held in holdings:
         remove_run(storage, held.run)
     receipt = Receipt(completed_at=utc_now(), runs=len(holdings), objects=objects)
@@ -194,6 +195,13 @@ def _remove_objects(storage: Storage, holdings: list[_Holdings], others: Iterabl
     for uri in objects.values():
         storage.delete(uri)
     return len(objects)
+
+
+def _remove_unpasted(storage: Storage, holdings: list[_Holdings]) -> None:
+    """Delete what an evaluation kept of the users' pairs."""
+    for campaign, pair in {(held.run.campaign, pair) for held in holdings for pair in held.pairs}:
+        for entry in storage.entries(layout.unpasted_pictures(campaign, pair)):
+            storage.delete(entry.key)
 
 
 def _names(storage: Storage) -> list[str]:

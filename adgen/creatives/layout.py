@@ -119,10 +119,14 @@ def report(campaign: str, run_id: str) -> str:
     return f"{private_run(campaign, run_id)}report.html"
 
 
+def unpasted_pictures(campaign: str, pair_id: str) -> str:
+    """Prefix of what the model painted of a pair before the product was pasted; evaluations keep it."""
+    return f"{private_campaign(campaign)}unpasted/{pair_id[:2]}/{pair_id}/"
+
+
 def unpasted_picture(campaign: str, pair_id: str, fingerprint: str) -> str:
-    """What the model painted before the product was pasted, of evaluations only. No run is in its name: a row that is carried to
-    another run keeps its fingerprint."""
-    return f"{private_campaign(campaign)}unpasted/{pair_id[:2]}/{pair_id}-{fingerprint[:16]}.png"
+    """One of them. No run is in its name: a row that is carried to another run keeps its fingerprint."""
+    return f"{unpasted_pictures(campaign, pair_id)}{fingerprint[:16]}.png"
 
 
 def catalog(model_digest: str) -> str:
