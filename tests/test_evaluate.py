@@ -388,6 +388,7 @@ def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder
     assert "diversity between seeds" in page
     assert "painted product (IoU)" in page
     assert 'class="gap"' not in page, "each seed's pictures are found in its own store"
+    assert page.count('alt="before the product was pasted"') == 16
 
 
 def test_a_judge_that_is_missing_is_told_before_anything_is_made(here, made, shop, tmp_path):

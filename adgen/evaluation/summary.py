@@ -34,7 +34,8 @@ _RANGES = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_NOT_BELOW_0, (0.0,
 MOST_GROUPS = 20  # of a kind; rows of the rarer ones are counted as OTHER
 NOT_KNOWN, OTHER = "not known", "all others"
 BINS = 30
-SHEET_ROWS = 8
+MOST_SHEETS, SHEET_ROWS = 2, 8
+PAINTED = "unpasted_product_iou"  # with a sheet of its own: what was painted is seen nowhere else
 _SHOWN = ("pair_id", "variant", "product_id", "title", "uri", "locale", "status")
 LONGER = "more than 10"
 _LENGTHS = ((0, "0"), (3, "1 to 3"), (6, "4 to 6"), (10, "7 to 10"))
@@ -162,7 +163,8 @@ class _Tally:
         self.kept = {kind: survey.kept(kind) for kind in GROUPS}
         self.groups = {kind: {name: new() for name in self._names(survey, kind)} for kind in GROUPS}
         self.histograms = {name: Histogram(*ends, np.zeros(BINS, np.int64)) for name, ends in survey.ranges.items()}
-        sheets = [name for name in SHEET_SCORES if name in survey.ranges][:2]
+        sheets = [name for name in SHEET_SCORES if name in survey.ranges][:MOST_SHEETS]
+        sheets += [PAINTED] if PAINTED in survey.ranges else []
         self.worst = {name: Extremes(-1, _SHOWN, SHEET_ROWS) for name in sheets}
         self.best = {name: Extremes(1, _SHOWN, SHEET_ROWS) for name in sheets}
 

@@ -67,7 +67,7 @@ def score_runs(
     comparison = compared(settings, out, judges, summary, earlier) if earlier else None
     record = about(settings, runs, paths, judges) | summary.as_dict() | {"against": comparison and comparison.as_dict()}
     record["seconds"] = round(time.time() - started, 1)
-    pictures = StoredPictures([run.reader.storage for run in runs])
+    pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
     write_page(out / "report.html", record, summary, pictures, comparison, pictures_of(earlier or {}, settings.s3))
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     (out / RECORD).write_text(text + "\n", encoding="utf-8")  # last: that it is there says that all is

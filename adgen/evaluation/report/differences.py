@@ -7,7 +7,7 @@ from typing import Any
 from adgen.evaluation.comparison import Change, Comparison
 from adgen.evaluation.report.charts import interval_svg
 from adgen.evaluation.report.labels import label, verdict
-from adgen.evaluation.report.parts import figure, interval, table, text
+from adgen.evaluation.report.parts import figure, interval, pair, table, text
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.statistics import Difference
 
@@ -71,6 +71,6 @@ def _sheets(found: Comparison, here: StoredPictures, there: StoredPictures) -> s
 
 
 def _pair(row: Mapping[str, Any], here: StoredPictures, there: StoredPictures) -> str:
-    mine = figure(here.image(row), row["title"], row, f"{row['value']:+.4g}")
-    theirs = figure(there.image(row | {"uri": row["there_uri"]}), row["there_title"], row, "that")
-    return f'<div class="pair">{mine}{theirs}</div>'
+    mine = figure(here.creative(row), row["title"], row, f"{row['value']:+.4g}")
+    theirs = figure(there.creative(row | {"uri": row["there_uri"]}), row["there_title"], row, "that")
+    return pair(mine, theirs)

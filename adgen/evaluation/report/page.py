@@ -3,7 +3,7 @@
 One file that needs no network and forbids itself one; every text in it is escaped, since strangers wrote the titles.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -14,10 +14,10 @@ from adgen.evaluation.comparison import Comparison
 from adgen.evaluation.report.charts import groups_svg, histogram_svg
 from adgen.evaluation.report.differences import differences_html
 from adgen.evaluation.report.labels import label, meaning
-from adgen.evaluation.report.parts import cell, figure, interval, table, text
+from adgen.evaluation.report.parts import cell, figure, interval, pair, table, text
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.statistics import Estimate
-from adgen.evaluation.summary import Summary, by_length
+from adgen.evaluation.summary import PAINTED, Summary, by_length
 from adgen.records import FAILED, OK, REJECTED
 
 STATUSES = (OK, REJECTED, FAILED)
@@ -172,10 +172,16 @@ def _cell(name: str, whole: Estimate, chart: str) -> str:
 
 def _sheets(score: str, summary: Summary, pictures: StoredPictures) -> str:
     parts = [f'<h2>Lowest and highest: {text(label(score))}</h2><p class="note">{text(meaning(score))}</p>']
+    kind, show = ("pairs", _painted) if score == PAINTED else ("sheet", _creative)
     for heading, rows in (("lowest", summary.worst[score]), ("highest", summary.best[score])):
-        parts.append(f'<h3>{heading}</h3><div class="sheet">{_row_of(rows, pictures)}</div>')
+        told = f"{heading}: as painted, then with the real product" if score == PAINTED else heading
+        parts.append(f'<h3>{told}</h3><div class="{kind}">{"".join(show(row, pictures) for row in rows)}</div>')
     return "".join(parts)
 
 
-def _row_of(rows: Iterable[Mapping[str, Any]], pictures: StoredPictures) -> str:
-    return "".join(figure(pictures.image(row), row["title"], row, f"{row['value']:.4g}") for row in rows)
+def _creative(row: Mapping[str, Any], pictures: StoredPictures) -> str:
+    return figure(pictures.creative(row), row["title"], row, f"{row['value']:.4g}")
+
+
+def _painted(row: Mapping[str, Any], pictures: StoredPictures) -> str:
+    return pair(f"<figure>{pictures.painted(row)}</figure>", _creative(row, pictures))

@@ -35,3 +35,8 @@ def figure(image: str, title: str | None, row: Mapping[str, Any], value: str) ->
     seed = f" · seed {row['variant']}" if row["variant"] else ""
     ids = f"<code>{text(row['product_id'])} · {text(row['pair_id'][:12])}{seed}</code>"
     return f"<figure>{image}<figcaption><b>{text(value)}</b>{said}{ids}</figcaption></figure>"
+
+
+def pair(left: str, right: str) -> str:
+    """Two figures that belong together."""
+    return f'<div class="pair">{left}{right}</div>'
