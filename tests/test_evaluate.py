@@ -224,6 +224,9 @@ def test_two_evaluations_are_compared_pair_by_pair(evaluated, store, shop, tmp_p
     bleu, product = found.differences["bleu"].difference, found.differences["product_iou"].difference
     assert bleu.mean > 90
     assert bleu.p_value == 2.0 ** (1 - bleu.users)  # all the same difference, of how many users decides
+    assert list(found.differences).index("corpus_bleu") == list(found.differences).index("bleu") + 1
+    assert found.differences["corpus_bleu"].here == pytest.approx(100)
+    assert found.differences["corpus_bleu"].difference.p_value <= 2.0 ** (1 - bleu.users)
     assert found.differences["rouge_l"].difference.is_significant == (bleu.users > 5)
     assert found.differences["width"].difference.is_significant
     assert product.mean == pytest.approx(0, abs=1e-3)
@@ -299,7 +302,12 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
     assert first["sets"]["user_diversity"]["of"]["products"] >= 1
     assert first["sets"]["frechet_dinov2"]["of"] == {"creatives": 11, "references": 11}
     assert first["sets"]["kid_dinov2"]["value"] < first["sets"]["frechet_dinov2"]["value"]
-    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == ["report.html", "rows", "summary.json"]
+    assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [
+        "diversity.parquet",
+        "report.html",
+        "rows",
+        "summary.json",
+    ]
     assert json.loads((tmp_path / "first" / "summary.json").read_text()) == first
 
     judges["dinov2"] = save_dinov2(tmp_path / "other-dinov2", seed=1)
@@ -307,9 +315,11 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
         run_settings(store, shop, tmp_path / "second", encoder=encoder, against=tmp_path / "first", **judges), Silent()
     )
     against = second["against"]
-    assert against["not_compared"] == [name for name in sorted(ROW_SCORES) if name.startswith("background_")]
+    theirs = {name for name in ROW_SCORES if name.startswith("background_")} | {"seed_diversity", "user_diversity"}
+    assert set(against["not_compared"]) == theirs
     assert all(each["here"] == each["there"] and not each["significant"] for each in against["differences"].values())
-    assert {"corpus_bleu", "frechet_dinov2", "kid_dinov2"} == against["sets"].keys()
+    assert {"frechet_dinov2", "kid_dinov2"} == against["sets"].keys()
+    assert "user_diversity" not in against["differences"], "another DINOv2 judged there"
     page = (tmp_path / "second" / "report.html").read_text()
     for told in ("Of all creatives together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
         assert told in page

@@ -8,15 +8,8 @@ import torch
 
 from adgen.errors import SettingsError
 from adgen.evaluation.distribution import SetDistance
-from adgen.evaluation.features import (
-    FEATURE_ROWS,
-    FEATURES,
-    from_bytes,
-    seed_diversity,
-    set_distance,
-    to_bytes,
-    user_diversity,
-)
+from adgen.evaluation.diversity import compare_diversity, mean_diversity, write_diversity
+from adgen.evaluation.features import FEATURE_ROWS, FEATURES, from_bytes, set_distance, to_bytes
 from adgen.evaluation.similarity import diversity
 
 SIZE, USERS, PRODUCTS, SEEDS = 6, 5, 4, 3
@@ -42,6 +35,11 @@ def write(folder, rows: list[dict], part: int = 5):
     return folder
 
 
+def diversities(folder, has_seeds: bool = True) -> dict:
+    write_diversity(folder, has_seeds)
+    return mean_diversity(folder, 200, 0)
+
+
 def test_features_come_back_as_they_were_stored():
     [feature] = features(1)
     assert np.array_equal(from_bytes(to_bytes(feature)), feature.numpy())
@@ -51,7 +49,7 @@ def test_diversity_between_seeds_is_that_of_each_pair_s_creatives(tmp_path):
     backgrounds = features(USERS, PRODUCTS, SEEDS)
     made = [row(u, p, s, background=backgrounds[u, p, s]) for u in range(USERS) for p in range(PRODUCTS) for s in range(SEEDS)]
     folder = write(tmp_path, [*made, row(0, 9, 0, background=backgrounds[0, 0, 0]), row(1, 9, 0)])
-    found = seed_diversity(folder, 200, 0)
+    found = diversities(folder)["seed_diversity"]
     singly = diversity(backgrounds.flatten(0, 1))
     assert found.mean == pytest.approx(float(singly.mean()), abs=1e-6)
     assert (found.rows, found.users) == (USERS * PRODUCTS, USERS), "a pair with one picture, and one with none, says nothing"
@@ -62,23 +60,41 @@ def test_diversity_between_users_compares_users_and_not_seeds(tmp_path):
     backgrounds = features(USERS, PRODUCTS)
     rows = [row(u, p, s, background=backgrounds[u, p] * (-1) ** s) for u in range(USERS) for p in range(PRODUCTS) for s in (0, 1)]
     again = row(0, 0, background=-backgrounds[0, 0]) | {"pair_id": "pair-0-0-in another channel"}
-    found = user_diversity(write(tmp_path, [*rows, again]), 200, 0)
+    found = diversities(write(tmp_path, [*rows, again]))["user_diversity"]
     assert found.mean == pytest.approx(float(diversity(backgrounds.transpose(0, 1)).mean()), abs=1e-6)
     assert (found.rows, found.users) == (PRODUCTS, PRODUCTS)
 
 
 def test_a_product_for_one_user_has_no_diversity(tmp_path):
     folder = write(tmp_path, [row(u, u, background=features(1)[0]) for u in range(3)])
-    assert user_diversity(folder, 200, 0) is None
-    assert seed_diversity(folder, 200, 0) is None
+    assert diversities(folder) == {}
 
 
 def test_alike_pictures_have_no_diversity_and_opposite_ones_two(tmp_path):
     [one] = features(1)
     same = write(tmp_path / "same", [row(u, 0, background=one) for u in range(3)])
-    assert user_diversity(same, 200, 0).mean == pytest.approx(0, abs=1e-6)
+    assert diversities(same)["user_diversity"].mean == pytest.approx(0, abs=1e-6)
     opposite = write(tmp_path / "opposite", [row(0, 0, background=one), row(1, 0, background=-one)])
-    assert user_diversity(opposite, 200, 0).mean == pytest.approx(2, abs=1e-6)
+    assert diversities(opposite)["user_diversity"].mean == pytest.approx(2, abs=1e-6)
+
+
+def test_diversities_are_compared_pair_by_pair_and_product_by_product(tmp_path):
+    [one], backgrounds = features(1), features(USERS, PRODUCTS, 2, seed=3)
+    varied = [row(u, p, s, background=backgrounds[u, p, s]) for u in range(USERS) for p in range(PRODUCTS) for s in (0, 1)]
+    alike = [row(u, p, s, background=one) for u in range(USERS) for p in range(1, PRODUCTS) for s in (0, 1)]
+    here, there = write(tmp_path / "here", varied), write(tmp_path / "there", alike)
+    everything = diversities(here)
+    diversities(there)
+    found = compare_diversity(here, there, 200, 0)
+    seeds, users = found["seed_diversity"], found["user_diversity"]
+    assert (seeds.difference.rows, seeds.difference.users) == (USERS * (PRODUCTS - 1), USERS), "of the pairs that both have"
+    assert seeds.here == pytest.approx(float(diversity(backgrounds[:, 1:].flatten(0, 1)).mean()), abs=1e-6)
+    assert seeds.here != pytest.approx(everything["seed_diversity"].mean, abs=1e-3)
+    assert seeds.there == users.there == pytest.approx(0, abs=1e-6)
+    assert seeds.difference.mean == pytest.approx(seeds.here - seeds.there)
+    assert seeds.difference.is_significant
+    assert users.difference.rows == PRODUCTS - 1
+    assert compare_diversity(here, tmp_path / "nowhere", 200, 0) == {}
 
 
 def test_distances_are_those_of_all_pictures_and_a_reference_counts_once(tmp_path):

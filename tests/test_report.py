@@ -30,7 +30,7 @@ def test_every_score_has_a_label_and_a_meaning(name):
 
 
 def test_distances_of_other_networks_say_whose_they_are():
-    assert label("frechet_dinov2") == "FID (dinov2)"
+    assert label("frechet_dinov2") == "Fréchet distance (dinov2)"
     assert label("kid_std_clip") == "KID's deviation (clip)"
     assert label("failed_engine") == "failed engine"
 

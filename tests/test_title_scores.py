@@ -125,6 +125,24 @@ def test_a_corpus_seen_in_parts_has_the_bleu_of_the_whole():
     assert alone.estimate()[1:] == (None, None, 1, 1)
 
 
+def test_bleu_of_two_evaluations_is_compared_with_the_same_users_drawn():
+    texts = [f"White mug number {word}: easy grip and chip resistant" for word in ("one", "two", "three", "four", "five", "six")]
+    users = ["a", "b", "c", "d", "e", "f"]
+    near, far = CorpusBleu(500), CorpusBleu(500)
+    near.add(users, np.array([bleu_counts(text[at:-10], [text]) for at, text in enumerate(texts)]))
+    far.add(users, np.array([bleu_counts(text.replace("grip", "hold")[at:-10], [text]) for at, text in enumerate(texts)]))
+    change = near.change_from(far)
+    assert change.here == near.estimate().mean > change.there == far.estimate().mean
+    assert change.difference.mean == pytest.approx(change.here - change.there)
+    assert change.difference.low < change.difference.mean < change.difference.high
+    assert change.difference.is_significant
+    apart = [each.estimate().high - each.estimate().low for each in (near, far)]
+    assert change.difference.high - change.difference.low < sum(apart)
+    same = near.change_from(near).difference
+    assert (same.mean, same.low, same.p_value) == (0, None, 1.0)
+    assert CorpusBleu(500).change_from(CorpusBleu(500)) is None
+
+
 def test_chinese_bleu_counts_characters_whatever_the_locale_says():
     near = "粉色皮质耳机：录音室风，折叠耐用"
     assert title_scores(near, [REFERENCE], CHINESE)["bleu"] > 40

@@ -11,7 +11,7 @@ import numpy as np
 import regex
 
 from adgen.errors import InputError
-from adgen.evaluation.statistics import RESAMPLES, TAIL, Estimate, poisson_weights
+from adgen.evaluation.statistics import RESAMPLES, Change, Difference, Estimate, interval, p_value, poisson_weights
 
 NUM_COUNTS = 10
 """Of a row: n-grams found for n 1..4, n-grams made, length of the title, length of the nearest reference."""
@@ -99,16 +99,28 @@ class CorpusBleu:
         return Estimate(bleu_of_counts(self._counts), *self._interval(), self._rows, self._users)
 
     def _interval(self) -> tuple[float | None, float | None]:
-        from scipy.stats import t
+        low, high = interval(bleu_of_counts(self._counts), _error(self._drawn(), self._users), self._users)
+        return (None, None) if low is None else (max(0.0, low), min(100.0, high))
 
-        if self._users < 2:
-            return None, None
-        drawn = self._resampled[self._resampled[:, 2 * _ORDERS + 1] > 0]  # a resample may have drawn nobody
-        error = np.std([bleu_of_counts(counts) for counts in drawn]) * np.sqrt(self._users / (self._users - 1))
-        if error < 1e-9:  # every resample has the same BLEU, to rounding
-            return None, None
-        mean, reach = bleu_of_counts(self._counts), t.isf(TAIL, self._users - 1) * error
-        return float(max(0.0, mean - reach)), float(min(100.0, mean + reach))
+    def _drawn(self) -> np.ndarray:
+        """BLEU of each resample; NaN where it drew nobody."""
+        return np.array([bleu_of_counts(counts) if counts[-1] else np.nan for counts in self._resampled])
+
+    def change_from(self, there: "CorpusBleu") -> Change | None:
+        """From another's titles for the same rows to these. Paired: both draw the same users. None where there is no row."""
+        if not self._rows:
+            return None
+        mine, theirs = bleu_of_counts(self._counts), bleu_of_counts(there._counts)
+        told = mine - theirs, _error(self._drawn() - there._drawn(), self._users), self._users
+        return Change(mine, theirs, Difference(told[0], *interval(*told), p_value(*told), self._rows, self._users))
+
+
+def _error(drawn: np.ndarray, users: int) -> float | None:
+    """The standard error of a statistic whose resamples are `drawn`, of users; None where it cannot be told."""
+    drawn = drawn[np.isfinite(drawn)]
+    if users < 2 or np.ptp(drawn) < 1e-9:  # every resample has the same BLEU, to rounding
+        return None
+    return float(np.std(drawn) * np.sqrt(users / (users - 1)))
 
 
 def _sentence(title: str, references: Sequence[str], locale: str | None):

@@ -34,6 +34,10 @@ PICTURE_SCORES = (*PRODUCT_SCORES, *UNPASTED_SCORES, *COPY_SCORES, *BACKGROUND_S
 history_correlation: see `nearest_history`; reference_copied: whether the reference would be taken for a copy, too, which no
 reference is. clip_score: see `TitlePictureScore`."""
 ROW_SCORES = (*TITLE_SCORES, *PICTURE_SCORES)
+CORPUS_BLEU = "corpus_bleu"
+_BLEU = ROW_SCORES.index("bleu") + 1
+SCORES = (*ROW_SCORES[:_BLEU], CORPUS_BLEU, *ROW_SCORES[_BLEU:])
+"""Those of rows and, beside the mean of sentences, BLEU of all titles together; in the order that people read them."""
 SCORED = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),

@@ -4,14 +4,8 @@ is from the references."""
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from adgen.evaluation.features import (
-    FEATURES,
-    SEED_DIVERSITY,
-    USER_DIVERSITY,
-    seed_diversity,
-    set_distance,
-    user_diversity,
-)
+from adgen.evaluation.diversity import USER_DIVERSITY, mean_diversity, write_diversity
+from adgen.evaluation.features import FEATURES, set_distance
 from adgen.evaluation.statistics import Estimate
 
 
@@ -36,18 +30,20 @@ def has_features(folder: Path) -> bool:
 
 
 def set_scores(folder: Path, has_seeds: bool, network: str, resamples: int, seed: int) -> dict[str, SetScore]:
-    """By name, those that there are pictures for: SEED_DIVERSITY of pairs with several seeds, USER_DIVERSITY of products that
-    several users got, and where `network` made features the distances of `SetDistance`."""
-    found = {}
-    if has_seeds and (estimate := seed_diversity(folder, resamples, seed)):
-        found[SEED_DIVERSITY] = _of(estimate, {"pairs": estimate.rows, "users": estimate.users})
-    if estimate := user_diversity(folder, resamples, seed):
-        found[USER_DIVERSITY] = _of(estimate, {"products": estimate.rows})
+    """By name, those that there are pictures for: diversities, which are written into the folder, and where `network`
+    made features the distances of `SetDistance`."""
+    write_diversity(folder, has_seeds)
+    diversities = mean_diversity(folder, resamples, seed)
+    found = {name: _of(each, _counted(name, each)) for name, each in diversities.items()}
     if network:
         distances, counts = set_distance(folder, network, seed)
         found |= {name: SetScore(value, None, None, counts) for name, value in distances.items()}
     return found
 
 
-def _of(estimate: Estimate, of: dict[str, int]) -> SetScore:
-    return SetScore(estimate.mean, estimate.low, estimate.high, of)
+def _of(each: Estimate, of: dict[str, int]) -> SetScore:
+    return SetScore(each.mean, each.low, each.high, of)
+
+
+def _counted(name: str, each: Estimate) -> dict[str, int]:
+    return {"products": each.rows} if name == USER_DIVERSITY else {"pairs": each.rows, "users": each.users}

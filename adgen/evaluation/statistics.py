@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-TAIL = 0.025
+_TAIL = 0.025
 
 
 class Estimate(NamedTuple):
@@ -57,6 +57,19 @@ class Difference(NamedTuple):
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return self._asdict() | {"significant": self.is_significant}
+
+
+class Change(NamedTuple):
+    """A score of both evaluations, over the pairs that have it in both."""
+
+    here: float
+    there: float
+    difference: Difference
+    """here minus there."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"here": self.here, "there": self.there} | self.difference.as_dict()
 
 
 class Bootstrap:
@@ -121,22 +134,34 @@ class Bootstrap:
         return float(np.sqrt((errors**2).mean() * users / (users - 1))) or None  # equal sums of users: no error to be seen
 
     def _interval(self, k: int) -> tuple[float | None, float | None]:
-        from scipy.stats import t
-
-        if (error := self._error(k)) is None:
-            return None, None
-        mean, reach = self._sums[0, k] / self._sums[1, k], t.isf(TAIL, self._users[k] - 1) * error
-        return float(mean - reach), float(mean + reach)
+        return interval(self._mean(k), self._error(k), int(self._users[k]))
 
     def _p_value(self, k: int) -> float | None:
-        from scipy.stats import t
+        return p_value(self._mean(k), self._error(k), int(self._users[k]))
 
-        mean, users = self._sums[0, k] / self._sums[1, k], int(self._users[k])
-        if users < 2:
-            return None
-        if (error := self._error(k)) is None:
-            return 2.0 ** (1 - users) if mean else 1.0
-        return float(2 * t.sf(abs(mean) / error, users - 1))
+    def _mean(self, k: int) -> float:
+        return float(self._sums[0, k] / self._sums[1, k])
+
+
+def interval(mean: float, error: float | None, users: int) -> tuple[float | None, float | None]:
+    """Student's 95% interval of a mean with that standard error; (None, None) where there is no error to be seen."""
+    from scipy.stats import t
+
+    if error is None:
+        return None, None
+    reach = float(t.isf(_TAIL, users - 1) * error)
+    return mean - reach, mean + reach
+
+
+def p_value(mean: float, error: float | None, users: int) -> float | None:
+    """Two-sided, that the mean is not 0; where there is no error to be seen of the sign test. None for one user."""
+    from scipy.stats import t
+
+    if users < 2:
+        return None
+    if error is None:
+        return 2.0 ** (1 - users) if mean else 1.0
+    return float(2 * t.sf(abs(mean) / error, users - 1))
 
 
 def poisson_weights(users: Sequence[str], resamples: int, seed: int) -> np.ndarray:

@@ -16,16 +16,12 @@ import pyarrow.compute as pc
 
 from adgen.evaluation.bleu import NUM_COUNTS, CorpusBleu
 from adgen.evaluation.comparison import SHEET_SCORES
-from adgen.evaluation.creative_scores import ROW_SCORES
+from adgen.evaluation.creative_scores import CORPUS_BLEU, ROW_SCORES, SCORES
 from adgen.evaluation.extremes import Extremes
 from adgen.evaluation.set_scores import SetScore, has_features, set_scores
 from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate
 from adgen.evaluation.stored_rows import read_rows, rows_by_user, values_of
 
-CORPUS_BLEU = "corpus_bleu"
-_BLEU = ROW_SCORES.index("bleu") + 1
-SCORES = (*ROW_SCORES[:_BLEU], CORPUS_BLEU, *ROW_SCORES[_BLEU:])
-"""Names of `Summary.scores`, in their order."""
 GROUPS = ("locale", "category", "history_length")
 _SHARES = ("title_empty", "allowed_words", "selling_point_coverage", "number_unit_agreement", "within_good_width")
 _SHARES += ("within_max_width", "rouge_l", "product_iou", "unpasted_product_iou", "copied", "reference_copied")

@@ -16,7 +16,7 @@ from adgen.creatives.storage import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.comparison import Comparison, compare
 from adgen.evaluation.creative_scores import ROW_SCORES
-from adgen.evaluation.earlier import RECORD, judged_otherwise, pictures_of, read_record, sets_beside
+from adgen.evaluation.earlier import RECORD, distances_beside, judged_otherwise, pictures_of, read_record
 from adgen.evaluation.features import FEATURES
 from adgen.evaluation.judges import SCORES_OF, Judge, JudgePaths, load_judges, told_judges
 from adgen.evaluation.report.page import write_page
@@ -89,7 +89,7 @@ def compared(
     """This evaluation beside the earlier one."""
     others = judged_otherwise(judges, earlier)
     found = compare(out, settings.against, settings.resamples, settings.seed, others)
-    found.sets = sets_beside(judges, summary.as_dict(), earlier)
+    found.sets = distances_beside(judges, summary.sets, earlier)
     return found
 
 

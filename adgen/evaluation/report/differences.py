@@ -54,7 +54,7 @@ def _sets(found: Comparison) -> str:
     if not found.sets:
         return ""
     rows = (f"<tr><td>{text(label(name))}</td><td>{a:.4g}</td><td>{b:.4g}</td></tr>" for name, (a, b) in found.sets.items())
-    numbers = table(("of all creatives together", "this", "that"), rows)
+    numbers = table(("distance from references", "this", "that"), rows)
     note = '<p class="note">Of all creatives of either; not paired, so nothing says how certain.</p>'
     return f'{note}<div class="wide">{numbers}</div>'
 

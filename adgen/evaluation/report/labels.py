@@ -37,7 +37,8 @@ _LABELS = {
         "diversity between users",
         "1 - cosine of backgrounds of one product for different users: 0 when a product looks alike for everybody",
     ),
-    "fid": ("FID", "Fréchet distance of all creatives from all references; thousands of pictures are needed for it"),
+    "fid": ("FID", "distance of all creatives from all references; thousands of pictures are needed for it"),
+    "frechet": ("Fréchet distance", "of all creatives from all references; thousands of pictures are needed for it"),
     "kid": ("KID", "kernel distance of all creatives from all references"),
     "kid_std": ("KID's deviation", "over subsets"),
 }
@@ -70,8 +71,7 @@ def meaning(name: str) -> str:
 def _known(name: str) -> tuple[tuple[str, str] | None, str]:
     """Label and meaning, and the network whose distance it is where that is not the usual one: `kid_dinov2`."""
     start, _, network = name.rpartition("_")
-    start = "fid" if start == "frechet" else start
-    is_distance = start in ("fid", "kid", "kid_std") and name not in _LABELS
+    is_distance = start in ("frechet", "kid", "kid_std") and name not in _LABELS
     return (_LABELS[start], network) if is_distance else (_LABELS.get(name), "")
 
 
