@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from adgen.errors import PairError
 from adgen.evaluation.creative_facts import CreativeFacts, Shown
 from adgen.evaluation.pbs import pbs_features
-from adgen.evaluation.shop_pictures import Seen, ShopPicture, ShopPictures, background_of
+from adgen.evaluation.shop_pictures import Features, Seen, ShopPicture, ShopPictures, background_of
 from adgen.evaluation.strangers import Stranger, strangers_of
 
 JUDGES = ("pbs", "background")
@@ -27,7 +27,7 @@ class BackgroundScorer:
     def __init__(self, shop: ShopPictures, strangers: Sequence[Stranger]):
         """strangers: the run's panel; clicks are ShopPictures."""
         self.shop, self.judges, self.strangers = shop, shop.judges, strangers
-        self._seat = cache(lambda seat: self.seen(self.strangers[seat].clicked))
+        self._seat = cache(self._features_of_seat)
 
     def score(self, shown: Sequence[Shown]) -> None:
         """Adds scores, features and problems."""
@@ -37,7 +37,7 @@ class BackgroundScorer:
         for each, mine, background in zip(shown, pbs, self._backgrounds(shown), strict=True):
             features = background | ({} if mine is None else {"pbs": mine})
             each.facts.features |= background
-            stranger = self._stranger(each.facts) if features and each.history else None
+            stranger = self._stranger(each.facts) if features and each.history else []
             for judge, feature in features.items():
                 _compare(judge, feature, each, stranger)
 
@@ -51,7 +51,7 @@ class BackgroundScorer:
                 continue
         return found
 
-    def _backgrounds(self, shown: Sequence[Shown]) -> list[dict[str, Tensor]]:
+    def _backgrounds(self, shown: Sequence[Shown]) -> list[Features]:
         known = [each for each in shown if each.product is not None] if self.judges.patches else []
         found = background_of(self.judges, [each.picture for each in known], [each.product for each in known]) if known else []
         by_row = {id(each): features for each, features in zip(known, found, strict=True)}
@@ -60,7 +60,10 @@ class BackgroundScorer:
                 each.facts.lacks("no_background")
         return [by_row.get(id(each), {}) for each in shown]
 
-    def _stranger(self, facts: CreativeFacts) -> list[Seen]:
+    def _features_of_seat(self, seat: int) -> list[Features]:
+        return [seen.features for seen in self.seen(self.strangers[seat].clicked)]  # kept for good, so without pixels
+
+    def _stranger(self, facts: CreativeFacts) -> list[Features]:
         seats = strangers_of(facts.pair_id, facts.user_key, self.strangers)
         found = next((seen for seat in seats if (seen := self._seat(seat))), [])
         if not found:
@@ -68,16 +71,16 @@ class BackgroundScorer:
         return found
 
 
-def _compare(judge: str, feature: Tensor, each: Shown, stranger: Sequence[Seen] | None) -> None:
+def _compare(judge: str, feature: Tensor, each: Shown, stranger: Sequence[Features]) -> None:
     facts = each.facts
     if each.reference is not None:
-        near = _mean_cosine(judge, feature, [each.reference])
+        near = _mean_cosine(judge, feature, [each.reference.features])
         _put(facts, f"{judge}_reference", near, "unmasked_reference_picture")
     if not each.history:
         return
-    own = _mean_cosine(judge, feature, each.history)
+    own = _mean_cosine(judge, feature, [seen.features for seen in each.history])
     _put(facts, f"{judge}_history", own, "unmasked_history_pictures")
-    other = _mean_cosine(judge, feature, stranger or [])
+    other = _mean_cosine(judge, feature, stranger)
     if own is not None and other is not None:
         facts.scores |= {f"{judge}_stranger_history": other, f"{judge}_history_margin": own - other}
 
@@ -90,6 +93,6 @@ def _put(facts: CreativeFacts, name: str, value: float | None, problem: str) -> 
         facts.scores[name] = value
 
 
-def _mean_cosine(judge: str, feature: Tensor, seen: Sequence[Seen]) -> float | None:
-    theirs = [each.features[judge] for each in seen if judge in each.features]
+def _mean_cosine(judge: str, feature: Tensor, others: Sequence[Features]) -> float | None:
+    theirs = [each[judge] for each in others if judge in each]
     return float(F.cosine_similarity(feature[None], torch.stack(theirs)).mean()) if theirs else None

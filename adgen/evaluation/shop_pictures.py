@@ -19,6 +19,10 @@ PIXELS_SIDE = 48  # a multiple of the thumbnail that copies are looked for with
 _REMEMBERED = 4096
 
 
+Features = dict[str, Tensor]
+"""Of a picture's background, by who judges: `pbs`, and `background` where the product is known and leaves some of it."""
+
+
 class ShopPicture(NamedTuple):
     """Where a picture lies, and the cut-out of the product that it shows. Resolved URIs, or None."""
 
@@ -33,8 +37,7 @@ class Seen(NamedTuple):
     """(3, PIXELS_SIDE, PIXELS_SIDE) in 0..1."""
     product: Tensor | None
     """Its product's mask, (PIXELS_SIDE, PIXELS_SIDE) in 0..1; None where nobody knows it."""
-    features: dict[str, Tensor]
-    """Of its background, by who judges: `pbs`, and `background` where the mask is known and leaves some background."""
+    features: Features
 
 
 class ShopPictures:
@@ -72,7 +75,7 @@ class ShopPictures:
         return cutout if cutout.mode == "RGBA" and cutout.size == image.size else None
 
 
-def background_of(judges: Judges, pictures: list[Image.Image], products: list[Image.Image]) -> list[dict[str, Tensor]]:
+def background_of(judges: Judges, pictures: list[Image.Image], products: list[Image.Image]) -> list[Features]:
     """Of RGB pictures and their products (RGBA, same frames) {"background": feature (D,)}; {} where all is product."""
     pixels = torch.stack([as_pixels(picture, judges.patches.side) for picture in pictures])
     masks = torch.stack([as_pixels(product, judges.patches.side)[3] for product in products])

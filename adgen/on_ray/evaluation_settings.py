@@ -64,8 +64,8 @@ class ModelEvaluationSettings(ScoringSettings):
     model: Path | None = None
     """Model directory; default the one that ships with the package."""
     out: Path
-    """Folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/. The same command goes on
-    where an earlier one stopped."""
+    """Folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/, of further seeds in
+    store-seed-1/ and so on. The same command goes on where an earlier one stopped."""
     seeds: int = Field(default=1, ge=1, le=100)
     """Creatives of each pair, drawn with different seeds: more than one tell how far they differ."""
     limit: int | None = Field(default=None, gt=0)
