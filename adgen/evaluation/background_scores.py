@@ -43,6 +43,7 @@ class BackgroundScorer:
 
     def seen(self, pictures: Sequence[ShopPicture]) -> list[Seen]:
         """Those that can be read."""
+        self.shop.look_at(pictures)
         found = []
         for picture in pictures:
             try:

@@ -80,6 +80,7 @@ class CreativeScorer:
         made = [each for each in batch if each.title is not None]
         for each in made:
             _score_title(each)
+        self.shop.look_at(picture for each in made for picture in (each.reference_picture, *(each.clicked or ())) if picture)
         shown = filter(None, map(self._shown, made))
         while part := list(islice(shown, _AT_ONCE)):
             self._score_products([(each.facts, each.picture, each.product) for each in part], PRODUCT_SCORES)

@@ -1,7 +1,8 @@
 """Pictures of the shop that creatives are compared with, and what networks see in them; each is read once, users click the same."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,8 @@ from adgen.evaluation.similarity import background_features
 from adgen.images import read_picture
 
 PIXELS_SIDE = 48  # a multiple of the thumbnail that copies are looked for with
-_REMEMBERED = 4096
+REMEMBERED = 4096  # pictures; more than a batch of creatives can ask for
+_AT_ONCE = 32  # in one pass of a network
 
 
 Features = dict[str, Tensor]
@@ -41,12 +43,12 @@ class Seen(NamedTuple):
 
 
 class ShopPictures:
-    """Reads and sees pictures of the shop."""
+    """Reads and sees pictures of the shop, and remembers what it saw."""
 
     def __init__(self, judges: Judges, read: Callable[[str], bytes]):
         """read: bytes of a URI, or PairError."""
         self.judges, self.read = judges, read
-        self.seen = lru_cache(_REMEMBERED)(self._seen)
+        self._known: OrderedDict[ShopPicture, Seen | PairError] = OrderedDict()
 
     def open(self, picture: ShopPicture) -> Image.Image:
         """RGB. PairError: there is none, or it can't be read."""
@@ -54,14 +56,52 @@ class ShopPictures:
             raise PairError("missing_file", "the product has no picture")
         return read_picture(self.read(picture.image)).convert("RGB")
 
-    def _seen(self, picture: ShopPicture) -> Seen:
+    def look_at(self, pictures: Iterable[ShopPicture]) -> None:
+        """See those that are not known yet, many in one pass of each network."""
+        pictures = dict.fromkeys(pictures)
+        for picture in self._known.keys() & pictures.keys():
+            self._known.move_to_end(picture)  # or the new ones would push it out
+        new = iter([picture for picture in pictures if picture not in self._known])
+        while batch := list(islice(new, _AT_ONCE)):
+            self._see(batch)
+        while len(self._known) > REMEMBERED:
+            self._known.popitem(last=False)
+
+    def seen(self, picture: ShopPicture) -> Seen:
         """PairError as `open`."""
-        image = self.open(picture)
-        mask = self._mask(picture, image)
-        features = {"pbs": pbs_features(self.judges.pbs, [image])[0]} if self.judges.pbs else {}
-        if self.judges.patches is not None and mask is not None:
-            features |= background_of(self.judges, [image], [mask])[0]
-        return Seen(as_pixels(image, PIXELS_SIDE), None if mask is None else as_pixels(mask, PIXELS_SIDE)[3], features)
+        if picture not in self._known:
+            self.look_at([picture])
+        self._known.move_to_end(picture)
+        found = self._known[picture]
+        if isinstance(found, PairError):
+            raise PairError(found.reason, found.detail)  # a new one: the old would hold on to every place that it was raised at
+        return found
+
+    def _see(self, pictures: Sequence[ShopPicture]) -> None:
+        images: dict[ShopPicture, Image.Image] = {}
+        for picture in pictures:
+            try:
+                images[picture] = self.open(picture)
+            except PairError as error:
+                self._known[picture] = error
+        masks = {picture: mask for picture, image in images.items() if (mask := self._mask(picture, image)) is not None}
+        features = self._features(images, masks)
+        for picture, image in images.items():
+            product = as_pixels(masks[picture], PIXELS_SIDE)[3] if picture in masks else None
+            self._known[picture] = Seen(as_pixels(image, PIXELS_SIDE), product, features[picture])
+
+    def _features(
+        self, images: dict[ShopPicture, Image.Image], masks: dict[ShopPicture, Image.Image]
+    ) -> dict[ShopPicture, Features]:
+        found: dict[ShopPicture, Features] = {picture: {} for picture in images}
+        if self.judges.pbs is not None and images:
+            for picture, feature in zip(images, pbs_features(self.judges.pbs, images.values()), strict=True):
+                found[picture]["pbs"] = feature
+        if self.judges.patches is not None and masks:
+            backgrounds = background_of(self.judges, [images[picture] for picture in masks], list(masks.values()))
+            for picture, background in zip(masks, backgrounds, strict=True):
+                found[picture] |= background
+        return found
 
     def _mask(self, picture: ShopPicture, image: Image.Image) -> Image.Image | None:
         """The product's cut-out where it lies in the picture's own frame, as in PAd1M; a cut-out of another size or shape does
