@@ -148,6 +148,23 @@ def test_without_judges_only_what_they_judge_is_missing(evaluated, store, shop, 
     assert summarize(tmp_path / "out", 100).sets == {}
 
 
+def test_clicked_pictures_without_a_cutout_are_named_and_the_others_compared(store, shop, judges, tmp_path):
+    bad = Path(shutil.copytree(shop, tmp_path / "shop"))
+    products = pq.read_table(bad / "products.parquet")
+    rows = products.to_pylist()
+    for row in rows[::2]:
+        row["cutout"] = None
+    pq.write_table(pa.Table.from_pylist(rows, products.schema), bad / "products.parquet")
+    done = [row for row in scored(store, bad, tmp_path / "out", dinov2=judges["dinov2"]) if row["uri"]]
+    named = [row for row in done if "unmasked_history_pictures" in row["left_out"]]
+    assert named
+    assert any(row["background_history"] is not None for row in named)
+    for row in done:
+        without_mask = rows[int(row["product_id"][-7:])]["cutout"] is None
+        assert without_mask == (row["background_reference"] is None)
+        assert not without_mask or {"unmasked_reference_picture", "product_no_cutout"} & {*row["left_out"]}
+
+
 def test_bad_input_is_counted_and_named(store, shop, encoder, tmp_path):
     bad, kept = Path(shutil.copytree(shop, tmp_path / "shop")), Path(shutil.copytree(store, tmp_path / "store"))
     published = {row["pair_id"]: row for row in open_published(open_storage(str(kept)), CAMPAIGN).rows() if row["uri"]}

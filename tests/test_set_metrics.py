@@ -117,6 +117,11 @@ def test_missing_weights_are_named(tmp_path, dinov2):
         load_dinov2(tmp_path / "elsewhere")
 
 
+def test_loading_says_nothing(dinov2, capfd):
+    load_dinov2(dinov2)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_file_of_inception_is_never_unpickled(tmp_path):
     class Evil:
         def __reduce__(self):

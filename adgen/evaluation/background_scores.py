@@ -74,26 +74,22 @@ class BackgroundScorer:
 
 def _compare(judge: str, feature: Tensor, each: Shown, stranger: Sequence[Features]) -> None:
     facts = each.facts
-    if each.reference is not None:
-        near = _mean_cosine(judge, feature, [each.reference.features])
-        _put(facts, f"{judge}_reference", near, "unmasked_reference_picture")
-    if not each.history:
-        return
-    own = _mean_cosine(judge, feature, [seen.features for seen in each.history])
-    _put(facts, f"{judge}_history", own, "unmasked_history_pictures")
-    other = _mean_cosine(judge, feature, stranger)
+    references = [each.reference.features] if each.reference is not None else []
+    history = [seen.features for seen in each.history]
+    near, own, other = (_mean_cosine(judge, feature, others) for others in (references, history, stranger))
+    # A picture whose product cannot be told from its background has no feature of the background alone.
+    for others, what in ((references, "unmasked_reference_picture"), (history, "unmasked_history_pictures")):
+        if any(judge not in features for features in others):
+            facts.lacks(what)
+    if near is not None:
+        facts.scores[f"{judge}_reference"] = near
+    if own is not None:
+        facts.scores[f"{judge}_history"] = own
     if own is not None and other is not None:
         facts.scores |= {f"{judge}_stranger_history": other, f"{judge}_history_margin": own - other}
 
 
-def _put(facts: CreativeFacts, name: str, value: float | None, problem: str) -> None:
-    """A picture whose product cannot be told from its background has no feature of the background alone."""
-    if value is None:
-        facts.lacks(problem)
-    else:
-        facts.scores[name] = value
-
-
 def _mean_cosine(judge: str, feature: Tensor, others: Sequence[Features]) -> float | None:
+    """Over those that have one; None where none has."""
     theirs = [each[judge] for each in others if judge in each]
     return float(F.cosine_similarity(feature[None], torch.stack(theirs)).mean()) if theirs else None

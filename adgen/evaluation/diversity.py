@@ -108,4 +108,8 @@ def _mean_distance(features: Iterator[np.ndarray]) -> float | None:
     total, count = 0.0, 0
     for feature in features:
         total, count = total + feature / max(float(np.linalg.norm(feature)), 1e-6), count + 1
-    return float(1 - (np.dot(total, total) - count) / (count * (count - 1))) if count > 1 else None
+    if count < 2:
+        return None
+    return max(
+        0.0, float(1 - (np.dot(total, total) - count) / (count * (count - 1)))
+    )  # pictures alike are not below it by rounding

@@ -1,6 +1,8 @@
 """Networks for metrics from a local directory in Hugging Face layout. Nothing is ever downloaded, nothing unpickled."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,17 +23,28 @@ def local_model(directory: str | Path, kind: type[M], *model_types: str) -> M:
     if found not in model_types:
         raise ModelError(f"{Path(directory) / CONFIG}: model_type is {found!r}, expected {' or '.join(model_types)}")
     require_files(directory, WEIGHTS)
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # its report of keys goes to stderr; what matters of it is raised below
     try:
-        model, report = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, output_loading_info=True)
+        with _quiet():
+            model, report = kind.from_pretrained(directory, local_files_only=True, use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{directory}: not a {found} that transformers can load: {_first_line(error)}") from None
-    finally:
-        logging.set_verbosity(before)
     if missing := sorted(report["missing_keys"]):
         raise ModelError(f"{directory}: key {missing[0]} is missing, {len(missing)} in all")
     return model.float().eval().requires_grad_(False)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """transformers' progress and its report of keys go to stderr, in every worker; what matters of them is raised."""
+    level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if shows_progress:
+            logging.enable_progress_bar()
 
 
 def read_model_type(directory: str | Path) -> str:
