@@ -24,10 +24,12 @@ from adgen.errors import SettingsError
 from adgen.evaluation.bleu import NUM_COUNTS
 from adgen.evaluation.comparison import compare
 from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED, UNPASTED_SCORES
+from adgen.evaluation.earlier import distances_beside, judged_otherwise
 from adgen.evaluation.features import FEATURES
-from adgen.evaluation.judges import JudgePaths
+from adgen.evaluation.judges import Judge, JudgePaths
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.report.pictures import StoredPictures
+from adgen.evaluation.set_scores import SetScore
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
 from adgen.on_ray import evaluation, model_evaluation
@@ -344,6 +346,21 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
     with pytest.raises(SettingsError, match="not finished"):
         evaluate_run(run_settings(store, shop, tmp_path / "third", against=tmp_path / "first"), Silent())
     assert not (tmp_path / "third").exists()
+
+
+def test_only_what_other_judges_scored_is_not_compared():
+    pbs, clip, distance = Judge("PBS encoder", "a"), Judge("CLIP", "c"), Judge("dinov2", "d")
+    mine = {"pbs": pbs, "background": None, "clip": clip, "distance": distance}
+    theirs = {"pbs": {"name": "PBS encoder", "digest": "b"}, "background": {"name": "DINOv2", "digest": "e"}, "clip": None}
+    assert judged_otherwise(mine, {"judges": theirs | {"distance": distance._asdict()}}) == [*sorted(PBS, key=ROW_SCORES.index)]
+    assert judged_otherwise(mine, {"judges": {}}) == [], "what nobody judged there is not there"
+    assert set(judged_otherwise(mine, {})) == PBS | {"clip_score"}, "of another version"
+    sets = {"fid": SetScore(1.0, None, None, {}), "user_diversity": SetScore(0.5, None, None, {})}
+    moved = {"distance": {"name": "the same weights under another name", "digest": "d"}}
+    record = {"sets": {"fid": {"value": 2.0}, "user_diversity": {"value": 0.4}}, "judges": moved}
+    assert distances_beside(mine, sets, record) == {"fid": (1.0, 2.0)}
+    record["judges"]["distance"] = {"name": "dinov2", "digest": "f"}
+    assert distances_beside(mine, sets, record) == {}
 
 
 @pytest.mark.parametrize("setting", ["encoder", "dinov2", "adapter", "fid", "clip"])

@@ -32,8 +32,9 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 def judged_otherwise(mine: Mapping[str, Judge | None], record: Mapping[str, Any], names: Sequence[str] = _PAIRED) -> list[str]:
     """Those of `names` that other judges gave in the record: their values differ even where pictures do not."""
-    theirs = record.get("judges") or {}
-    differing = [kind for kind, judge in mine.items() if judge and (theirs.get(kind) or {}).get("digest") != judge.digest]
+    unknown = {"digest": None}  # of records that did not tell yet
+    theirs = record.get("judges", dict.fromkeys(mine, unknown))
+    differing = [kind for kind, judge in mine.items() if judge and theirs.get(kind) and theirs[kind]["digest"] != judge.digest]
     return [name for name in names if name.startswith(tuple(start for kind in differing for start in SCORES_OF[kind]))]
 
 
