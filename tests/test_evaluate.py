@@ -32,7 +32,7 @@ from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.set_scores import SetScore
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
-from adgen.on_ray import evaluation, model_evaluation
+from adgen.on_ray import evaluation, model_evaluation, scoring
 from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
@@ -137,6 +137,14 @@ def test_every_row_has_its_scores_or_says_why_not(evaluated):
         assert row["background_reference"] > 0.99
         assert row["copied"] == row["reference_copied"] == 0
         assert len(row["bleu_counts"]) == NUM_COUNTS
+
+
+def test_a_creative_s_scores_do_not_depend_on_its_batch(evaluated, store, shop, encoder, judges, tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 2)
+    for row, alone in zip(rows_of(evaluated), scored(store, shop, tmp_path / "out", encoder, **judges), strict=True):
+        assert row["left_out"] == alone["left_out"]
+        for name in ROW_SCORES:
+            assert alone[name] == (None if row[name] is None else pytest.approx(row[name], abs=1e-4))
 
 
 def test_without_judges_only_what_they_judge_is_missing(evaluated, store, shop, tmp_path):
@@ -380,8 +388,8 @@ def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp
     do_shards(run, shop, painted=True, failed=0)
     finish(run)
     reader = open_published(open_storage(str(tmp_path / "store")), CAMPAIGN)
-    scoring = ScoringSettings(inputs=str(shop), resamples=100)
-    record = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "out", Silent(), has_unpasted=True)
+    asked = ScoringSettings(inputs=str(shop), resamples=100)
+    record = score_runs(asked, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "out", Silent(), has_unpasted=True)
     for row in rows_of(tmp_path / "out"):
         assert row["product_iou"] > 0.9
     shown = sorted(row["unpasted_product_iou"] for row in rows_of(tmp_path / "out"))
@@ -391,7 +399,7 @@ def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp
     assert record["scores"]["unpasted_product_distance"]["mean"] > record["scores"]["product_distance"]["mean"]
     key = next((tmp_path / "store" / "private").rglob("unpasted/*/*/*.png"))
     key.unlink()
-    again = score_runs(scoring, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
+    again = score_runs(asked, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
     assert again["left_out"]["no_unpasted_picture"] == 1
     assert again["scores"]["unpasted_product_iou"]["rows"] == 11
 
