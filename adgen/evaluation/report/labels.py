@@ -35,8 +35,8 @@ _LABELS = {
     "seed_diversity": ("diversity between seeds", "1 - cosine of backgrounds of one pair: 0 when all seeds look alike"),
     "user_diversity": (
         "diversity between users",
-        "1 - cosine of backgrounds of one product: 0 when it looks alike for everybody; where the user decides nothing, no more than "
-        "between seeds",
+        "1 - cosine of backgrounds of one product: 0 when it looks alike for everybody; no more than between seeds where the user "
+        "decides nothing",
     ),
     "fid": ("FID", "distance of all creatives from all references; thousands of pictures are needed for it"),
     "frechet": ("Fréchet distance", "of all creatives from all references; thousands of pictures are needed for it"),
