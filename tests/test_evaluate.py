@@ -467,9 +467,8 @@ def test_finishing_keeps_what_was_painted(shop, tmp_path):
 def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, encoder, tmp_path):
     save_small_model(tmp_path / "model")
     out = tmp_path / "out"
-    asked = ModelEvaluationSettings(
-        inputs=str(shop), model=tmp_path / "model", encoder=encoder, out=out, limit=5, seeds=2, sampling={"max_title_tokens": 8}
-    )
+    of_model = {"model": tmp_path / "model", "adapter": tmp_path / "model", "sampling": {"max_title_tokens": 8}}
+    asked = ModelEvaluationSettings(inputs=str(shop), encoder=encoder, out=out, limit=5, seeds=2, **of_model)
     record = evaluate_model(asked, Silent())
     assert record["rows"] == 10
     assert record["by_status"] == {"ok": 10}  # no gate keeps a creative of the model's back
@@ -483,7 +482,8 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
     assert "no_reference" not in record["left_out"]
     assert (out / "report.html").exists()
     users = pq.read_table(shop / "references.parquet")["user_id"].unique().to_pylist()
-    for text in [str(rows_of(out)), *(path.read_text() for path in out.glob("*.*"))]:
+    tables = str([rows_of(out), pq.read_table(out / "diversity.parquet").to_pylist()])
+    for text in [tables, *((out / name).read_text() for name in ("report.html", "summary.json"))]:
         assert not any(user in text for user in users)
 
 

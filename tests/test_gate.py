@@ -170,7 +170,7 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
 
     again = refresh(made, Silent())
     assert (again.run_id, again.state, again.engine_calls) == (first.run_id, "HELD", 0)
-    _evaluate_held(shop, store, first.run_id, encoder, tmp_path / "out")
+    _evaluate_held(shop, store, first.run_id, {"encoder": encoder, "adapter": tmp_path / "model"}, tmp_path / "out")
 
     anyway = refresh(made.model_copy(update={"publish_anyway": True}), Silent())
     assert (anyway.run_id, anyway.published, anyway.state, anyway.engine_calls) == (first.run_id, True, "COMPLETE", 0)
@@ -179,9 +179,9 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
     assert (document.gate["passed"], document.gate["published_anyway"]) == (False, True)
 
 
-def _evaluate_held(shop: Path, store: str, run_id: str, encoder: Path, out: Path) -> None:
+def _evaluate_held(shop: Path, store: str, run_id: str, judges: dict[str, Path], out: Path) -> None:
     """The whole evaluation, and that no user is named in it."""
-    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, encoder=encoder, out=out)
+    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=out, **judges)
     record = evaluate_run(asked, progress := Silent())
     assert progress.rows == record["rows"] == sum(record["by_status"].values()) == 12
     assert json.loads((out / "summary.json").read_text()) == record
@@ -189,7 +189,8 @@ def _evaluate_held(shop: Path, store: str, run_id: str, encoder: Path, out: Path
     assert (out / "report.html").stat().st_size > 10_000
     users = pq.read_table(shop / "pairs.parquet")["user_id"].unique().to_pylist()
     parts = [pq.read_table(part).to_pylist() for part in (out / ROWS).iterdir()]
-    for text in [str(parts), *(path.read_text() for path in out.glob("*.*"))]:
+    parts.append(pq.read_table(out / "diversity.parquet").to_pylist())
+    for text in [str(parts), *((out / name).read_text() for name in ("report.html", "summary.json"))]:
         assert not any(user in text for user in users)
     with pytest.raises(SettingsError, match="an evaluation lies there"):
         evaluate_run(asked, Silent())
