@@ -1,5 +1,6 @@
 """A finished run without a model: a drawn shop, its reference pictures for backgrounds, the real finishing, a real journal."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,17 @@ from small_runs import CAMPAIGN, begin
 
 from adgen.config import FinishSettings
 from adgen.creatives import layout
-from adgen.creatives.journal import Journal
+from adgen.creatives.journal import Journal, from_parquet
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage, open_storage
 from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs
 from adgen.finishing.finish import ProductFacts, finish
-from adgen.on_ray.payload import lossless
+from adgen.on_ray.payload import Row, lossless
+from adgen.on_ray.row_errors import raise_told
+from adgen.on_ray.scoring import Scored, ScoreShard, ScoringContext, packed
+from adgen.on_ray.settings import ClusterSettings
 from adgen.on_ray.stages import vars_of
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
 from adgen.shop.synth import synthesize
@@ -86,6 +90,13 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
             lineage.append(ids)
         journal.commit_part(part, pa.Table.from_pylist(manifest, MANIFEST), pa.Table.from_pylist(lineage, LINEAGE))
     return journal
+
+
+def score_here(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[Scored]:
+    """`score` in this process: what workers do, without Ray."""
+    stage = ScoreShard(context)
+    for done in map(raise_told, (stage(packed(item)) for item in items)):
+        yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
 
 
 def _creative(storage: Storage, shop: Path, reference: dict, product: dict, title: str | None, seed: int) -> dict:

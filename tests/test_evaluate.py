@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
 from small_judges import save_clip, save_dinov2
 from small_models import save_small_model
 from small_runs import CAMPAIGN
 
-from adgen.creatives.journal import Journal, from_parquet
+from adgen.creatives.journal import Journal
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, open_storage
@@ -37,9 +37,8 @@ from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
 from adgen.on_ray.payload import lossless
-from adgen.on_ray.row_errors import raise_told
 from adgen.on_ray.row_places import read_strangers
-from adgen.on_ray.scoring import Scored, ScoreShard, ScoringContext, packed, whole_run
+from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
 from adgen.on_ray.settings import RefreshSettings
 from adgen.on_ray.stages import Context
 from adgen.on_ray.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted, read_unpasted
@@ -300,18 +299,9 @@ def test_an_evaluation_of_nothing_says_so(tmp_path):
         summarize(tmp_path)
 
 
-class HereShards:
-    """`score` in this process: what workers do, without Ray."""
-
-    def __call__(self, context, items, cluster):
-        stage = ScoreShard(context)
-        for done in map(raise_told, (stage(packed(item)) for item in items)):
-            yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
-
-
 @pytest.fixture
 def here(monkeypatch):
-    monkeypatch.setattr(evaluation, "score", HereShards())
+    monkeypatch.setattr(evaluation, "score", score_here)
     monkeypatch.setattr(evaluation, "cluster_device", lambda device: "cpu")
 
 

@@ -1,0 +1,116 @@
+"""Whose clicks stand for a stranger's: a function of the pair and the run's panel, in an evaluation as in the gate."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import small_evaluations
+from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
+from small_runs import CAMPAIGN, pair_ids
+from test_gate import Silent
+
+from adgen.creatives.journal import Journal
+from adgen.creatives.layout import private_run
+from adgen.creatives.runs import Run
+from adgen.evaluation.strangers import Stranger, strangers_of
+from adgen.on_ray import gate, row_places
+from adgen.on_ray.gate import why_held
+from adgen.on_ray.row_places import read_strangers, spread_places
+from adgen.on_ray.settings import GateSettings, RefreshSettings
+from adgen.shop.tables import open_inputs
+
+SEATS = [Stranger(f"user {number % 7}", ("click",)) for number in range(20)]
+
+
+def test_strangers_are_all_others_of_the_panel_from_a_place_that_the_pair_draws():
+    order = list(strangers_of("a pair", "user 3", SEATS))
+    assert order == list(strangers_of("a pair", "user 3", SEATS))
+    assert sorted(order) == [seat for seat in range(20) if SEATS[seat].user_key != "user 3"]
+    firsts = Counter(next(strangers_of(pair, "nobody's", SEATS)) for pair in pair_ids(4000))
+    assert len(firsts) == 20
+    assert all(abs(count - 200) < 56 for count in firsts.values())  # four standard deviations: no seat decides a mean
+    assert list(strangers_of("a pair", "user 0", SEATS[:1])) == []
+    assert list(strangers_of("a pair", "user 0", [])) == []
+
+
+def test_a_seat_that_is_emptied_moves_only_the_strangers_that_sat_on_it():
+    emptied = [seat._replace(clicked=()) if number == 11 else seat for number, seat in enumerate(SEATS)]
+    for pair in pair_ids(200):
+        before, after = (next(strangers_of(pair, "nobody's", panel)) for panel in (SEATS, emptied))
+        assert after == (12 if before == 11 else before)
+
+
+# -- of a run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Path:
+    return draw_shop(tmp_path_factory.mktemp("inputs") / "shop")
+
+
+def made_run(store: Path, shop: Path) -> Run:
+    run = plan_run(store, shop)
+    do_shards(run, shop)
+    return run
+
+
+def journal(run: Run) -> Journal:
+    return Journal(run.storage, CAMPAIGN, run.run_id)
+
+
+def test_the_panel_is_the_run_s_however_its_rows_are_cut_into_shards(shop, tmp_path, monkeypatch):
+    of_five = made_run(tmp_path / "five", shop)
+    monkeypatch.setattr(small_evaluations, "ROWS_PER_SHARD", 2)
+    of_two = made_run(tmp_path / "two", shop)
+    assert len(journal(of_five).read_plan().parts) == 3
+    assert len(journal(of_two).read_plan().parts) == 6
+    whole = read_strangers(journal(of_five))
+    assert len(whole) == 12
+    assert all(len(seat.clicked) == small_evaluations.CLICKS for seat in whole)
+    monkeypatch.setattr(row_places, "PANEL", 5)
+    some = read_strangers(journal(of_five))
+    assert len(some) == 5
+    assert some == read_strangers(journal(of_two))
+    assert set(some) <= set(whole)
+
+
+def test_whose_lineage_is_gone_keeps_a_seat_without_clicks(shop, tmp_path):
+    run = made_run(tmp_path / "store", shop)
+    whole, places = read_strangers(journal(run)), spread_places(journal(run).read_plan().parts, 12, "strangers")
+    gone = next((tmp_path / "store" / private_run(CAMPAIGN, run.run_id) / "lineage").glob("00000001-*"))
+    gone.unlink()
+    seats = {seat for seat, (part, _) in enumerate(sorted(places)) if part == 1}
+    for seat, (before, after) in enumerate(zip(whole, read_strangers(journal(run)), strict=True)):
+        assert after == (before._replace(clicked=()) if seat in seats else before)
+
+
+def test_the_gate_s_scores_of_a_creative_are_the_same_in_every_sample(shop, tmp_path, monkeypatch):
+    """With other neighbours, and in items of another size."""
+    run = made_run(tmp_path / "store", shop)
+    encoder, tables = save_small_encoder(tmp_path / "pbs"), []
+    inputs = open_inputs(str(shop), ["products"], optional=["references"])
+
+    def scored(*arguments):
+        for done in score_here(*arguments):
+            tables.append(done.rows)
+            yield done
+
+    def margins(sample: int, rows_an_item: int) -> dict[str, float]:
+        tables.clear()
+        monkeypatch.setattr(gate, "ROWS_AN_ITEM", rows_an_item)
+        asked = GateSettings(sample=sample, history_margin_min=-2.0, encoder=encoder)
+        settings = RefreshSettings(store=str(tmp_path / "store"), campaign=CAMPAIGN, gate=asked)
+        assert why_held(settings, run, inputs, Silent()) == ""
+        rows = [row for table in tables for row in table.to_pylist()]
+        assert len(rows) == sample
+        assert all("no_stranger" not in row["left_out"] for row in rows)
+        return {row["pair_id"]: row["pbs_history_margin"] for row in rows if row["pbs_history_margin"] is not None}
+
+    monkeypatch.setattr(gate, "score", scored)
+    monkeypatch.setattr(gate, "cluster_device", lambda device: "cpu")
+    whole, few, one_by_one = margins(12, 64), margins(4, 64), margins(12, 1)
+    assert len(whole) == 11  # one failed
+    assert len(set(whole.values())) == 11
+    assert few
+    assert few == {pair: pytest.approx(whole[pair], abs=1e-4) for pair in few}
+    assert one_by_one == {pair: pytest.approx(value, abs=1e-4) for pair, value in whole.items()}
