@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from rich.console import Console
 from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
 from small_judges import save_clip, save_dinov2
 from small_models import save_small_model
@@ -27,11 +29,13 @@ from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED,
 from adgen.evaluation.earlier import distances_beside, judged_otherwise
 from adgen.evaluation.features import FEATURES
 from adgen.evaluation.judges import Judge, JudgePaths
+from adgen.evaluation.report.labels import UNCERTAIN
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.set_scores import SetScore
 from adgen.evaluation.stored_rows import ROWS
 from adgen.evaluation.summary import summarize
+from adgen.evaluation.tables import print_scores
 from adgen.on_ray import evaluation, model_evaluation, scoring
 from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
@@ -216,6 +220,79 @@ def test_a_shop_without_references_and_a_run_of_one_row(store, shop, tmp_path):
     assert summary.scores["product_iou"].low is None
     assert "bleu" not in summary.scores
     json.dumps(summary.as_dict(), allow_nan=False)
+
+
+def rewritten(folder: Path, table: str, change) -> Path:
+    """`change` gets the table's rows, and returns those that are to be there; ids may be missing."""
+    there = pq.read_table(folder / f"{table}.parquet")
+    schema = pa.schema([field.with_nullable(True) for field in there.schema])
+    pq.write_table(pa.Table.from_pylist(change(there.to_pylist()), schema), folder / f"{table}.parquet")
+    return folder
+
+
+def test_what_is_listed_twice_is_named_and_the_first_is_taken(here, store, shop, tmp_path):
+    def twice(rows: list[dict]) -> list[dict]:
+        others = [row | {"titles": ["another title"], "image": "images/nowhere.png"} for row in rows[3:5]]
+        nobody = [rows[0] | {"user_id": None}, rows[0] | {"product_id": None}, rows[0] | {"titles": ["\u3000"], "image": ""}]
+        return [*rows, *others, *others[:1], *nobody]
+
+    bad = rewritten(Path(shutil.copytree(shop, tmp_path / "shop")), "references", twice)
+    rewritten(bad, "products", lambda rows: [*rows, rows[0] | {"title": "another"}])
+    product = pq.read_table(bad / "products.parquet")["product_id"][0].as_py()
+    record = evaluate_run(run_settings(store, bad, tmp_path / "bad"), Silent())
+    assert record["references"] == {"rows": 18, "without_ids": 2, "duplicates": 4, "with_titles": 17, "with_picture": 17}
+    assert record["reference_problems"] == {"duplicates": 4, "without_ids": 2, "without_titles": 1, "without_picture": 1}
+    good = {row["pair_id"]: row for row in rows_of_run(store, shop, tmp_path / "good")}
+    named = [row for row in rows_of(tmp_path / "bad") if "duplicate_reference" in row["left_out"]]
+    assert record["left_out"]["duplicate_reference"] == len(named) == 3  # the last is of the row that failed
+    for row in rows_of(tmp_path / "bad"):
+        assert {name: row[name] for name in ROW_SCORES} == {name: good[row["pair_id"]][name] for name in ROW_SCORES}
+        assert ("duplicate_product" in row["left_out"]) == (row["product_id"] == product)
+    page = (tmp_path / "bad" / "report.html").read_text()
+    assert "Of 18 rows of the table of references: 4 duplicates, 2 without ids, 1 without titles, 1 without picture." in page
+    assert "duplicate reference" in page
+
+
+def rows_of_run(store: Path, shop: Path, out: Path) -> list[dict]:
+    evaluate_run(run_settings(store, shop, out), Silent())
+    return rows_of(out)
+
+
+def test_scores_that_cannot_be_sure_are_named_with_the_reason(here, store, shop, encoder, judges, tmp_path, evaluated):
+    record = evaluate_run(run_settings(store, shop, tmp_path / "out", encoder=encoder, **judges), Silent())
+    alike = {name for name in ROW_SCORES if len({row[name] for row in rows_of(evaluated) if row["status"] == "ok"}) == 1}
+    alike &= record["scores"].keys()
+    assert alike
+    assert alike <= set(record["uncertain"]["no_variance"])
+    for name, each in record["scores"].items():
+        assert (each["low"] is None) == any(name in names for names in record["uncertain"].values())
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "the same everywhere, so without an interval" in page
+
+
+@pytest.mark.parametrize(("rows", "reason"), [(1, "one_row"), (2, "one_user")])
+def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, judges, tmp_path, rows, reason, capsys):
+    """With every judge: a distance of fewer than two pictures is not told either."""
+
+    def one_user(references: list[dict]) -> list[dict]:
+        users = Counter(row["user_id"] for row in references)
+        return [row for row in references if users[row["user_id"]] >= rows and row["user_id"] == users.most_common(1)[0][0]][:rows]
+
+    small = rewritten(Path(shutil.copytree(shop, tmp_path / "shop")), "references", one_user)
+    run = plan_run(tmp_path / "store", small)
+    do_shards(run, small, failed=0)
+    finish(run)
+    record = evaluate_run(run_settings(tmp_path / "store", small, tmp_path / "out", encoder=encoder, **judges), Silent())
+    assert record["rows"] == rows
+    assert set(record["uncertain"][reason]) >= {"bleu", "corpus_bleu", "product_iou", "pbs_reference", "clip_score"}
+    assert record["uncertain"].get("too_few_pictures", []) == (["distance"] if rows == 1 else [])
+    assert all(each["low"] is each["high"] is None for each in record["scores"].values())
+    json.dumps(record, allow_nan=False)
+    page = re.sub(r"base64,[^\"]*", "", (tmp_path / "out" / "report.html").read_text()).lower()
+    assert "nan" not in re.findall(r"[a-z]+", page)
+    print_scores(Console(width=200), record)
+    told = capsys.readouterr().out.replace("\n", " ")
+    assert UNCERTAIN[reason] in told
 
 
 def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_path):

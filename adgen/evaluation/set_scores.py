@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from adgen.evaluation.diversity import USER_DIVERSITY, mean_diversity, write_diversity
 from adgen.evaluation.features import FEATURES, set_distance
-from adgen.evaluation.statistics import Estimate
+from adgen.evaluation.statistics import Estimate, why_no_interval
 
 
 class SetScore(NamedTuple):
@@ -18,6 +18,13 @@ class SetScore(NamedTuple):
     high: float | None
     of: dict[str, int]
     """What it is of: so many pairs, products, creatives."""
+
+    @property
+    def why_no_interval(self) -> str | None:
+        """Of a diversity; None where there is one, and for a distance, which never has one."""
+        if self.low is not None or "creatives" in self.of:
+            return None
+        return why_no_interval(next(iter(self.of.values())), self.of.get("users", self.of.get("products")))
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""

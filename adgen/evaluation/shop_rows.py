@@ -21,7 +21,8 @@ _SETTINGS = {"memory_limit": "2GB", "threads": 1, "temp_directory": f"{tempfile.
 
 
 class ShopRows:
-    """Products and references by their ids. Of a product or pair that is there twice, one row is taken."""
+    """Products and references by their ids. Of a product or pair that is there twice the first row is taken, and `listed` says how
+    often it is there."""
 
     def __init__(self, inputs: Inputs):
         self._base = duckdb.connect(":memory:", config=_SETTINGS)
@@ -49,7 +50,11 @@ class ShopRows:
         self._base.register("wanted", wanted)
         try:
             keys = ", ".join(wanted.column_names)
-            found = self._base.sql(f'SELECT * FROM "{table}" SEMI JOIN wanted USING ({keys})')
+            alike = f"PARTITION BY {keys}"
+            found = self._base.sql(f"""
+                SELECT *, count(*) OVER ({alike}) AS listed
+                FROM (SELECT *, rowid AS place FROM "{table}" SEMI JOIN wanted USING ({keys}))
+                QUALIFY row_number() OVER ({alike} ORDER BY place) = 1""")
             return found.to_arrow_table().to_pylist()
         finally:
             self._base.unregister("wanted")

@@ -33,9 +33,20 @@ class Estimate(NamedTuple):
     rows: int
     users: int
 
+    @property
+    def why_no_interval(self) -> str | None:
+        """None where there is one."""
+        return None if self.low is not None else why_no_interval(self.rows, self.users)
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return self._asdict()
+
+
+def why_no_interval(rows: int, users: int) -> str:
+    """Of a mean of so many rows of so many users that has none: one_row, one_user, or no_variance, where all values or what users
+    add up to are equal."""
+    return "one_row" if rows == 1 else "one_user" if users == 1 else "no_variance"
 
 
 class Difference(NamedTuple):

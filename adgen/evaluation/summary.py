@@ -18,6 +18,7 @@ from adgen.evaluation.bleu import NUM_COUNTS, CorpusBleu
 from adgen.evaluation.comparison import SHEET_SCORES
 from adgen.evaluation.creative_scores import CORPUS_BLEU, ROW_SCORES, SCORES
 from adgen.evaluation.extremes import Extremes
+from adgen.evaluation.judges import SCORES_OF
 from adgen.evaluation.set_scores import SetScore, has_features, set_scores
 from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate
 from adgen.evaluation.stored_rows import read_rows, rows_by_user, values_of
@@ -58,6 +59,8 @@ class Summary:
     """By name; beside those of rows CORPUS_BLEU, of all titles together."""
     sets: dict[str, SetScore] = field(default_factory=dict)
     """What only many pictures say together."""
+    uncertain: dict[str, list[str]] = field(default_factory=dict)
+    """Scores by why they have no interval (one_row, one_user, no_variance), or no value at all (too_few_pictures)."""
     groups: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
     """Scores by kind of group and group."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -69,7 +72,7 @@ class Summary:
         """For JSON: without distributions and single rows."""
         numbers = lambda scores: {name: each.as_dict() for name, each in scores.items()}  # noqa: E731
         groups = {kind: {name: numbers(scores) for name, scores in found.items()} for kind, found in self.groups.items()}
-        counts = {"rows": self.rows, "by_status": self.by_status, "left_out": self.left_out}
+        counts = {name: getattr(self, name) for name in ("rows", "by_status", "left_out", "uncertain")}
         sets = {name: each.as_dict() for name, each in self.sets.items()}
         return counts | {"scores": numbers(self.scores), "sets": sets, "groups": groups}
 
@@ -83,17 +86,30 @@ def summarize(folder: Path, resamples: int = RESAMPLES, seed: int = 0, network: 
     tally = _Tally(survey, resamples, seed)
     for batch in rows_by_user(folder, [*dict.fromkeys((*_SHOWN, "user_key", "bleu_counts", *GROUPS)), *ROW_SCORES]):
         tally.count(batch)
+    scores = tally.whole.estimates()
+    sets = set_scores(folder, survey.variants > 1, network, resamples, seed) if has_features(folder) else {}
     return Summary(
         rows=survey.rows,
         by_status=dict(sorted(survey.statuses.items())),
         left_out=dict(sorted(survey.left_out.items())),
-        scores=tally.whole.estimates(),
-        sets=set_scores(folder, survey.variants > 1, network, resamples, seed) if has_features(folder) else {},
+        scores=scores,
+        sets=sets,
+        uncertain=_uncertain(scores | sets, network),
         groups={kind: {name: each.estimates() for name, each in found.items()} for kind, found in tally.groups.items()},
         histograms=tally.histograms,
         worst={name: heap.rows() for name, heap in tally.worst.items()},
         best={name: heap.rows() for name, heap in tally.best.items()},
     )
+
+
+def _uncertain(scores: dict[str, Estimate | SetScore], network: str) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name, each in scores.items():
+        if reason := each.why_no_interval:
+            found.setdefault(reason, []).append(name)
+    if network and not any(name.startswith(SCORES_OF["distance"]) for name in scores):
+        found["too_few_pictures"] = ["distance"]
+    return dict(sorted(found.items()))
 
 
 def history_group(length: int | None) -> str:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adgen.evaluation.photographs import Finding
+from adgen.evaluation.report.labels import UNCERTAIN
 from adgen.evaluation.robustness import Robustness
 
 
@@ -49,6 +50,10 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
     if against := record["against"]:
         _print_differences(console, against)
     _print_left_out(console, record["left_out"])
+    for reason, names in record["uncertain"].items():
+        console.print(f"{UNCERTAIN[reason]}: {', '.join(names)}")
+    if references := record["reference_problems"]:
+        console.print("references: " + ", ".join(f"{name.replace('_', ' ')} {count}" for name, count in references.items()))
 
 
 def _print_differences(console: Console, against: dict[str, Any]) -> None:

@@ -19,6 +19,7 @@ from adgen.evaluation.creative_scores import ROW_SCORES
 from adgen.evaluation.earlier import RECORD, distances_beside, judged_otherwise, pictures_of, read_record
 from adgen.evaluation.features import FEATURES
 from adgen.evaluation.judges import SCORES_OF, Judge, JudgePaths, load_judges, told_judges
+from adgen.evaluation.reference_counts import count_references
 from adgen.evaluation.report.page import write_page
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.stored_rows import ROWS
@@ -60,12 +61,14 @@ def score_runs(
     different seeds."""
     started = time.time()
     paths, judges, earlier = check_settings(settings)
+    references = count_references(open_inputs(settings.inputs, [], optional=["references"]))
     contexts = [scoring_context(settings, paths, run, number, has_unpasted) for number, run in enumerate(runs)]
     write_rows(contexts, settings, runs, out, progress)
     progress.phase("summarize")
     summary = summarize(out, settings.resamples, settings.seed, judges["distance"].name if judges["distance"] else "")
     comparison = compared(settings, out, judges, summary, earlier) if earlier else None
     record = about(settings, runs, paths, judges) | summary.as_dict() | {"against": comparison and comparison.as_dict()}
+    record |= {"references": references and references.as_dict(), "reference_problems": references.problems if references else {}}
     record["seconds"] = round(time.time() - started, 1)
     pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
     write_page(out / "report.html", record, summary, pictures, comparison, pictures_of(earlier or {}, settings.s3))

@@ -179,6 +179,7 @@ class ScoreShard:
     def _facts(self, row: Row, products: dict[str, Row], reference: Row | None) -> CreativeFacts:
         product, clicks = products.get(row["product_id"]), row["history_ids"]
         picture, problems = picture_of(self.journal.storage, row)
+        problems += _duplicates(product=product, reference=reference)
         cutout = product and self._resolved(product["cutout"] or product["image"])
         shown = reference and self._resolved(reference["image"])
         return CreativeFacts(
@@ -209,6 +210,11 @@ class ScoreShard:
             return self.context.inputs.resolve(uri) if uri else None
         except PairError:
             return None  # as good as not there: the tables may not name this place
+
+
+def _duplicates(**found: Row | None) -> list[str]:
+    """What the tables hold twice: the first row of it is taken."""
+    return [f"duplicate_{what}" for what, row in found.items() if row is not None and row["listed"] > 1]
 
 
 def picture_of(storage: Storage, row: Row) -> tuple[bytes | None, list[str]]:

@@ -43,6 +43,13 @@ _LABELS = {
     "kid": ("KID", "kernel distance of all creatives from all references"),
     "kid_std": ("KID's deviation", "over subsets"),
 }
+UNCERTAIN = {
+    "one_row": "of one creative, so without an interval",
+    "one_user": "of one user's creatives, so without an interval",
+    "no_variance": "the same everywhere, so without an interval",
+    "too_few_pictures": "not told, since there are fewer than two pictures on a side",
+}
+"""What is said of scores by `Summary.uncertain`."""
 _LESS_IS_BETTER = frozenset(
     {
         "title_empty",

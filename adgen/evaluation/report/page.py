@@ -13,7 +13,7 @@ from typing import Any
 from adgen.evaluation.comparison import Comparison
 from adgen.evaluation.report.charts import groups_svg, histogram_svg
 from adgen.evaluation.report.differences import differences_html
-from adgen.evaluation.report.labels import label, meaning
+from adgen.evaluation.report.labels import UNCERTAIN, label, meaning
 from adgen.evaluation.report.parts import cell, figure, interval, pair, table, text
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.statistics import Estimate
@@ -65,7 +65,7 @@ def render_page(
         comparison=differences_html(comparison, pictures, earlier or StoredPictures(())) if comparison else "",
         scores=_scores(summary.scores),
         sets=_sets(summary),
-        left_out=_left_out(summary.left_out),
+        left_out=_left_out(summary.left_out) + _uncertain(summary.uncertain) + _references(record),
         distributions=_distributions(summary),
         groups="".join(_group(kind, summary) for kind in _KINDS),
         sheets="".join(_sheets(score, summary, pictures) for score in summary.worst),
@@ -127,6 +127,19 @@ def _left_out(left_out: Mapping[str, int]) -> str:
     ordered = sorted(left_out.items(), key=lambda item: (-item[1], item[0]))
     rows = (f"<tr><td>{text(label(reason))}</td><td>{count:,}</td></tr>" for reason, count in ordered)
     return f'<h2>What could not be scored</h2><div class="wide">{table(("reason", "creatives"), rows)}</div>'
+
+
+def _uncertain(uncertain: Mapping[str, list[str]]) -> str:
+    told = (f"{', '.join(map(label, names))}: {UNCERTAIN[reason]}" for reason, names in uncertain.items())
+    return "".join(f'<p class="note">{text(each)}.</p>' for each in told)
+
+
+def _references(record: Mapping[str, Any]) -> str:
+    problems = record.get("reference_problems")
+    if not problems:
+        return ""
+    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in problems.items())
+    return f'<p class="note">Of {record["references"]["rows"]:,} rows of the table of references: {text(told)}.</p>'
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------------------
