@@ -42,7 +42,7 @@ from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluat
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
 from adgen.on_ray.payload import lossless
 from adgen.on_ray.row_places import read_strangers
-from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_run
+from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_parts
 from adgen.on_ray.settings import RefreshSettings
 from adgen.on_ray.stages import Context
 from adgen.on_ray.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted, read_unpasted
@@ -106,7 +106,7 @@ def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None, **ju
     for folder in (ROWS, FEATURES):
         (out / folder).mkdir(parents=True)
     rows = []
-    for item in whole_run(stage.journal):
+    for item in whole_parts(stage.journal.read_plan().parts):
         done = stage(packed(item))
         assert done.keys() == {"index", "scores", "features"}, done
         table = pq.read_table(pa.BufferReader(done["scores"]))
@@ -383,7 +383,7 @@ def here(monkeypatch):
 
 
 def run_settings(store: Path, shop: Path, out: Path, **given) -> RunEvaluationSettings:
-    return RunEvaluationSettings(store=str(store), campaign=CAMPAIGN, inputs=str(shop), out=out, resamples=100, **given)
+    return RunEvaluationSettings(store=str(store), campaign=CAMPAIGN, inputs=str(shop), out=str(out), resamples=100, **given)
 
 
 def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop, encoder, judges, tmp_path):
@@ -398,6 +398,7 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
     assert first["sets"]["kid_dinov2"]["value"] < first["sets"]["frechet_dinov2"]["value"]
     assert sorted(path.name for path in (tmp_path / "first").iterdir()) == [
         "diversity.parquet",
+        "identity.json",
         "report.html",
         "rows",
         "summary.json",

@@ -39,6 +39,8 @@ def print_photographs(console: Console, findings: Sequence[Finding], record: dic
 
 def print_scores(console: Console, record: dict[str, Any]) -> None:
     """A row a score, then differences where there are any; below, what was not scored."""
+    if found := record["parts"]["found"]:
+        console.print(f"{found} of {found + record['parts']['scored']} parts were there from an earlier start")
     title = f"{record['rows']} creatives of {record['campaign']}"
     table = Table("score", "mean", "95% interval", "creatives", "users", title=title)
     for name, each in record["scores"].items():

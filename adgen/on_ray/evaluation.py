@@ -1,35 +1,37 @@
 """Evaluations on one screen: score a run's rows as they come, then tell what they say together."""
 
 import json
-import shutil
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pyarrow.parquet as pq
 import torch
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import ManifestReader, open_published, open_run
 from adgen.creatives.storage import open_storage
-from adgen.errors import SettingsError
 from adgen.evaluation.comparison import Comparison, compare
-from adgen.evaluation.creative_scores import ROW_SCORES
-from adgen.evaluation.earlier import RECORD, distances_beside, judged_otherwise, pictures_of, read_record
-from adgen.evaluation.features import FEATURES
+from adgen.evaluation.creative_scores import ROW_SCORES, SCORED
+from adgen.evaluation.earlier import distances_beside, judged_otherwise, pictures_of, read_record
 from adgen.evaluation.judges import SCORES_OF, Judge, JudgePaths, load_judges, told_judges
 from adgen.evaluation.reference_counts import count_references
 from adgen.evaluation.report.page import write_page
 from adgen.evaluation.report.pictures import StoredPictures
-from adgen.evaluation.stored_rows import ROWS
+from adgen.evaluation.results import REPORT, Identity, Results, check_unfinished, open_results
 from adgen.evaluation.summary import Summary, summarize
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.progress import Progress
 from adgen.on_ray.row_places import read_strangers
-from adgen.on_ray.scoring import ScoringContext, score, whole_run
-from adgen.shop.tables import open_inputs
+from adgen.on_ray.scoring import ScoringContext, score, whole_parts
+from adgen.records import digest
+from adgen.shop.tables import Inputs, open_inputs
+
+# Of the settings: what run ids and digests say anyway, how scores are told, and where the work is done.
+_NOT_OF_SCORES = {"store", "campaign", "run", "out", "inputs", "encoder", "dinov2", "adapter", "fid", "clip"}
+_NOT_OF_SCORES |= {"against", "resamples", "seed", "device", "cluster", "s3"}
 
 
 class ScoredRun(NamedTuple):
@@ -45,37 +47,57 @@ class ScoredRun(NamedTuple):
 
 
 def evaluate_run(settings: RunEvaluationSettings, progress: Progress) -> dict[str, Any]:
-    """Score every creative of a run; the record that summary.json holds. Ray must be connected. SettingsError: `out` is taken, or
-    weights are missing; ConsumerError: nothing is published; StoreError: the run's private part is not readable."""
+    """Score every creative of a run; the record that summary.json holds. Ray must be connected. Where it was stopped before, the
+    same command goes on. SettingsError: another evaluation lies in `out`, or weights are missing; ConsumerError: nothing is
+    published; StoreError: the run's private part is not readable."""
     storage = open_storage(settings.store, settings.s3)
     reader = open_run(storage, settings.campaign, settings.run) if settings.run else open_published(storage, settings.campaign)
-    out = settings.out or Path(f"evaluation-{settings.campaign}-{reader.run.run_id}")
-    check_new(out)
+    out = settings.out or f"evaluation-{settings.campaign}-{reader.run.run_id}"
+    check_unfinished(open_storage(out, settings.s3))
     return score_runs(settings, [ScoredRun(settings.store, reader)], out, progress)
 
 
 def score_runs(
-    settings: ScoringSettings, runs: Sequence[ScoredRun], out: Path, progress: Progress, has_unpasted: bool = False
+    settings: ScoringSettings, runs: Sequence[ScoredRun], out: str | Path, progress: Progress, has_unpasted: bool = False
 ) -> dict[str, Any]:
-    """Rows, summary and report of runs into the folder `out`; the record. Several runs hold creatives of the same pairs, made with
-    different seeds."""
+    """Rows, summary and report of runs into `out`, a folder or on S3; the record. Several runs hold creatives of the same pairs,
+    made with different seeds."""
     started = time.time()
     paths, judges, earlier = check_settings(settings)
-    references = count_references(open_inputs(settings.inputs, [], optional=["references"]))
     contexts = [scoring_context(settings, paths, run, number, has_unpasted) for number, run in enumerate(runs)]
-    write_rows(contexts, settings, runs, out, progress)
-    progress.phase("summarize")
-    summary = summarize(out, settings.resamples, settings.seed, judges["distance"].name if judges["distance"] else "")
-    comparison = compared(settings, out, judges, summary, earlier) if earlier else None
-    record = about(settings, runs, paths, judges) | summary.as_dict() | {"against": comparison and comparison.as_dict()}
-    record |= {"references": references and references.as_dict(), "reference_problems": references.problems if references else {}}
-    record["seconds"] = round(time.time() - started, 1)
-    pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
-    write_page(out / "report.html", record, summary, pictures, comparison, pictures_of(earlier or {}, settings.s3))
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
-    (out / RECORD).write_text(text + "\n", encoding="utf-8")  # last: that it is there says that all is
-    shutil.rmtree(out / FEATURES, ignore_errors=True)  # gigabytes of a large run, and all that they say is told
+    inputs = contexts[0].inputs
+    with open_results(out, settings.s3) as results:
+        done = results.begin(identity_of(settings, inputs, runs, judges))
+        parts = write_rows(contexts, settings, runs, results, done, progress)
+        progress.phase("summarize")
+        network = judges["distance"].name if judges["distance"] else ""
+        summary = summarize(results.folder, settings.resamples, settings.seed, network)
+        comparison = compared(settings, results.folder, judges, summary, earlier) if earlier else None
+        record = about(settings, runs, paths, judges) | {"parts": parts} | summary.as_dict() | told_references(inputs)
+        record |= {"against": comparison and comparison.as_dict(), "seconds": round(time.time() - started, 1)}
+        pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
+        write_page(results.folder / REPORT, record, summary, pictures, comparison, pictures_of(earlier or {}, settings.s3))
+        results.finish(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return record
+
+
+def identity_of(settings: ScoringSettings, inputs: Inputs, runs: Sequence[ScoredRun], judges: dict[str, Judge | None]) -> Identity:
+    """What parts of this evaluation have in common."""
+    decisive = settings.model_dump(mode="json", exclude=_NOT_OF_SCORES)
+    others = {kind: judge and judge.digest for kind, judge in judges.items() if kind != "pbs"}
+    return Identity(
+        runs=tuple(run.reader.run.run_id for run in runs),
+        settings=digest(json.dumps([decisive, inputs.stamps], sort_keys=True)),
+        encoder=judges["pbs"] and judges["pbs"].digest,
+        judges=digest(json.dumps(others, sort_keys=True)),
+        columns=digest(str(SCORED)),
+    )
+
+
+def told_references(inputs: Inputs) -> dict[str, Any]:
+    """For the record: what the table of references holds and lacks; None where there is none."""
+    counts = count_references(inputs)
+    return {"references": counts and counts.as_dict(), "reference_problems": counts.problems if counts else {}}
 
 
 def check_settings(settings: ScoringSettings) -> tuple[JudgePaths, dict[str, Judge | None], dict[str, Any] | None]:
@@ -133,25 +155,23 @@ def scoring_context(
 
 
 def write_rows(
-    contexts: Sequence[ScoringContext], settings: ScoringSettings, runs: Sequence[ScoredRun], out: Path, progress: Progress
-) -> None:
-    """A Parquet part of rows a shard, and one of features, as shards are scored."""
+    contexts: Sequence[ScoringContext],
+    settings: ScoringSettings,
+    runs: Sequence[ScoredRun],
+    results: Results,
+    done: set[int],
+    progress: Progress,
+) -> dict[str, int]:
+    """A part of rows and one of features a shard, as shards are scored, without those whose numbers are `done`; how many there
+    were and how many were scored now. Shards are numbered on from seed to seed."""
     plans = [run.journal.read_plan() for run in runs]
-    progress.phase("score", sum(plan.rows for plan in plans))
-    for folder in (ROWS, FEATURES):
-        (out / folder).mkdir(parents=True, exist_ok=True)
-    first = 0
-    for context, run, plan in zip(contexts, runs, plans, strict=True):
-        for done in score(context, whole_run(run.journal), settings.cluster):
-            name = f"{first + done.index:06d}.parquet"
-            if done.features.num_rows:
-                pq.write_table(done.features, out / FEATURES / name, compression="zstd")
-            pq.write_table(done.rows, out / ROWS / name, compression="zstd")
-            progress.advance(done.rows.num_rows)
-        first += len(plan.parts)
-
-
-def check_new(out: Path) -> None:
-    """SettingsError where an evaluation, whole or not, lies there already: rows of two would be taken for one."""
-    if (out / ROWS).exists() or (out / RECORD).exists():
-        raise SettingsError(f"out: {out}: an evaluation lies there; name another folder with --out, or remove it")
+    numbers = list(accumulate((len(plan.parts) for plan in plans), initial=0))
+    missing = [[part for part in plan.parts if first + part.index not in done] for first, plan in zip(numbers, plans, strict=False)]
+    to_score = sum(len(parts) for parts in missing)
+    told = f" ({numbers[-1] - to_score} of {numbers[-1]} parts are there)" if to_score < numbers[-1] else ""
+    progress.phase(f"score{told}", sum(part.rows for parts in missing for part in parts))
+    for context, parts, first in zip(contexts, missing, numbers, strict=False):
+        for scored in score(context, whole_parts(parts), settings.cluster):
+            results.write_part(first + scored.index, scored.rows, scored.features)
+            progress.advance(scored.rows.num_rows)
+    return {"found": numbers[-1] - to_score, "scored": to_score}

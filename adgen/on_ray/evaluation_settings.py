@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from tyro.conf import arg
 
 from adgen.config import Settings
@@ -54,8 +54,9 @@ class RunEvaluationSettings(ScoringSettings):
     """Its published run is scored."""
     run: str | None = None
     """Another run of the campaign, such as one that a gate holds."""
-    out: Path | None = None
-    """Folder to write: rows/*.parquet, summary.json, report.html. Default evaluation-CAMPAIGN-RUN."""
+    out: str | None = None
+    """Folder or s3://bucket/prefix to write: rows/*.parquet, summary.json, report.html. Default evaluation-CAMPAIGN-RUN. The same
+    command goes on where an earlier one stopped."""
 
 
 class ModelEvaluationSettings(ScoringSettings):
@@ -64,7 +65,7 @@ class ModelEvaluationSettings(ScoringSettings):
     model: Path | None = None
     """Model directory; default the one that ships with the package."""
     out: Path
-    """Folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/, of further seeds in
+    """Local folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/, of further seeds in
     store-seed-1/ and so on. The same command goes on where an earlier one stopped."""
     seeds: int = Field(default=1, ge=1, le=100)
     """Creatives of each pair, drawn with different seeds: more than one tell how far they differ."""
@@ -72,3 +73,10 @@ class ModelEvaluationSettings(ScoringSettings):
     """Only the first N pairs of the references."""
     sampling: SamplingSettings = SamplingSettings()
     engine: EngineSettings = EngineSettings()
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _is_local(cls, out: str | Path) -> str | Path:
+        if "://" in str(out):
+            raise ValueError(f"{out}: name a local folder: the table of pairs is written there before a refresh reads it")
+        return out

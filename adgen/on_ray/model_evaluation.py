@@ -12,7 +12,9 @@ from adgen.config import FinishSettings, GateLevels
 from adgen.creatives.reading import open_run
 from adgen.creatives.storage import open_storage
 from adgen.errors import SettingsError
-from adgen.on_ray.evaluation import ScoredRun, check_new, check_settings, score_runs
+from adgen.evaluation.results import Identity, check_unfinished, read_identity
+from adgen.model.checkpoint import model_digest
+from adgen.on_ray.evaluation import ScoredRun, check_settings, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
 from adgen.on_ray.progress import Progress
 from adgen.on_ray.refresh import refresh
@@ -31,20 +33,45 @@ def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dic
     model = settings.model or shipped_model()
     if model is None:
         raise SettingsError("model: this package holds no trained model: name one with --model")
-    check_new(settings.out)
+    storage = open_storage(settings.out)
+    check_unfinished(storage)
     check_settings(settings)  # before hours of making them
+    identity = read_identity(storage)
+    runs = made_before(settings, model, identity) if identity else make_runs(settings, model, progress)
+    return score_runs(settings, runs, settings.out, progress, has_unpasted=True)
+
+
+def made_before(settings: ModelEvaluationSettings, model: Path, identity: Identity) -> list[ScoredRun]:
+    """The runs whose scoring was stopped: made again they would be other runs. SettingsError: another model made them."""
+    stores = [store_of(settings, number) for number in range(len(identity.runs))]
+    runs = [
+        ScoredRun(store, open_run(open_storage(store), CAMPAIGN, run_id))
+        for store, run_id in zip(stores, identity.runs, strict=True)
+    ]
+    digest_now = model_digest(model)
+    if any(run.reader.run.digests.get("model") != digest_now for run in runs):
+        raise SettingsError(f"out: {settings.out}: the creatives there are not of {model}; name another folder with --out")
+    return runs
+
+
+def make_runs(settings: ModelEvaluationSettings, model: Path, progress: Progress) -> list[ScoredRun]:
+    """A run for each seed. One that is not finished is resumed."""
     inputs = open_inputs(settings.inputs, ("products", "histories", "references"))
     pairs = with_pairs(inputs, settings.out / "store" / "private")
-    runs = [made_run(settings, model, pairs, number, progress) for number in range(settings.seeds)]
-    return score_runs(settings, runs, settings.out, progress, has_unpasted=True)
+    return [made_run(settings, model, pairs, number, progress) for number in range(settings.seeds)]
 
 
 def made_run(settings: ModelEvaluationSettings, model: Path, inputs: Inputs, number: int, progress: Progress) -> ScoredRun:
     """One creative of each pair, with the seed of that number. Each seed has a store of its own: in one store it would carry what
     another seed failed to make, and a stopped evaluation could not go on."""
-    store = str(settings.out / ("store" if number == 0 else f"store-seed-{number}"))
+    store = store_of(settings, number)
     made = refresh(refresh_settings(settings, model, store, number), progress, KEEPING_UNPASTED, inputs)
     return ScoredRun(store, open_run(open_storage(store), CAMPAIGN, made.run_id))
+
+
+def store_of(settings: ModelEvaluationSettings, number: int) -> str:
+    """Where the creatives of a seed lie."""
+    return str(settings.out / ("store" if number == 0 else f"store-seed-{number}"))
 
 
 def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: str, number: int) -> RefreshSettings:

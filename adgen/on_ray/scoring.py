@@ -5,7 +5,7 @@ clicks its prompt held. Neither leaves the worker: an evaluation names pairs, pr
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from adgen.creatives import layout
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal, from_parquet, to_parquet
 from adgen.creatives.storage import S3Access, Storage, open_storage
 from adgen.errors import PairError
@@ -71,9 +72,9 @@ class Scored(NamedTuple):
     """FEATURE_ROWS; only of rows that have some."""
 
 
-def whole_run(journal: Journal) -> list[Row]:
-    """Every row of a run, a shard a work item."""
-    return [{"index": part.index, "parts": [part.index], "offsets": [[]]} for part in journal.read_plan().parts]
+def whole_parts(parts: Iterable[PlanPart]) -> list[Row]:
+    """Every row of shards, each a work item."""
+    return [{"index": part.index, "parts": [part.index], "offsets": [[]]} for part in parts]
 
 
 def score(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[Scored]:
