@@ -295,6 +295,20 @@ def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, 
     assert UNCERTAIN[reason] in told
 
 
+def test_nearly_equal_values_and_few_users_make_a_summary_too(evaluated, tmp_path):
+    """Of two rows a histogram of 30 bins cannot be cut where they differ by rounding, and Student's t reaches beyond a cosine."""
+    first, second = [row for row in rows_of(evaluated) if row["status"] == "ok"][:2]
+    rows = [first | {"user_key": "a", "rouge_l": 0.4, "pbs_reference": 0.99}]
+    rows += [second | {"user_key": "b", "rouge_l": float(np.nextafter(0.4, 0)), "pbs_reference": 0.7}]
+    (tmp_path / ROWS).mkdir()
+    pq.write_table(pa.Table.from_pylist(rows, SCORED), tmp_path / ROWS / "0.parquet")
+    summary = summarize(tmp_path, resamples=100)
+    assert summary.histograms["rouge_l"].counts.sum() == 2
+    assert summary.scores["rouge_l"].low is None
+    found = summary.scores["pbs_reference"]
+    assert -1 <= found.low < found.mean < found.high <= 1
+
+
 def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_path):
     rows = rows_of(evaluated)
     (tmp_path / "whole" / ROWS).mkdir(parents=True)

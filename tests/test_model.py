@@ -203,10 +203,12 @@ def test_a_group_norm_that_takes_each_channel_alone_forgets_the_colour():
     def forgets(groups):
         image = small_config().image.model_copy(update={"norm_groups": groups})
         norms = [module for module in ImageTokenizer(image).modules() if isinstance(module, torch.nn.GroupNorm)]
-        assert norms and all(norm.num_groups == groups for norm in norms)
+        assert norms
+        assert all(norm.num_groups == groups for norm in norms)
         return all(torch.allclose(norm(features), norm(tinted), atol=1e-5) for norm in norms if norm.num_channels == 32)
 
-    assert forgets(32) and not forgets(4)
+    assert forgets(32)
+    assert not forgets(4)
 
 
 def test_tiny_has_a_tokenizer_that_sees_colour():

@@ -21,6 +21,7 @@ from adgen.evaluation.pbs import load_pbs
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
@@ -389,7 +390,7 @@ def test_the_recipe_chains_its_stages(tmp_path):
 
 
 def test_a_finished_recipe_ships_its_model_in_bf16(tmp_path):
-    recipe = Recipe(out=str(tmp_path / "runs"))
+    recipe = Recipe(out=str(tmp_path / "runs"), sampling=SamplingChoice(title_temperature=0.5))
     write_starter_model(tmp_path / "runs" / "personal" / "model", ["red cup"])
     (tmp_path / "runs" / "personal" / "model" / "training.json").write_text("{}")
     make_task(None, TrainingSettings(stage="pbs")).export(tmp_path / "runs" / "pbs" / "model")
@@ -399,6 +400,7 @@ def test_a_finished_recipe_ships_its_model_in_bf16(tmp_path):
     assert (tmp_path / "tiny" / "model" / "training.json").exists()
     Prompter.load(tmp_path / "tiny" / "model", model.config)
     load_pbs(tmp_path / "tiny" / "pbs")
+    assert SamplingChoice().of(tmp_path / "tiny" / "model") == SamplingSettings(title_temperature=0.5)
     assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 20e6
 
 

@@ -1,9 +1,15 @@
 """Noise that belongs to a row, and draws that follow the logits."""
 
+import pickle
+
 import pytest
 import torch
+from pydantic import ValidationError
 
+from adgen.errors import AdgenError
 from adgen.generation.sampling import guided, gumbel_noise, philox, sample
+from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice, SamplingSettings
+from adgen.on_ray.settings import RefreshSettings
 
 
 @pytest.mark.parametrize(
@@ -60,3 +66,31 @@ def test_guidance_weight_one_is_conditional_and_zero_unconditional():
     c, u = torch.randn(2, 4), torch.randn(2, 4)
     torch.testing.assert_close(guided(c, u, 1.0), c)
     torch.testing.assert_close(guided(c, u, 0.0), u)
+
+
+# -- what a model says of its own sampling -----------------------------------------------------------------------------
+
+
+def test_a_job_says_more_than_its_model_and_the_model_more_than_the_paper(tmp_path):
+    assert SamplingChoice().of(tmp_path) == SamplingSettings()
+    (tmp_path / SAMPLING_FILE).write_text('{"title_temperature": 0.5, "guidance": 3}')
+    found = SamplingChoice(title_temperature=0.0).of(tmp_path)
+    assert (found.title_temperature, found.guidance, found.picture_temperature) == (0.0, 3.0, 1.0)
+    assert SamplingChoice().of(tmp_path).title_temperature == 0.5
+    assert RefreshSettings().creative_digests()[0] == SamplingSettings().digest()  # what is said twice makes nothing anew
+    assert RefreshSettings(model=tmp_path).creative_digests()[0] == SamplingChoice().of(tmp_path).digest()
+    assert pickle.loads(pickle.dumps(SamplingChoice(guidance=2))).guidance == 2  # Ray's workers get it so
+
+
+@pytest.mark.parametrize("text", ["{", '{"guidance": -1}', '{"heat": 1}'])
+def test_a_models_own_sampling_that_is_wrong_is_named(tmp_path, text):
+    (tmp_path / SAMPLING_FILE).write_text(text)
+    with pytest.raises(AdgenError, match=SAMPLING_FILE):
+        SamplingChoice().of(tmp_path)
+
+
+def test_a_job_has_the_bounds_of_every_sampling_setting():
+    for name, value in {"guidance": -1, "picture_top_p": 0, "max_title_tokens": 0, "title_top_k": -1}.items():
+        with pytest.raises(ValidationError, match=name):
+            SamplingChoice(**{name: value})
+    assert SamplingChoice.model_fields.keys() == SamplingSettings.model_fields.keys()

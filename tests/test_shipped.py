@@ -9,7 +9,7 @@ from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.model.checkpoint import load
 from adgen.shipped import shipped_encoder, shipped_model
 
@@ -31,7 +31,9 @@ def test_its_training_facts_tell_every_stage_and_no_place():
 
 def test_it_writes_a_title_and_paints_what_its_history_says():
     model = load(shipped_model(), dtype=torch.float32)
-    engine = Engine(model, Prompter.load(shipped_model(), model.config), EngineSettings(num_slots=2), SamplingSettings())
+    engine = Engine(
+        model, Prompter.load(shipped_model(), model.config), EngineSettings(num_slots=2), SamplingChoice().of(shipped_model())
+    )
     size = model.config.image.tokens_per_history_picture
     histories = [torch.full((6, size), code) for code in (3, 400)]
     requests = [Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes) for codes in histories]

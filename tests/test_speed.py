@@ -13,6 +13,7 @@ from adgen.generation.benchmark.floor import Workload, floor
 from adgen.generation.benchmark.machine import Machine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.generation.timings import PhaseTimings
 from adgen.on_ray import slot_plan
 from adgen.on_ray import speed as speed_module
@@ -56,7 +57,7 @@ def test_a_run_reports_share_of_the_floor_device_seconds_and_cost():
 
 def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_path, monkeypatch):
     save_small_model(tmp_path)
-    settings = RefreshSettings(model=tmp_path, sampling=SAMPLED)
+    settings = RefreshSettings(model=tmp_path, sampling=SamplingChoice(**SAMPLED.model_dump()))
     monkeypatch.setattr(slot_plan, "smallest_memory", lambda: 20_000_000)
     capacity = row_capacity(small_config(), small_prompter(), SAMPLED)
     expected = plan_num_slots(small_config(), capacity, 20_000_000, torch.bfloat16, torch.bfloat16)

@@ -57,6 +57,14 @@ def test_equal_values_have_no_interval_and_the_sign_test_s_significance():
         assert (zero.low, zero.high, zero.p_value, zero.is_significant) == (None, None, 1.0, False)
 
 
+def test_values_that_rounding_alone_tells_apart_are_equal():
+    """0.4 - 0.3 and 0.5 - 0.4: taken for different, two users would be certain beyond any doubt."""
+    bootstrap = Bootstrap(["a"])
+    bootstrap.add(["u1", "u2"], np.array([[0.4 - 0.3], [0.5 - 0.4]]))
+    found = bootstrap.differences()["a"]
+    assert (found.low, found.p_value) == (None, 0.5)
+
+
 def test_order_and_batches_change_nothing():
     names, values = users(50), np.random.default_rng(3).random((50, 2))
     whole, pieces = Bootstrap(["a", "b"], 200, seed=5), Bootstrap(["a", "b"], 200, seed=5)

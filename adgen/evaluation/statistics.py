@@ -139,10 +139,11 @@ class Bootstrap:
     def _error(self, k: int) -> float | None:
         """The standard error of the mean; None where it cannot be told."""
         (total, rows), users, (low, high) = self._sums[:, k], self._users[k], self._ranges[:, k]
-        if users < 2 or low == high:
+        if users < 2:
             return None
         errors = (self._resampled[:, 0, k] - total / rows * self._resampled[:, 1, k]) / rows
-        return float(np.sqrt((errors**2).mean() * users / (users - 1))) or None  # equal sums of users: no error to be seen
+        error = float(np.sqrt((errors**2).mean() * users / (users - 1)))
+        return error if error > same_within(low, high) else None  # users whose values are equal: no error to be seen
 
     def _interval(self, k: int) -> tuple[float | None, float | None]:
         return interval(self._mean(k), self._error(k), int(self._users[k]))
@@ -152,6 +153,11 @@ class Bootstrap:
 
     def _mean(self, k: int) -> float:
         return float(self._sums[0, k] / self._sums[1, k])
+
+
+def same_within(low: float, high: float) -> float:
+    """What values from `low` to `high` may differ by and still be the same number: 0.4 - 0.3 is not quite 0.5 - 0.4."""
+    return 1e-9 * max(1.0, abs(low), abs(high))
 
 
 def interval(mean: float, error: float | None, users: int) -> tuple[float | None, float | None]:

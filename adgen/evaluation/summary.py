@@ -14,20 +14,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adgen.evaluation.background_scores import BACKGROUND_SCORES
 from adgen.evaluation.bleu import NUM_COUNTS, CorpusBleu
 from adgen.evaluation.comparison import SHEET_SCORES
 from adgen.evaluation.creative_scores import CORPUS_BLEU, ROW_SCORES, SCORES
 from adgen.evaluation.extremes import Extremes
 from adgen.evaluation.judges import SCORES_OF
 from adgen.evaluation.set_scores import SetScore, has_features, set_scores
-from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate
+from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate, same_within
 from adgen.evaluation.stored_rows import read_rows, rows_by_user, values_of
 
 GROUPS = ("locale", "category", "history_length")
 _SHARES = ("title_empty", "allowed_words", "selling_point_coverage", "number_unit_agreement", "within_good_width")
 _SHARES += ("within_max_width", "rouge_l", "product_iou", "unpasted_product_iou", "copied", "reference_copied")
 _NOT_BELOW_0 = ("product_distance", "product_spill", "unpasted_product_distance", "unpasted_product_spill", "width")
-_RANGES = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_NOT_BELOW_0, (0.0, np.inf)) | {"bleu": (0.0, 100.0)}
+_MARGINS = tuple(name for name in ROW_SCORES if name.endswith("_margin"))
+_COSINES = tuple(name for name in (*BACKGROUND_SCORES, "history_correlation") if name not in _MARGINS)
+_RANGES = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_NOT_BELOW_0, (0.0, np.inf)) | dict.fromkeys(_COSINES, (-1.0, 1.0))
+_RANGES |= dict.fromkeys(_MARGINS, (-2.0, 2.0)) | dict.fromkeys(("bleu", CORPUS_BLEU), (0.0, 100.0))
 MOST_GROUPS = 20  # of a kind; rows of the rarer ones are counted as OTHER
 NOT_KNOWN, OTHER = "not known", "all others"
 BINS = 30
@@ -227,4 +231,5 @@ def _within_range(name: str, each: Estimate) -> Estimate:
 
 
 def _bounds(histogram: Histogram) -> tuple[float, float]:
-    return (histogram.low, histogram.high) if histogram.high > histogram.low else (histogram.low - 0.5, histogram.high + 0.5)
+    low, high = histogram.low, histogram.high
+    return (low, high) if high - low > same_within(low, high) else (low - 0.5, high + 0.5)

@@ -1,8 +1,18 @@
 """How titles and pictures are drawn, as settings. No torch here: who only reads a job's settings need not load it."""
 
-from pydantic import Field
+import json
+from copy import copy
+from pathlib import Path
+from typing import Any
 
-from adgen.config import Settings
+from pydantic import Field, create_model
+from pydantic.fields import FieldInfo
+
+from adgen.config import Settings, validate_settings
+from adgen.errors import ModelError
+
+SAMPLING_FILE = "sampling.json"
+"""In a model directory: settings that its trainer found to suit it. What it leaves out is as published."""
 
 
 class SamplingSettings(Settings):
@@ -26,3 +36,36 @@ class SamplingSettings(Settings):
     """Gumbel noise in the history masks, as the published model draws it even in inference; keyed by the row's seed."""
     control_strength: float = 1.5
     """Factor on the foreground additions; 1.0 in training, 1.5 in the published inference."""
+
+
+def model_sampling(directory: Path) -> dict[str, Any]:
+    """What a model directory says of its own sampling; nothing where it has no SAMPLING_FILE. SettingsError or ModelError: what
+    is wrong with the file."""
+    file = directory / SAMPLING_FILE
+    if not file.exists():
+        return {}
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise ModelError(f"{file}: cannot be read as JSON: {error}") from None
+    return validate_settings(SamplingSettings, values, str(file)).model_dump(include=set(values))
+
+
+class _Choice(Settings):
+    """What a job says of how titles and pictures are drawn. What it does not say, its model does (sampling.json beside the
+    weights), and where that does not either, it is as published."""
+
+    def of(self, directory: Path | None) -> SamplingSettings:
+        """The settings for a model directory; None is one that says nothing. SettingsError or ModelError: its own are wrong."""
+        its_own = model_sampling(directory) if directory else {}
+        return SamplingSettings.model_validate(its_own | self.model_dump(exclude_none=True))
+
+
+def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    left_out = copy(field)  # with its bounds and its description
+    left_out.annotation, left_out.default = field.annotation | None, None
+    return left_out.annotation, left_out
+
+
+_fields = {name: _optional(field) for name, field in SamplingSettings.model_fields.items()}
+SamplingChoice = create_model("SamplingChoice", __base__=_Choice, __module__=__name__, __doc__=_Choice.__doc__, **_fields)

@@ -16,4 +16,4 @@ def build_engine(settings: RefreshSettings) -> Engine:
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     model = load(settings.model, device, settings.engine.torch_dtype(device))
     prompter = Prompter.load(settings.model, model.config)
-    return Engine(model, prompter, settings.engine, settings.sampling, device=device)
+    return Engine(model, prompter, settings.engine, settings.sampling.of(settings.model), device=device)

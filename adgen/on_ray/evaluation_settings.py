@@ -10,7 +10,7 @@ from adgen.config import Settings
 from adgen.creatives.storage import S3Access
 from adgen.evaluation.statistics import RESAMPLES
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.settings import ClusterSettings
 
 
@@ -71,7 +71,7 @@ class ModelEvaluationSettings(ScoringSettings):
     """Creatives of each pair, drawn with different seeds: more than one tell how far they differ."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first N pairs of the references."""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
 
     @field_validator("out", mode="before")

@@ -64,8 +64,9 @@ def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
     import transformers
 
     versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
+    drawn = {"sampling": settings.sampling.of(settings.model).model_dump(mode="json")}  # with what the model says itself
     return {
-        "settings": settings.model_dump(mode="json", exclude={"keys"}),
+        "settings": settings.model_dump(mode="json", exclude={"keys"}) | drawn,
         "digests": {"model": planned.model_digest, "settings": planned.settings_digest, "rules": rules_digest()},
         "versions": versions,
         "key_ids": planned.keys.ids,
@@ -162,13 +163,15 @@ def model_config(settings: RefreshSettings) -> ModelConfig:
 
 
 def check_model(settings: RefreshSettings) -> None:
-    """ModelError if the directory has no sizes, tokenizer or weights, or a weight file is cut short; loads no weights."""
+    """ModelError if the directory has no sizes, tokenizer or weights, or a weight file is cut short, SettingsError if its own
+    sampling is wrong; loads no weights."""
     from adgen.generation.prompt import Prompter
     from adgen.model.weight_files import read_tensors, weight_files
 
     if not Path(settings.model).is_dir():
         raise ModelError(f"{settings.model}: no such model directory; name one with --model")
     Prompter.load(settings.model, model_config(settings))
+    settings.sampling.of(settings.model)
     for path in weight_files(Path(settings.model)):
         if path.suffix == ".safetensors":  # its header says how long it must be
             next(read_tensors(path), None)

@@ -4,6 +4,7 @@ What is finished is not done again: the shop when its tables are there, a stage 
 interrupted goes on from its checkpoint.
 """
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import torch
 from pydantic import Field
 
 from adgen.config import Settings
+from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, save
 from adgen.on_ray.pretraining import Progress, Summary, pretrain
 from adgen.on_ray.pretraining_settings import PretrainSettings
@@ -48,6 +50,8 @@ class Recipe(Settings):
     general: PretrainSettings = PretrainSettings(stage="general")
     personal: PretrainSettings = PretrainSettings(stage="personal")
     pbs: PretrainSettings = PretrainSettings(stage="pbs")
+    sampling: SamplingChoice = SamplingChoice()
+    """What a shipped model says of how it is sampled best (sampling.json); chosen on a shop that no proof is made on."""
 
     def runs(self) -> Iterator[PretrainSettings]:
         """Each stage's settings with its places filled in."""
@@ -76,6 +80,8 @@ def ship(recipe: Recipe, dest: Path) -> None:
     save(model, dest / "model")
     load_prompter(last["personal"]).save(dest / "model")
     shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
+    if said := recipe.sampling.model_dump(exclude_none=True):
+        (dest / "model" / SAMPLING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     shutil.copytree(last["pbs"], dest / "pbs")
     for path in dest.rglob("*.*"):  # safetensors writes for one user only
         path.chmod(0o644)

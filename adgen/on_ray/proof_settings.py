@@ -8,7 +8,7 @@ from tyro.conf import arg
 
 from adgen.config import Settings
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.settings import ClusterSettings
 
 
@@ -38,7 +38,7 @@ class ProofSettings(Settings):
     """Pictures that the style classifier is trained on, drawn with other seeds than the held-out shop."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines run."""
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
     cluster: Annotated[ClusterSettings, arg()] = ClusterSettings()
 

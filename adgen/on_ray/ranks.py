@@ -135,10 +135,8 @@ class _Rank:
         from adgen.generation.engine import start_rank
 
         settings = self.context.settings
-        size = settings.engine.tensor_parallel
-        self.engine = start_rank(
-            self.rank, size, address, port, settings.model, settings.engine, settings.sampling, settings.device
-        )
+        size, sampling = settings.engine.tensor_parallel, settings.sampling.of(settings.model)
+        self.engine = start_rank(self.rank, size, address, port, settings.model, settings.engine, sampling, settings.device)
 
     def serve(self) -> int:
         from adgen.generation.engine import serve_rank

@@ -11,7 +11,7 @@ from adgen.config import FinishSettings, Settings
 from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.sampling_settings import SamplingChoice
 from adgen.records import digest
 from adgen.shop.keys import KeySettings
 
@@ -116,7 +116,7 @@ class RefreshSettings(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines run."""
     plan: PlanSettings = PlanSettings()
-    sampling: SamplingSettings = SamplingSettings()
+    sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
     finish: FinishSettings = FinishSettings()
     failures: FailureSettings = FailureSettings()
@@ -137,4 +137,4 @@ class RefreshSettings(Settings):
 
     def creative_digests(self) -> tuple[str, ...]:
         """The same, part by part: of the engine only the options that trade something of a creative for speed."""
-        return self.sampling.digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))
+        return self.sampling.of(self.model).digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))

@@ -19,7 +19,7 @@ def plan_slots(settings: RefreshSettings, device: str) -> int:
         return CPU_SLOTS
     config = read_config(settings.model)
     prompter = Prompter.load(settings.model, config)
-    return settings.engine.slots_in(smallest_memory(), config, row_capacity(config, prompter, settings.sampling))
+    return settings.engine.slots_in(smallest_memory(), config, row_capacity(config, prompter, settings.sampling.of(settings.model)))
 
 
 def smallest_memory() -> int:
