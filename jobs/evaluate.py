@@ -144,6 +144,9 @@ def main(arguments: list[str]) -> int:
     except AdgenError as error:
         console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
         return 1
+    except OSError as error:  # a full disk, a folder that may not be written
+        console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
+        return 1
     return 0 if outcome.passed else 1
 
 

@@ -41,7 +41,7 @@ from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
 from adgen.on_ray.payload import lossless
-from adgen.on_ray.row_places import read_strangers
+from adgen.on_ray.row_places import journal_rows, read_strangers
 from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_parts
 from adgen.on_ray.settings import RefreshSettings
 from adgen.on_ray.stages import Context
@@ -309,6 +309,30 @@ def test_nearly_equal_values_and_few_users_make_a_summary_too(evaluated, tmp_pat
     assert -1 <= found.low < found.mean < found.high <= 1
 
 
+def test_a_large_shard_is_scored_piece_by_piece(evaluated, store, shop, encoder, judges):
+    """As rows that are carried come, a hundred thousand in a shard."""
+    stage = ScoreShard(context(store, shop, encoder=encoder, **judges))
+    parts = stage.journal.read_plan().parts
+    items = whole_parts(parts, rows_an_item=3)
+    assert [(item["index"], item["parts"], item["rows"]) for item in items] == [
+        (0, [0], 3), (1, [0], 2), (2, [1], 3), (3, [1], 2), (4, [2], 2)
+    ]  # fmt: skip
+    rows = [row for item in items for row in pq.read_table(pa.BufferReader(stage(packed(item))["scores"])).to_pylist()]
+    for one, other in zip(rows, rows_of(evaluated), strict=True):
+        assert one["pair_id"] == other["pair_id"]
+        assert [one[name] for name in ROW_SCORES] == pytest.approx([other[name] for name in ROW_SCORES], abs=1e-5)
+
+
+def test_what_is_not_published_is_not_scored(store, shop, tmp_path):
+    """A rejected title is nobody's: the gate before publishing does not count it either."""
+    stage = ScoreShard(context(store, shop))
+    [row] = journal_rows(stage.journal, 0, [1])
+    rejected = row | {"status": "rejected", "reason": "forbidden_words", "uri": None, "sha256": None}
+    [(scores, _)] = stage.score([rejected])
+    assert scores["left_out"] == ["rejected_forbidden_words"]
+    assert all(scores.get(name) is None for name in ROW_SCORES)
+
+
 def test_the_summary_is_that_of_the_rows_however_they_are_cut(evaluated, tmp_path):
     rows = rows_of(evaluated)
     (tmp_path / "whole" / ROWS).mkdir(parents=True)
@@ -453,6 +477,28 @@ def test_only_what_other_judges_scored_is_not_compared():
     assert distances_beside(mine, sets, record) == {}
 
 
+def test_scores_that_look_at_other_strangers_are_not_compared(here, store, shop, encoder, tmp_path):
+    """A panel decides the scores of all rows together: of another one, unchanged creatives would change significantly."""
+    first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder), Silent())
+    beside = {"encoder": encoder, "against": tmp_path / "first"}
+    against = evaluate_run(run_settings(store, shop, tmp_path / "same", **beside), Silent())["against"]
+    assert "pbs_history_margin" in against["differences"]
+    (tmp_path / "first" / "summary.json").write_text(json.dumps(first | {"panel": "another"}))
+    against = evaluate_run(run_settings(store, shop, tmp_path / "other", **beside), Silent())["against"]
+    assert {"pbs_stranger_history", "pbs_history_margin"} <= set(against["not_compared"])
+    assert "pbs_history_margin" not in against["differences"]
+    assert "pbs_history" in against["differences"]
+
+
+def test_an_evaluation_of_another_version_is_refused_before_any_work(here, store, shop, tmp_path):
+    evaluate_run(run_settings(store, shop, tmp_path / "old"), Silent())
+    for part in (tmp_path / "old" / ROWS).iterdir():
+        pq.write_table(pq.read_table(part).drop_columns(["clip_score"]), part)
+    with pytest.raises(SettingsError, match="column clip_score is missing"):
+        evaluate_run(run_settings(store, shop, tmp_path / "new", against=tmp_path / "old"), Silent())
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize("setting", ["encoder", "dinov2", "adapter", "fid", "clip"])
 def test_missing_weights_stop_an_evaluation_before_any_work(here, store, shop, tmp_path, setting):
     settings = run_settings(store, shop, tmp_path / "out", **{setting: tmp_path / "nowhere"})
@@ -567,6 +613,13 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
     tables = str([rows_of(out), pq.read_table(out / "diversity.parquet").to_pylist()])
     for text in [tables, *((out / name).read_text() for name in ("report.html", "summary.json"))]:
         assert not any(user in text for user in users)
+
+    # Stopped while it was scored, it goes on with the creatives that are made.
+    (out / "summary.json").unlink()
+    sorted((out / ROWS).iterdir())[0].unlink()
+    again = evaluate_model(asked, Silent())
+    assert again["parts"] == {"found": 1, "scored": 1}
+    assert (again["run_id"], again["scores"]["bleu"]) == (record["run_id"], record["scores"]["bleu"])
 
 
 class Silent:

@@ -190,6 +190,10 @@ def _score_title(facts: CreativeFacts) -> None:
     if facts.product is None:
         facts.lacks("no_product")
         return
+    if not any(facts.product.selling_points):
+        facts.lacks("no_selling_points")
+    if not facts.title.strip():
+        facts.lacks("empty_title")
     facts.scores |= title_scores(facts.title, facts.reference_titles or (), facts.product)
     if given := written(facts.reference_titles or ()):
         facts.bleu_counts = bleu_counts(facts.title, given, facts.product.locale)

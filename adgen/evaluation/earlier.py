@@ -7,12 +7,12 @@ from typing import Any
 
 from adgen.creatives.storage import S3Access, open_storage
 from adgen.errors import SettingsError
-from adgen.evaluation.creative_scores import ROW_SCORES
+from adgen.evaluation.creative_scores import ROW_SCORES, SCORED
 from adgen.evaluation.diversity import SEED_DIVERSITY, USER_DIVERSITY
 from adgen.evaluation.judges import SCORES_OF, Judge
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.set_scores import SetScore
-from adgen.evaluation.stored_rows import check_rows
+from adgen.evaluation.stored_rows import check_rows, read_rows
 
 RECORD = "summary.json"  # written last: where it lies, the evaluation is whole
 
@@ -20,8 +20,9 @@ _PAIRED = (*ROW_SCORES, SEED_DIVERSITY, USER_DIVERSITY)
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a whole evaluation. SettingsError: there is none."""
+    """The record of a whole evaluation. SettingsError: there is none, or another version's."""
     check_rows(folder)
+    next(read_rows(folder, SCORED.names), None)  # before hours of work: whether this version wrote them
     try:
         return json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except FileNotFoundError:

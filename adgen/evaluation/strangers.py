@@ -7,7 +7,7 @@ get another score with every other way of cutting rows into batches, and in ever
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from adgen.records import unit_interval
+from adgen.records import digest, unit_interval
 
 PANEL = 256  # users whose clicks are kept and encoded once by every worker: enough that no one of them decides a mean
 
@@ -18,6 +18,16 @@ class Stranger(NamedTuple):
     user_key: str
     clicked: tuple[str | None, ...]
     """Products, or URIs of their pictures; empty where nothing is known to be clicked."""
+
+
+def panel_digest(panel: Sequence[Stranger]) -> str:
+    """Of the clicks that a panel was asked for: scores that look at strangers can be compared where it is the same."""
+    return digest(*("\0".join(click or "" for click in seat.clicked) for seat in panel))
+
+
+def looks_at_strangers(name: str) -> bool:
+    """Whether a score depends on the panel."""
+    return name.endswith(("_stranger_history", "_history_margin"))
 
 
 def strangers_of(pair_id: str, user_key: str, panel: Sequence[Stranger]) -> Iterator[int]:

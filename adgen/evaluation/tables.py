@@ -67,8 +67,11 @@ def _print_differences(console: Console, against: dict[str, Any]) -> None:
     for name, each in against["sets"].items():
         table.add_row(name, f"{each['here']:.4g}", f"{each['there']:.4g}", f"{each['here'] - each['there']:+.4g}", "-", "-", "-")
     console.print(table)
+    here, there = against["only_here"], against["only_there"]
+    console.print(f"{against['pairs']} creatives of the same pairs; {here} only here, {there} only there")
     if against["not_compared"]:
-        console.print("not compared, since another network judged there: " + ", ".join(against["not_compared"]))
+        told = ", ".join(against["not_compared"])
+        console.print(f"not compared, since there other networks judged or other strangers stood: {told}")
 
 
 def _p_value(value: float) -> str:

@@ -20,6 +20,7 @@ from adgen.evaluation.reference_counts import count_references
 from adgen.evaluation.report.page import write_page
 from adgen.evaluation.report.pictures import StoredPictures
 from adgen.evaluation.results import REPORT, Identity, Results, check_unfinished, open_results
+from adgen.evaluation.strangers import looks_at_strangers, panel_digest
 from adgen.evaluation.summary import Summary, summarize
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings, ScoringSettings
@@ -72,8 +73,11 @@ def score_runs(
         progress.phase("summarize")
         network = judges["distance"].name if judges["distance"] else ""
         summary = summarize(results.folder, settings.resamples, settings.seed, network)
-        comparison = compared(settings, results.folder, judges, summary, earlier) if earlier else None
-        record = about(settings, runs, paths, judges) | {"parts": parts} | summary.as_dict() | told_references(inputs)
+        panel = panel_digest(contexts[0].strangers)
+        comparison = compared(settings, results.folder, judges, panel, summary, earlier) if earlier else None
+        record = (
+            about(settings, runs, paths, judges) | {"panel": panel, "parts": parts} | summary.as_dict() | told_references(inputs)
+        )
         record |= {"against": comparison and comparison.as_dict(), "seconds": round(time.time() - started, 1)}
         pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
         write_page(results.folder / REPORT, record, summary, pictures, comparison, pictures_of(earlier or {}, settings.s3))
@@ -109,10 +113,13 @@ def check_settings(settings: ScoringSettings) -> tuple[JudgePaths, dict[str, Jud
 
 
 def compared(
-    settings: ScoringSettings, out: Path, judges: dict[str, Judge | None], summary: Summary, earlier: dict[str, Any]
+    settings: ScoringSettings, out: Path, judges: dict[str, Judge | None], panel: str, summary: Summary, earlier: dict[str, Any]
 ) -> Comparison:
-    """This evaluation beside the earlier one."""
-    others = judged_otherwise(judges, earlier)
+    """This evaluation beside the earlier one, without the scores that other judges gave or other strangers were looked at for: a
+    panel's 256 users decide all rows' scores together, which no interval over the rows' users knows of."""
+    others = set(judged_otherwise(judges, earlier))
+    if earlier.get("panel") != panel:
+        others |= {name for name in ROW_SCORES if looks_at_strangers(name)}
     found = compare(out, settings.against, settings.resamples, settings.seed, others)
     found.sets = distances_beside(judges, summary.sets, earlier)
     return found
@@ -162,16 +169,16 @@ def write_rows(
     done: set[int],
     progress: Progress,
 ) -> dict[str, int]:
-    """A part of rows and one of features a shard, as shards are scored, without those whose numbers are `done`; how many there
-    were and how many were scored now. Shards are numbered on from seed to seed."""
-    plans = [run.journal.read_plan() for run in runs]
-    numbers = list(accumulate((len(plan.parts) for plan in plans), initial=0))
-    missing = [[part for part in plan.parts if first + part.index not in done] for first, plan in zip(numbers, plans, strict=False)]
-    to_score = sum(len(parts) for parts in missing)
+    """A part of rows and one of features for each work item, as they are scored, without those whose numbers are `done`; how many
+    there were and how many were scored now. They are numbered on from seed to seed."""
+    items = [whole_parts(run.journal.read_plan().parts) for run in runs]
+    numbers = list(accumulate((len(each) for each in items), initial=0))
+    missing = [[item for item in each if first + item["index"] not in done] for first, each in zip(numbers, items, strict=False)]
+    to_score = sum(map(len, missing))
     told = f" ({numbers[-1] - to_score} of {numbers[-1]} parts are there)" if to_score < numbers[-1] else ""
-    progress.phase(f"score{told}", sum(part.rows for parts in missing for part in parts))
-    for context, parts, first in zip(contexts, missing, numbers, strict=False):
-        for scored in score(context, whole_parts(parts), settings.cluster):
+    progress.phase(f"score{told}", sum(item["rows"] for each in missing for item in each))
+    for context, each, first in zip(contexts, missing, numbers, strict=False):
+        for scored in score(context, each, settings.cluster):
             results.write_part(first + scored.index, scored.rows, scored.features)
             progress.advance(scored.rows.num_rows)
     return {"found": numbers[-1] - to_score, "scored": to_score}

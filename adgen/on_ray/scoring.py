@@ -34,10 +34,11 @@ from adgen.on_ray.row_errors import raise_told, telling
 from adgen.on_ray.row_places import journal_rows
 from adgen.on_ray.settings import ClusterSettings
 from adgen.on_ray.unpasted import read_unpasted
-from adgen.records import FAILED
+from adgen.records import OK
 from adgen.shop.tables import Inputs, read_bytes
 
 ROWS_AT_ONCE = 128
+ROWS_AN_ITEM = 2000
 WORKERS_A_GPU = 4  # reading and placing pictures is most of the work, and a CPU's
 
 
@@ -72,9 +73,15 @@ class Scored(NamedTuple):
     """FEATURE_ROWS; only of rows that have some."""
 
 
-def whole_parts(parts: Iterable[PlanPart]) -> list[Row]:
-    """Every row of shards, each a work item."""
-    return [{"index": part.index, "parts": [part.index], "offsets": [[]]} for part in parts]
+def whole_parts(parts: Iterable[PlanPart], rows_an_item: int = ROWS_AN_ITEM) -> list[Row]:
+    """Every row of shards as work items, numbered through. A shard of carried rows has a hundred thousand: in one item they would
+    be one worker's, all in its memory at once, and lost together where it is stopped."""
+    items: list[Row] = []
+    for part in parts:
+        for start in range(0, part.rows, rows_an_item):
+            offsets = [] if part.rows <= rows_an_item else list(range(start, min(start + rows_an_item, part.rows)))
+            items.append({"index": len(items), "parts": [part.index], "offsets": [offsets], "rows": len(offsets) or part.rows})
+    return items
 
 
 def score(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[Scored]:
@@ -187,7 +194,7 @@ class ScoreShard:
             pair_id=row["pair_id"],
             variant=row["variant"],
             user_key=row["user_key"],
-            title=None if row["status"] == FAILED else row["title"] or "",
+            title=row["title"] or "" if row["status"] == OK else None,
             picture=picture,
             unpasted=self._unpasted(row, problems),
             product=product and ProductTexts.of(product),

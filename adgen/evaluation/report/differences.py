@@ -21,7 +21,11 @@ def differences_html(found: Comparison, here: StoredPictures, there: StoredPictu
         "scale of its own: what matters is whether it crosses the line of no difference."
     ]
     if found.not_compared:
-        notes.append("Not compared, since another network judged there: " + ", ".join(map(label, found.not_compared)) + ".")
+        notes.append(
+            "Not compared, since there other networks judged or other strangers stood: "
+            + ", ".join(map(label, found.not_compared))
+            + "."
+        )
     told = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
     numbers = f'<div class="wide">{table(head, rows)}</div>'
     return f"<h2>Against {text(found.against)}</h2>{told}{numbers}{_sets(found)}{_sheets(found, here, there)}"

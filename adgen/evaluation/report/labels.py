@@ -62,6 +62,7 @@ _LESS_IS_BETTER = frozenset(
 )
 # Who follows a user's style comes nearer to what that user clicked, and is no copy yet: history_correlation is neither.
 _NEITHER = frozenset({"width", "history_correlation", "reference_copied", "pbs_stranger_history", "background_stranger_history"})
+_NEITHER |= {"seed_diversity", "user_diversity"}  # noise is diverse, too
 
 
 def label(name: str) -> str:
