@@ -8,7 +8,7 @@ _LABELS = {
     "width": ("title width", "columns; a Chinese character takes two"),
     "within_good_width": ("within good width", "share of titles that most shops show whole"),
     "within_max_width": ("within largest width", "share of titles that are not cut"),
-    "bleu": ("BLEU, mean of titles", "0 to 100, sentence by sentence"),
+    "bleu": ("mean BLEU of titles", "0 to 100, sentence by sentence"),
     "corpus_bleu": ("BLEU of all titles", "0 to 100, sacrebleu's of the corpus; the number that papers give"),
     "rouge_l": ("ROUGE-L", "0 to 1, best reference"),
     "product_iou": ("product kept (IoU)", "overlap of the product found in the creative with where it should be"),
