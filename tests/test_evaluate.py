@@ -562,6 +562,11 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
     for text in [tables, *((out / name).read_text() for name in ("report.html", "summary.json"))]:
         assert not any(user in text for user in users)
 
+    (out / "summary.json").unlink()
+    (out / "rows" / "000001.parquet").unlink()
+    again = evaluate_model(asked, Silent())
+    assert (again["rows"], again["parts"], again["runs"]) == (10, {"found": 1, "scored": 1}, record["runs"])
+
 
 class Silent:
     """A progress display that shows nothing."""
