@@ -7,7 +7,8 @@
     python jobs/evaluate.py photographs --data photographs/ --encoder runs/tiny/pbs/model
 
 `run` scores every creative of a run, `model` those that a model makes of the pairs with a reference: rows as Parquet, means
-with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. `proof` measures what is
+with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. Stopped, the same command goes
+on with what is missing. `proof` measures what is
 claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a picture changes and its
 background does not; `photographs` how well scores tell labelled kinds of background apart. Progress goes to stderr, the
 table to stdout, and the last line of stdout is one JSON object.

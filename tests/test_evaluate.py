@@ -253,6 +253,14 @@ def test_what_is_listed_twice_is_named_and_the_first_is_taken(here, store, shop,
     assert "duplicate reference" in page
 
 
+def test_a_shop_without_references_has_none_to_count(here, store, shop, tmp_path):
+    alone = Path(shutil.copytree(shop, tmp_path / "shop"))
+    (alone / "references.parquet").unlink()
+    record = evaluate_run(run_settings(store, alone, tmp_path / "out"), Silent())
+    assert (record["references"], record["reference_problems"]) == (None, {})
+    assert record["left_out"]["no_reference"] == 11
+
+
 def rows_of_run(store: Path, shop: Path, out: Path) -> list[dict]:
     evaluate_run(run_settings(store, shop, out), Silent())
     return rows_of(out)

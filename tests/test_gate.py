@@ -181,7 +181,7 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
 
 def _evaluate_held(shop: Path, store: str, run_id: str, judges: dict[str, Path], out: Path) -> None:
     """The whole evaluation, and that no user is named in it."""
-    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=out, **judges)
+    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=str(out), **judges)
     record = evaluate_run(asked, progress := Silent())
     assert progress.rows == record["rows"] == sum(record["by_status"].values()) == 12
     assert json.loads((out / "summary.json").read_text()) == record

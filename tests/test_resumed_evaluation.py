@@ -221,9 +221,13 @@ def test_a_model_s_evaluation_goes_on_scoring_what_it_made(shop, encoder, tmp_pa
         evaluate_model(asked, Silent())
 
 
-def test_a_model_is_evaluated_into_a_local_folder():
-    with pytest.raises(ValidationError, match="name a local folder"):
-        ModelEvaluationSettings(inputs="shop", out="s3://bucket/out")
+@pytest.mark.parametrize("out", ["s3://bucket/out", "s3:/bucket/out"])
+def test_what_must_be_local_is_refused_elsewhere(out):
+    """And not made a folder called s3: of."""
+    with pytest.raises(ValidationError, match=r"out\n.*must be a local folder"):
+        ModelEvaluationSettings(inputs="shop", out=out)
+    with pytest.raises(ValidationError, match=r"against\n.*must be a local folder"):
+        RunEvaluationSettings(inputs="shop", store="s3://bucket/store", campaign=CAMPAIGN, against=out)
 
 
 def test_two_that_begin_at_once_have_one_identity(tmp_path):

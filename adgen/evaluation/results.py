@@ -101,11 +101,14 @@ class Results:
         return identity
 
     def _fetch(self, done: set[int], copy: Storage) -> None:
+        def fetch(key: str) -> None:  # and put at once: parts that wait for each other would fill the memory
+            if (stored := self.storage.get(key)) is not None:  # a shard where no picture was seen has no features
+                copy.put(key, stored.data)
+
         keys = [_part(folder, number) for number in sorted(done) for folder in (ROWS, FEATURES)]
         with ThreadPoolExecutor(_THREADS) as threads:
-            for key, stored in zip(keys, threads.map(self.storage.get, keys), strict=True):
-                if stored is not None:  # a shard where no picture was seen has no features
-                    copy.put(key, stored.data)
+            for _ in threads.map(fetch, keys):
+                pass  # an error comes out here
 
     def write_part(self, number: int, rows: pa.Table, features: pa.Table) -> None:
         """A shard's SCORED and FEATURE_ROWS: it is done."""

@@ -1,5 +1,6 @@
 """Settings of `jobs/evaluate.py run` and `model`."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,6 +13,15 @@ from adgen.evaluation.statistics import RESAMPLES
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.settings import ClusterSettings
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")  # a Path has one slash of the two left
+
+
+def local(folder: Path | None) -> Path | None:
+    """The folder itself. ValueError where it is a URI: as a path it would be a folder with a strange name."""
+    if folder is not None and _SCHEME.match(str(folder)):
+        raise ValueError(f"{folder}: must be a local folder; only `run` writes to other places, with --out")
+    return folder
 
 
 class ScoringSettings(Settings):
@@ -34,7 +44,7 @@ class ScoringSettings(Settings):
     clip: Path | None = None
     """A CLIP in Hugging Face layout, for the score of pictures with their titles. Default no such score."""
     against: Path | None = None
-    """Folder of another evaluation of the same pairs, to compare with."""
+    """Local folder of another evaluation of the same pairs, to compare with."""
     resamples: int = Field(default=RESAMPLES, ge=100)
     """Of the bootstrap, for intervals and significance."""
     seed: int = Field(default=0, ge=0)
@@ -43,6 +53,8 @@ class ScoringSettings(Settings):
     """Where networks run."""
     cluster: Annotated[ClusterSettings, arg()] = ClusterSettings()
     s3: S3Access = S3Access()
+
+    _against_is_local = field_validator("against")(local)
 
 
 class RunEvaluationSettings(ScoringSettings):
@@ -74,9 +86,4 @@ class ModelEvaluationSettings(ScoringSettings):
     sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
 
-    @field_validator("out", mode="before")
-    @classmethod
-    def _is_local(cls, out: str | Path) -> str | Path:
-        if "://" in str(out):
-            raise ValueError(f"{out}: name a local folder: the table of pairs is written there before a refresh reads it")
-        return out
+    _is_local = field_validator("out")(local)
