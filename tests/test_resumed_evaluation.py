@@ -205,7 +205,7 @@ def test_a_model_s_evaluation_goes_on_scoring_what_it_made(shop, encoder, tmp_pa
 
     monkeypatch.setattr(model_evaluation, "refresh", refresh)
     monkeypatch.setattr(model_evaluation, "CAMPAIGN", CAMPAIGN)
-    monkeypatch.setattr(model_evaluation, "model_digest", lambda model: None)
+    monkeypatch.setattr(model_evaluation, "maker_digest", lambda model: None)
     out = tmp_path / "out"
     asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=2, resamples=100)
     with pytest.raises(Crash):
@@ -215,7 +215,7 @@ def test_a_model_s_evaluation_goes_on_scoring_what_it_made(shop, encoder, tmp_pa
     record = evaluate_model(asked, Silent())
     assert made == [0, 1]
     assert (record["rows"], record["parts"]) == (24, {"found": 4, "scored": 2})
-    monkeypatch.setattr(model_evaluation, "model_digest", lambda model: "another")
+    monkeypatch.setattr(model_evaluation, "maker_digest", lambda model: "another")
     (out / "summary.json").unlink()
     with pytest.raises(SettingsError, match="are not of"):
         evaluate_model(asked, Silent())

@@ -13,9 +13,9 @@ from adgen.creatives.reading import open_run
 from adgen.creatives.storage import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.results import Identity, check_unfinished, read_identity
-from adgen.model.checkpoint import model_digest
 from adgen.on_ray.evaluation import ScoredRun, check_settings, score_runs
 from adgen.on_ray.evaluation_settings import ModelEvaluationSettings
+from adgen.on_ray.planning import maker_digest
 from adgen.on_ray.progress import Progress
 from adgen.on_ray.refresh import refresh
 from adgen.on_ray.settings import CleanUpSettings, FailureSettings, PlanSettings, RefreshSettings
@@ -42,14 +42,14 @@ def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dic
 
 
 def made_before(settings: ModelEvaluationSettings, model: Path, identity: Identity) -> list[ScoredRun]:
-    """The runs whose scoring was stopped: made again they would be other runs. SettingsError: another model made them."""
+    """The runs whose scoring was stopped: made again they would be others. SettingsError: another model, or engine, made them."""
     stores = [store_of(settings, number) for number in range(len(identity.runs))]
     runs = [
         ScoredRun(store, open_run(open_storage(store), CAMPAIGN, run_id))
         for store, run_id in zip(stores, identity.runs, strict=True)
     ]
-    digest_now = model_digest(model)
-    if any(run.reader.run.digests.get("model") != digest_now for run in runs):
+    maker = maker_digest(model)
+    if any(run.reader.run.digests.get("model") != maker for run in runs):
         raise SettingsError(f"out: {settings.out}: the creatives there are not of {model}; name another folder with --out")
     return runs
 

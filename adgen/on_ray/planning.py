@@ -50,11 +50,16 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Planned:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
     keys = load_keys(settings.keys, settings.store)
     check_model(settings)
-    model = digest(model_digest(settings.model), ENGINE_VERSION)
+    model = maker_digest(settings.model)
     chosen = settings.creative_digest()
     # Where and how fast a run works may change between two tries; what it makes may not.
     identity = digest(chosen, model, settings.plan.digest(), rules_digest(), *keys.ids.values())
     return Planned(inputs, keys, model, chosen, resume_key(settings.campaign, identity, inputs.stamps))
+
+
+def maker_digest(model: Path) -> str:
+    """Digest of who makes creatives, the `model` of run.json: a model directory, and the engine that runs it."""
+    return digest(model_digest(model), ENGINE_VERSION)
 
 
 def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
