@@ -42,7 +42,7 @@ def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dic
 
 
 def made_before(settings: ModelEvaluationSettings, model: Path, identity: Identity) -> list[ScoredRun]:
-    """The runs whose scoring was stopped: made again they would be other runs. SettingsError: another model made them."""
+    """The runs whose scoring was stopped: made again they would be others. SettingsError: another model, or engine, made them."""
     stores = [store_of(settings, number) for number in range(len(identity.runs))]
     runs = [
         ScoredRun(store, open_run(open_storage(store), CAMPAIGN, run_id))
