@@ -1,8 +1,11 @@
 """Plan and journal: a shard is committed once, and only with the rows that were planned."""
 
 import pickle
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -171,3 +174,21 @@ def test_a_shard_of_a_run_that_was_taken_over_still_commits_once(store: Storage)
     assert not new.commit_part(part, make_rows(store, pair_ids(3), "new"))
     with pytest.raises(Taken):
         store.create(layout.journal_part(CAMPAIGN, new.run_id, 0), b"")
+
+
+_THREADS = """
+import os
+import pyarrow as pa
+from adgen.creatives.journal import from_parquet, to_parquet
+data = to_parquet(pa.table({"a": list(range(100_000)), "b": ["x"] * 100_000}))
+before = len(os.listdir("/proc/self/task"))
+assert from_parquet(data).num_rows == 100_000
+assert len(os.listdir("/proc/self/task")) == before
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="threads are counted in /proc")
+def test_reading_a_part_starts_no_threads():
+    """A process that ends beside Arrow's threads is aborted now and then, and its exit code with it."""
+    done = subprocess.run([sys.executable, "-c", _THREADS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -177,4 +177,7 @@ def to_parquet(table: pa.Table) -> bytes:
 
 def from_parquet(data: bytes) -> pa.Table:
     """The table in one Parquet file."""
-    return pq.read_table(pa.BufferReader(data))
+    # Without Arrow's threads: a process that ends while they are starting or stopping is now and then aborted (one `adgen pull` of
+    # forty on a busy machine), and workers share the cores among themselves already.
+    with pq.ParquetFile(pa.BufferReader(data)) as file:
+        return file.read(use_threads=False)
