@@ -8,10 +8,9 @@
 
 `run` scores every creative of a run, `model` those that a model makes of the pairs with a reference: rows as Parquet, means
 with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. Stopped, the same command goes
-on with what is missing. `proof` measures what is
-claimed of personalization on a shop that nobody trained on; `robustness` how far PBS moves when a picture changes and its
-background does not; `photographs` how well scores tell labelled kinds of background apart. Progress goes to stderr, the
-table to stdout, and the last line of stdout is one JSON object.
+on with what is missing. `proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how
+far PBS moves when a picture changes and its background does not; `photographs` how well scores tell labelled kinds of
+background apart. Progress goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
 """
 
 import json
@@ -142,10 +141,7 @@ def main(arguments: list[str]) -> int:
         problems = "; ".join(f"{'.'.join(map(str, p['loc']))}: {p['msg']}" for p in error.errors(include_url=False))
         console.print(f"evaluate: {problems}", style="red", markup=False, highlight=False)
         return 1
-    except AdgenError as error:
-        console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
-        return 1
-    except OSError as error:  # a full disk, a folder that may not be written
+    except (AdgenError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         console.print(f"evaluate: {error}", style="red", markup=False, highlight=False)
         return 1
     return 0 if outcome.passed else 1

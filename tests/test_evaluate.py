@@ -313,6 +313,9 @@ def test_nearly_equal_values_and_few_users_make_a_summary_too(evaluated, tmp_pat
     summary = summarize(tmp_path, resamples=100)
     assert summary.histograms["rouge_l"].counts.sum() == 2
     assert summary.scores["rouge_l"].low is None
+    assert not summary.histograms["rouge_l"].varies
+    page = render_page({"campaign": "c", "run_id": "r", "model_digest": None}, summary, StoredPictures(()))
+    assert re.search("The same for all creatives: [^<]*ROUGE-L 0.4", page)
     found = summary.scores["pbs_reference"]
     assert -1 <= found.low < found.mean < found.high <= 1
 

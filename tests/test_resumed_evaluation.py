@@ -157,8 +157,8 @@ def test_parts_of_nobody_and_of_another_version_are_refused(asked, store_uri, ac
     stop_after(5, asked())
     storage = open_storage(store_uri, access)
     identity = json.loads(storage.read(IDENTITY))
-    storage.put(IDENTITY, json.dumps(identity | {"columns": "0" * 64}).encode())
-    with pytest.raises(SettingsError, match="columns is 000000000000 there"):
+    storage.put(IDENTITY, json.dumps(identity | {"version": "0" * 64}).encode())
+    with pytest.raises(SettingsError, match="version is 000000000000 there"):
         evaluate_run(asked(), Silent())
     storage.put(IDENTITY, b'{"runs": []}')
     with pytest.raises(SettingsError, match=rf"{IDENTITY}: is not the identity of an evaluation"):

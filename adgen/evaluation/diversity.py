@@ -111,6 +111,5 @@ def _mean_distance(features: Iterator[np.ndarray]) -> float | None:
         total, count = total + feature / max(float(np.linalg.norm(feature)), 1e-6), count + 1
     if count < 2:
         return None
-    return max(
-        0.0, float(1 - (np.dot(total, total) - count) / (count * (count - 1)))
-    )  # pictures alike are not below it by rounding
+    distance = float(1 - (np.dot(total, total) - count) / (count * (count - 1)))
+    return max(0.0, distance)  # pictures that are alike are not below 0 by rounding

@@ -42,8 +42,8 @@ class Identity:
     """Digest of the PBS encoder; None: there is none."""
     judges: str
     """Digest of the other judges."""
-    columns: str
-    """Digest of a row's schema: another version of adgen may score otherwise."""
+    version: str
+    """Digest of adgen's version, a row's schema, and how rows are cut into parts: another version may score or cut otherwise."""
 
     def to_bytes(self) -> bytes:
         """As it is stored."""

@@ -50,6 +50,16 @@ class Histogram:
     high: float
     counts: np.ndarray
 
+    @property
+    def varies(self) -> bool:
+        """Whether there is more between the ends than rounding."""
+        return self.high - self.low > same_within(self.low, self.high)
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Outer edges of the bins, which are around a value that does not vary."""
+        return (self.low, self.high) if self.varies else (self.low - 0.5, self.high + 0.5)
+
 
 @dataclass
 class Summary:
@@ -198,7 +208,7 @@ class _Tally:
                 groups[str(name)].add(users[here], values[here], batch["bleu_counts"].filter(pa.array(here)))
         for name, histogram in self.histograms.items():
             found = _finite(values[:, ROW_SCORES.index(name)])
-            histogram.counts += np.histogram(found, BINS, _bounds(histogram))[0]
+            histogram.counts += np.histogram(found, BINS, histogram.bounds)[0]
         for name in self.worst:
             column = values[:, ROW_SCORES.index(name)]
             self.worst[name].offer(batch, column)
@@ -228,8 +238,3 @@ def _within_range(name: str, each: Estimate) -> Estimate:
     """No interval of a share reaches below 0 or above 1: Student's t does not know what a score can be."""
     lowest, highest = _RANGES.get(name, (-np.inf, np.inf))
     return each if each.low is None else each._replace(low=max(lowest, each.low), high=min(highest, each.high))
-
-
-def _bounds(histogram: Histogram) -> tuple[float, float]:
-    low, high = histogram.low, histogram.high
-    return (low, high) if high - low > same_within(low, high) else (low - 0.5, high + 0.5)

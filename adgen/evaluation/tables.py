@@ -69,6 +69,7 @@ def _print_differences(console: Console, against: dict[str, Any]) -> None:
     console.print(table)
     here, there = against["only_here"], against["only_there"]
     console.print(f"{against['pairs']} creatives of the same pairs; {here} only here, {there} only there")
+    console.print("* significant at 5%, each score by itself: where nothing has changed, one of twenty has it by chance")
     if against["not_compared"]:
         told = ", ".join(against["not_compared"])
         console.print(f"not compared, since there other networks judged or other strangers stood: {told}")

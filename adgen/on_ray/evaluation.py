@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+import adgen
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import ManifestReader, open_published, open_run
 from adgen.creatives.storage import open_storage
@@ -26,7 +27,7 @@ from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation_settings import RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.progress import Progress
 from adgen.on_ray.row_places import read_strangers
-from adgen.on_ray.scoring import ScoringContext, score, whole_parts
+from adgen.on_ray.scoring import ROWS_AN_ITEM, ScoringContext, score, whole_parts
 from adgen.records import digest
 from adgen.shop.tables import Inputs, open_inputs
 
@@ -94,7 +95,7 @@ def identity_of(settings: ScoringSettings, inputs: Inputs, runs: Sequence[Scored
         settings=digest(json.dumps([decisive, inputs.stamps], sort_keys=True)),
         encoder=judges["pbs"] and judges["pbs"].digest,
         judges=digest(json.dumps(others, sort_keys=True)),
-        columns=digest(str(SCORED)),
+        version=digest(str(SCORED), str(ROWS_AN_ITEM), adgen.__version__),
     )
 
 

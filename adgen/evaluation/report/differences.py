@@ -1,5 +1,5 @@
-"""The report's section of an evaluation beside another: means here and there, what differs for sure, and the pairs that changed
-most."""
+"""The report's section of an evaluation beside another: means here and there, what differs significantly, and the pairs that
+changed most."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -18,14 +18,13 @@ def differences_html(found: Comparison, here: StoredPictures, there: StoredPictu
     rows = (_row(name, each) for name, each in found.differences.items())
     notes = [
         f"{found.pairs:,} creatives of the same pairs; {found.only_here:,} only here, {found.only_there:,} only there. A bar has a "
-        "scale of its own: what matters is whether it crosses the line of no difference."
+        "scale of its own: what matters is whether it crosses the line of no difference.",
+        f"Each score is tested by itself at 5%: of {len(found.differences)}, about {0.05 * len(found.differences):.1f} differ by "
+        "chance where nothing has changed.",
     ]
     if found.not_compared:
-        notes.append(
-            "Not compared, since there other networks judged or other strangers stood: "
-            + ", ".join(map(label, found.not_compared))
-            + "."
-        )
+        names = ", ".join(map(label, found.not_compared))
+        notes.append(f"Not compared, since there other networks judged or other strangers stood: {names}.")
     told = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
     numbers = f'<div class="wide">{table(head, rows)}</div>'
     return f"<h2>Against {text(found.against)}</h2>{told}{numbers}{_sets(found)}{_sheets(found, here, there)}"
@@ -49,7 +48,7 @@ def _told(name: str, each: Difference) -> str:
     if each.mean == 0 and each.low is None:
         return '<td class="unsure">the same</td>'
     if not each.is_significant:
-        return '<td class="unsure">not certain</td>'
+        return '<td class="unsure">not significant</td>'
     found = verdict(name, each.mean) or "differs"
     return f'<td class="{found}">{found}</td>'
 

@@ -146,7 +146,7 @@ def _references(record: Mapping[str, Any]) -> str:
 
 
 def _distributions(summary: Summary) -> str:
-    varying = {name: each for name, each in summary.histograms.items() if each.high > each.low}
+    varying = {name: each for name, each in summary.histograms.items() if each.varies}
     alike = [f"{label(name)} {summary.scores[name].mean:.4g}" for name in summary.histograms if name not in varying]
     note = f'<p class="note">The same for all creatives: {text(", ".join(alike))}.</p>' if alike else ""
     charts = {name: histogram_svg(label(name), each, summary.scores[name]) for name, each in varying.items()}
