@@ -10,6 +10,7 @@ from adgen.errors import SettingsError
 from adgen.evaluation.distribution import SetDistance
 from adgen.evaluation.diversity import compare_diversity, mean_diversity, write_diversity
 from adgen.evaluation.features import FEATURE_ROWS, FEATURES, from_bytes, set_distance, to_bytes
+from adgen.evaluation.set_scores import set_scores
 from adgen.evaluation.similarity import diversity
 
 SIZE, USERS, PRODUCTS, SEEDS = 6, 5, 4, 3
@@ -54,6 +55,15 @@ def test_diversity_between_seeds_is_that_of_each_pair_s_creatives(tmp_path):
     assert found.mean == pytest.approx(float(singly.mean()), abs=1e-6)
     assert (found.rows, found.users) == (USERS * PRODUCTS, USERS), "a pair with one picture, and one with none, says nothing"
     assert found.low < found.mean < found.high
+
+
+def test_an_interval_of_a_diversity_stays_where_one_can_be(tmp_path):
+    """Of two users Student's t reaches far below 0 and above 2."""
+    one, other = features(2)
+    backgrounds = {0: (one, one), 1: (other, -other)}
+    made = [row(user, 0, seed, background=both[seed]) for user, both in backgrounds.items() for seed in (0, 1)]
+    found = set_scores(write(tmp_path, made), True, "", 200, 0)["seed_diversity"]
+    assert (found.value, found.low, found.high) == (pytest.approx(1, abs=1e-3), 0, 2)
 
 
 def test_diversity_between_users_compares_users_and_not_seeds(tmp_path):

@@ -49,7 +49,8 @@ def set_scores(folder: Path, has_seeds: bool, network: str, resamples: int, seed
 
 
 def _of(each: Estimate, of: dict[str, int]) -> SetScore:
-    return SetScore(each.mean, each.low, each.high, of)
+    low, high = (None, None) if each.low is None else (max(0.0, each.low), min(2.0, each.high))  # 1 - cosine is nothing else
+    return SetScore(each.mean, low, high, of)
 
 
 def _counted(name: str, each: Estimate) -> dict[str, int]:
