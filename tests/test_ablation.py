@@ -1,10 +1,13 @@
 """The ablation's variants differ in what their name says, and in nothing else."""
 
+from pathlib import Path
+
 import pyarrow.parquet as pq
 import pytest
 import torch
 from small_examples import example
 
+from adgen.config import load_settings
 from adgen.errors import SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load, save
@@ -21,6 +24,8 @@ from adgen.training.batches import LanguageCollator
 from adgen.training.settings import TrainingSettings
 from adgen.training.stages import load_prompter, make_task
 
+ROOT = Path(__file__).parent.parent
+
 
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
@@ -30,17 +35,14 @@ def start(tmp_path_factory):
 
 
 def test_every_variant_has_the_same_budget():
-    runs = {name: Ablation().run(name) for name in VARIANTS}
+    recorded = load_settings(Ablation, ROOT / "jobs" / "train_ablation.toml")
+    runs = {name: recorded.run(name) for name in VARIANTS}
     assert len({run.out for run in runs.values()}) == len(VARIANTS)
     for name, run in runs.items():
-        same = Ablation().run("residual")
-        assert (run.steps, run.batch, run.optimizer, run.losses, run.seed) == (
-            same.steps,
-            same.batch,
-            same.optimizer,
-            same.losses,
-            same.seed,
-        )
+        same = runs["residual"]
+        assert (run.steps, run.batch, run.optimizer, run.seed) == (same.steps, same.batch, same.optimizer, same.seed)
+        assert run.losses.model_copy(update={"outlook": 1.0}) == same.losses
+        assert (run.losses.outlook == 0) == (name == "no_outlook")
         assert (run.dropout.history == 1) == (name == "no_history")
         assert ("preference." in run.trainable.freeze) == (name == "coarse_only")
         assert (run.inputs == same.inputs) == (name != "random_history")

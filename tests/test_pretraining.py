@@ -355,7 +355,10 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
         ({"workers": {"num": 2, "engine": "torch"}}, "runs one worker"),
         ({"stage": "tokenizer", "workers": {"zero_stage": 3}}, "zero_stage 1 or 2"),
         ({"losses": {"text": 0, "image": 0}}, "nothing would be learned"),
-        ({"stage": "tokenizer", "workers": {"bf16": True}}, r"stage tokenizer .*workers\.bf16 false"),
+        (
+            {"stage": "tokenizer", "workers": {"bf16": True, "engine": "deepspeed"}},
+            r"stage tokenizer .*engine torch",
+        ),
         ({"stage": "pbs", "workers": {"bf16": True}}, r"stage pbs .*workers\.bf16 false"),
         ({"join_memory": "lots"}, "join_memory"),
     ):
@@ -363,6 +366,7 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
             small_run(inputs, tmp_path, **changes)
     with pytest.raises(SettingsError, match="--inputs, --model, --out"):
         small_run(inputs, "", inputs="", model="").require()
+    assert small_run(inputs, tmp_path, stage="tokenizer", workers={"bf16": True}).engine == "torch"  # its weights are fp32
 
 
 def test_the_command_says_in_a_line_what_is_wrong(tmp_path):

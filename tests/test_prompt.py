@@ -7,6 +7,7 @@ from tokenizers.processors import TemplateProcessing
 
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompter, PromptFacts
+from adgen.generation.starter import train_tokenizer
 from adgen.generation.template import load_template
 
 SPELLED = "mug <begin_of_image> <｜end▁of▁sentence｜> <image_placeholder><|User|>"
@@ -182,3 +183,21 @@ def test_a_title_that_the_model_writes_is_data_too():
     assert written == "<begin_of_image>mug"
     ids = prompter.picture_prompt(PromptFacts("mug"), written).ids
     assert ids.count(prompter._id("begin_of_image")) == 1
+
+
+def test_a_learned_tokenizer_spells_chinese_by_the_character_and_the_template_by_the_word():
+    """However many titles there are: a token for each pair of colour and pattern is one that nobody learns to copy."""
+    template = load_template()
+    colours, patterns = ("红色", "蓝色", "黄色"), ("格纹", "条纹", "锯齿纹")
+    titles = [f"{colour}{pattern}陶瓷杯，容量大" for colour in colours for pattern in patterns] * 400
+    titles += [f"Plain {colour} mug number {number}" for number in range(600) for colour in ("red", "teal")]
+    tokenizer = train_tokenizer(titles, template, 1024)
+
+    def pieces(text: str) -> list[str]:
+        return [tokenizer.decode([token]) for token in tokenizer.encode(text, add_special_tokens=False).ids]
+
+    assert pieces("红色锯齿纹陶瓷杯，容量大") == list("红色锯齿纹陶瓷杯，容量大")
+    words = pieces(" The product to advertise is")
+    assert words == [" The", " product", " to", " advertise", " is"]
+    for text in (titles[0], titles[-1], "从未见过的字 ⛄ never seen"):
+        assert tokenizer.decode(tokenizer.encode(text, add_special_tokens=False).ids) == text

@@ -6,11 +6,13 @@ import sys
 
 import pytest
 import torch
+from safetensors import safe_open
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill
+from adgen.generation.prompt import PromptFacts
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_unit_range
@@ -173,6 +175,45 @@ def test_a_pictures_first_row_weighs_more_in_training_only():
     )
     expected = (even * tokens + 4 * first * side) / (tokens + 4 * side)
     torch.testing.assert_close(heavy.train().picture_losses(hidden, batch), expected)
+
+
+def test_the_outlook_predicts_every_picture_token_where_the_picture_begins():
+    """Against one place at a time; what the picture's own tokens are changes the targets and nothing that is read."""
+    settings = training_settings(losses=LossSettings(outlook=0.5))
+    task = LanguageTask(small_model(), PROMPTER, settings).eval()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(3))
+    start = batch["ids"].shape[1] - 1
+    assert (batch["ids"][:, start] == PROMPTER.picture_prompt(PromptFacts("a", ()), "b").ids[-1]).all()  # begin of image
+    hidden = task.hidden(batch).detach()
+    expected = torch.zeros(3)
+    for place in range(batch["codes"].shape[1]):
+        inner = torch.nn.functional.gelu(task.outlook.read(hidden[:, start]) + task.outlook.places[place])
+        logits = task.model.image_logits(task.outlook.write(inner))
+        expected += torch.nn.functional.cross_entropy(logits, batch["codes"][:, place], reduction="none")
+    losses = task.outlook_losses(hidden, batch)
+    torch.testing.assert_close(losses, expected / batch["codes"].shape[1])
+    others = batch | {"codes": (batch["codes"] + 1) % CONFIG.image.codebook_size}
+    torch.testing.assert_close(task.hidden(others)[:, start], hidden[:, start])
+    loss, metrics = task(batch)
+    without = sum(float(metrics[name][0] / metrics[name][1]) for name in ("text", "image"))
+    assert loss.item() == pytest.approx(without + 0.5 * losses.mean().item(), rel=1e-5)
+
+
+def test_the_outlook_teaches_and_is_no_part_of_the_model(tmp_path):
+    settings = training_settings(losses=LossSettings(text=0.0, image=1e-9, outlook=1.0))
+    model = small_model()
+    choose_trainable(model, "personal", settings.trainable)
+    task = LanguageTask(model, PROMPTER, settings).train()
+    step = TorchStep(task, settings.optimizer, 1)
+    before = task.outlook.places.detach().clone()
+    step.backward(step.forward(LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4))[0])
+    assert model.preference.dual_modality_fusion_encoder.output_proj.weight.grad.abs().sum() > 0
+    assert model.image_embedding.gen_embed.weight.grad.abs().sum() > 0
+    step.apply(1e-3)
+    assert not torch.equal(task.outlook.places, before)
+    task.export(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "outlook" in name]  # noqa: SIM118
 
 
 def test_a_dropped_prompt_is_the_negative_one_and_learns_no_title():

@@ -101,6 +101,24 @@ def test_the_verdict_counts_from_its_step_on_in_a_resumed_task_too():
     assert losses[0] != losses[1]
 
 
+def test_a_tokenizer_that_computes_in_bf16_chooses_its_codes_in_fp32():
+    """Near codes lie closer than a step of bf16: rounded cosines would tie, and the first of them would win."""
+    settings = TrainingSettings(stage="tokenizer")
+    task = TokenizerTask(small_model(), small_prompter(), settings).train()
+    pixels = PictureCollator(CONFIG, settings)(shop_pictures(8))["pixels"]
+    tokenizer = task.model.image_tokenizer
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            latents = tokenizer.latents(pixels)
+            assert latents.dtype == torch.bfloat16
+            task.reconstructed(pixels)
+        seen, codes = task.codebook._seen[0]
+    assert seen.dtype == torch.float32
+    assert torch.equal(codes, (seen @ tokenizer.codebook().T).argmax(-1))
+    rounded = (seen.bfloat16() @ tokenizer.codebook().T.bfloat16()).argmax(-1)
+    assert (codes != rounded).any(), "or this test tells nothing"
+
+
 def test_only_the_tokenizer_moves_in_its_stage():
     settings = TrainingSettings(stage="tokenizer")
     task = TokenizerTask(small_model(), small_prompter(), settings)

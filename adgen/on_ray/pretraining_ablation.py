@@ -1,10 +1,11 @@
-"""Which parts of personalization earn their place: the stage `personal` five times, from one start and with one budget.
+"""Which parts of personalization earn their place: the stage `personal` six times, from one start and with one budget.
 
 - no_history: the prompt shows none;
 - random_history: each user is shown somebody else's;
 - coarse_only: the drawn history as plain tokens, the fine step's weights standing still at nothing;
 - published: masks and fusion as published, in the place of the history's embeddings;
-- residual: masks and fusion added to them.
+- residual: masks and fusion added to them;
+- no_outlook: as residual, without the loss of a picture foreseen from its prompt (losses.outlook).
 
 `jobs/evaluate.py proof --ablation OUT` measures OUT/<name>/model.
 """
@@ -31,7 +32,7 @@ from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.records import digest
 from adgen.training.stages import load_prompter
 
-VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual")
+VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual", "no_outlook")
 
 MADE_FROM = "made-from.txt"
 
@@ -63,6 +64,8 @@ class Ablation(Settings):
             places["trainable"] = own.trainable.model_copy(update={"freeze": (*own.trainable.freeze, "preference.")})
         elif name == "published":
             places["model"] = f"{self.out}/published-start"
+        elif name == "no_outlook":
+            places["losses"] = own.losses.model_copy(update={"outlook": 0.0})
         return own.model_copy(update=places)
 
 

@@ -29,8 +29,8 @@ class WorkerSettings(Settings):
     zero_stage: Literal[1, 2, 3] | None = None
     """ZeRO stage; default the file's, or 1."""
     bf16: bool | None = None
-    """Default: on GPUs for the language stages, the only ones that can. The torch engine keeps fp32 weights and computes in
-    bf16; DeepSpeed computes with bf16 weights beside an fp32 copy, which is what it exports."""
+    """Default: on GPUs for the language stages. The torch engine keeps fp32 weights and computes in bf16; DeepSpeed computes with
+    bf16 weights beside an fp32 copy, which is what it exports. The tokenizer can with the torch engine alone, and pbs cannot."""
     gradient_checkpointing: bool = False
     """Keep one input a decoder layer and compute the rest again: less memory, a third more time."""
     cpus: float = Field(default=1.0, gt=0)
@@ -120,8 +120,12 @@ class PretrainSettings(TrainingSettings):
             raise ValueError(f"workers.engine torch runs one worker, not {num}: leave it to auto, or take deepspeed")
         if self.stage in ("tokenizer", "pbs") and self.workers.zero_stage == 3:
             raise ValueError(f"stage {self.stage} moves weights by itself and needs them whole: workers.zero_stage 1 or 2")
-        if self.stage not in LANGUAGE_STAGES and self.workers.bf16:
-            raise ValueError(f"stage {self.stage} moves weights by small averages, which bf16 would lose: workers.bf16 false")
+        fp32_weights = self.stage in LANGUAGE_STAGES or (self.stage == "tokenizer" and self.engine == "torch")
+        if self.workers.bf16 and not fp32_weights:
+            raise ValueError(
+                f"stage {self.stage} moves weights by small averages, which bf16 would lose: workers.bf16 false"
+                + (", or workers.engine torch" if self.stage == "tokenizer" else "")
+            )
         if self.stage == "pbs" and share.micro_batch < 2:
             raise ValueError("stage pbs contrasts the samples of a micro-batch: workers.micro_batch of 2 at least")
         return self

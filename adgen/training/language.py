@@ -10,13 +10,14 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import save
+from adgen.model.config import ModelConfig
 from adgen.model.image_tokens import to_unit_range
 from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
@@ -32,6 +33,7 @@ class LanguageTask(Task):
     def __init__(self, model: UniAdGen, prompter: Prompter, settings: TrainingSettings):
         super().__init__()
         self.model, self.prompter, self.settings = model, prompter, settings
+        self.outlook = Outlook(model.config, settings.seed) if settings.losses.outlook else None
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """loss = text weight * mean over samples of (title's mean) + image weight * mean over samples of (picture's mean).
@@ -43,10 +45,12 @@ class LanguageTask(Task):
         text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
         weights = self.settings.losses
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
-        return weights.text * text.mean() + weights.image * image.mean(), {
-            "text": metric(text, titled),
-            "image": metric(image),
-        }
+        loss = weights.text * text.mean() + weights.image * image.mean()
+        metrics = {"text": metric(text, titled), "image": metric(image)}
+        if self.outlook is not None:
+            foreseen = self.outlook_losses(hidden, batch)
+            loss, metrics = loss + weights.outlook * foreseen.mean(), metrics | {"outlook": metric(foreseen)}
+        return loss, metrics
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states (B, P + K, D)."""
@@ -86,6 +90,13 @@ class LanguageTask(Task):
         if self.training:
             weights[: math.isqrt(codes.shape[1])] = self.settings.losses.first_row
         return (losses.view_as(codes) * weights).sum(-1) / weights.sum()
+
+    def outlook_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """Each sample's mean cross entropy (B,) over its picture tokens, all of them predicted at begin of image."""
+        codes = batch["codes"]
+        logits = self.model.image_logits(self.outlook(hidden[:, -1 - codes.shape[1]]))
+        losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
+        return losses.view_as(codes).mean(-1)
 
     def step_flops(self, batch: Batch) -> float:
         """By formula: see `forward_flops` and `gradient_flops`."""
@@ -132,6 +143,22 @@ class LanguageTask(Task):
         self.model.config = self.model.config.model_copy(update={"lora": None})
         save(self.model, directory)
         self.prompter.save(directory)
+
+
+class Outlook(nn.Module):
+    """What the hidden state at begin of image says of every place of the picture: (B, D) -> (B, K, D), for the image head."""
+
+    def __init__(self, config: ModelConfig, seed: int):
+        super().__init__()
+        width, generator = config.decoder.hidden_size, torch.Generator().manual_seed(seed)
+        self.places = nn.Parameter(torch.randn(config.image.tokens_per_picture, width, generator=generator))
+        self.read, self.write = nn.Linear(width, width), nn.Linear(width, width)
+        for linear in (self.read, self.write):
+            linear.weight.data = torch.randn(width, width, generator=generator) * width**-0.5
+            linear.bias.data.zero_()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return self.write(F.gelu(self.read(hidden)[:, None] + self.places))
 
 
 def _decoded(model: UniAdGen, codes) -> Image.Image:

@@ -82,6 +82,7 @@ class TokenizerTask(Task):
         """The weighted loss of pictures of one size, and its parts."""
         own = self.weights
         made, commitment = self.reconstructed(pixels)
+        made = made.float()
         error = made - pixels
         l1, l2 = error.abs().mean((1, 2, 3)), error.square().mean((1, 2, 3))
         loss = own.l1 * l1 + own.l2 * l2 + own.commitment * commitment
@@ -98,9 +99,12 @@ class TokenizerTask(Task):
     def reconstructed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         """Pictures through the tokenizer (straight-through at the codes), and each one's commitment loss (B,)."""
         tokenizer = self.model.image_tokenizer
-        latents = F.normalize(tokenizer.latents(pixels), dim=1)
-        codes = tokenizer.quantize(latents)
-        entries = tokenizer.codebook()[codes].transpose(1, 2).view_as(latents)
+        # Convolutions on CPUs are a fifth faster with a pixel's channels side by side.
+        latents = tokenizer.latents(pixels.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(pixels.device.type, enabled=False):  # bf16's steps are as large as the distance of two near codes
+            latents = F.normalize(latents.float(), dim=1)
+            codes = tokenizer.quantize(latents)
+            entries = tokenizer.codebook()[codes].transpose(1, 2).view_as(latents)
         if self.training:
             self.codebook.see(latents.movedim(1, -1).flatten(0, 2), codes.flatten())
         commitment = (latents - entries.detach()).square().sum(1).mean((1, 2))

@@ -23,6 +23,10 @@ class LossSettings(Settings):
     first_row: float = Field(1.0, gt=0)
     """Of the tokens of a picture's first row, against its others: they decide in which style it goes on, so what a history
     has to say is learned there."""
+    outlook: float = Field(0.0, ge=0)
+    """Of all picture tokens at once, each predicted at begin of image by itself: before a token is painted, all that tells one
+    picture from another is the prompt, so the whole picture's weight of evidence lies on what the history and the product say.
+    A part of training alone: no model has it."""
 
 
 class DropoutSettings(Settings):
