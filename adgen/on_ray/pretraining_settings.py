@@ -120,8 +120,8 @@ class PretrainSettings(TrainingSettings):
             raise ValueError(f"workers.engine torch runs one worker, not {num}: leave it to auto, or take deepspeed")
         if self.stage in ("tokenizer", "pbs") and self.workers.zero_stage == 3:
             raise ValueError(f"stage {self.stage} moves weights by itself and needs them whole: workers.zero_stage 1 or 2")
-        fp32_weights = self.stage in LANGUAGE_STAGES or (self.stage == "tokenizer" and self.engine == "torch")
-        if self.workers.bf16 and not fp32_weights:
+        can_bf16 = self.stage in LANGUAGE_STAGES or (self.stage == "tokenizer" and self.engine == "torch")
+        if self.workers.bf16 and not can_bf16:
             raise ValueError(
                 f"stage {self.stage} moves weights by small averages, which bf16 would lose: workers.bf16 false"
                 + (", or workers.engine torch" if self.stage == "tokenizer" else "")

@@ -99,7 +99,7 @@ class LanguageTask(Task):
         return losses.view_as(codes).mean(-1)
 
     def step_flops(self, batch: Batch) -> float:
-        """By formula: see `forward_flops` and `gradient_flops`."""
+        """By formula: see `forward_flops` and `gradient_flops`; without the outlook, some hundredth of it."""
         items = 0 if self.settings.stage == "general" else batch["history_codes"].shape[1]
         parts = forward_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
         moving = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
