@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors import safe_open
 from small_examples import example
 from small_models import small_config, small_model, small_prompter
@@ -16,6 +17,7 @@ from adgen.generation.prompt import PromptFacts
 from adgen.generation.sampling import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_unit_range
+from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.training.batches import IGNORED, LanguageCollator
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import TokenizerTask
@@ -300,6 +302,33 @@ def test_a_start_in_bf16_is_trained_in_fp32(tmp_path):
     assert {parameter.dtype for parameter in task.parameters()} == {torch.float32}
 
 
+def test_muon_moves_the_matrices_between_hidden_states_and_adamw_everything_else():
+    settings = training_settings(optimizer={"kind": "muon", "learning_rate": 1e-3, "weight_decay": 0.1})
+    model = small_model()
+    choose_trainable(model, "personal", settings.trainable)
+    step = TorchStep(LanguageTask(model, PROMPTER, settings), settings.optimizer, accumulation=1)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    step.backward(step.forward(LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4))[0])
+    step.apply(1e-3)
+    kinds = {id(p): type(part).__name__ for part in step.optimizer.parts for group in part.param_groups for p in group["params"]}
+    of = {name: kinds[id(parameter)] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert of["decoder.layers.0.self_attn.q_proj.weight"] == of["decoder.layers.0.mlp.down_proj.weight"] == "Muon"
+    assert of["preference.dual_modality_fusion_encoder.output_proj.weight"] == of["image_embedding.gen_aligner.0.weight"] == "Muon"
+    others = ("decoder.embed_tokens.weight", "decoder.lm_head.weight", "image_head.vision_head.weight", "decoder.norm.weight")
+    assert {of[name] for name in others} == {"AdamW"}
+    # A Muon step is orthogonal: every direction of a matrix moves alike, and as far as AdamW's step would be.
+    name = "decoder.layers.0.mlp.down_proj.weight"
+    moved = before[name] * (1 - 1e-3 * 0.1) - dict(model.named_parameters())[name].detach()
+    lengths = torch.linalg.svdvals(moved) / (1e-3 * 0.2 * max(moved.shape) ** 0.5)
+    assert 0.3 < lengths.min() < lengths.max() < 1.4
+    assert moved.square().mean().sqrt() == pytest.approx(0.2e-3, rel=0.2)
+
+
+def test_muon_is_refused_where_deepspeed_shards_matrices():
+    with pytest.raises(ValidationError, match=r"optimizer\.kind muon needs whole matrices"):
+        PretrainSettings(batch=4, optimizer={"kind": "muon"}, workers={"num": 2})
+
+
 def test_gradients_that_are_no_numbers_leave_the_weights_as_they_were():
     settings = training_settings()
     task = LanguageTask(small_model().requires_grad_(True), PROMPTER, settings)
@@ -312,8 +341,9 @@ def test_gradients_that_are_no_numbers_leave_the_weights_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
-def test_a_resumed_step_goes_on_to_the_bit(tmp_path):
-    settings = training_settings()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_a_resumed_step_goes_on_to_the_bit(kind, tmp_path):
+    settings = training_settings(optimizer={"kind": kind})
     collator = LanguageCollator(PROMPTER, CONFIG, settings)
 
     def fresh() -> TorchStep:

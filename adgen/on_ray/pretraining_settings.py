@@ -111,6 +111,8 @@ class PretrainSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _workers_fit(self) -> Self:
+        if self.optimizer.kind == "muon" and self.engine == "deepspeed":
+            raise ValueError("optimizer.kind muon needs whole matrices: one worker of the torch engine, not DeepSpeed's shards")
         share, num = self.share, self.workers.num
         if self.batch % num or share.micro_batch * num * share.accumulation != self.batch:
             raise ValueError(

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.deepspeed_files import TAG, UNIVERSAL, data_only
+from adgen.training.optimizers import adamw, moving_parameters
 from adgen.training.settings import OptimizerSettings
 from adgen.training.step import load_task, spoilt_gradients
 from adgen.training.task import Batch, Metrics, Task
-from adgen.training.trainable import adamw
 
 _OWN = "moved.pt"
 
@@ -47,7 +47,7 @@ class DeepSpeedStep:
             config = config | {"checkpoint": {"load_universal": True}}
         with contextlib.redirect_stdout(sys.stderr):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=self.task, optimizer=adamw(task, settings), config=config
+                model=self.task, optimizer=adamw(moving_parameters(task), settings), config=config
             )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:

@@ -52,8 +52,10 @@ class TrainableSettings(Settings):
 
 
 class OptimizerSettings(Settings):
-    """torch's AdamW, and how its learning rate moves. The defaults are the published ones."""
+    """What moves the weights, and how its learning rate moves. The defaults are the published ones."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the matrices between hidden states by torch's Muon, everything else by AdamW; the torch engine alone."""
     learning_rate: float = Field(5e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)

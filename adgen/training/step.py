@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from adgen.errors import ModelError, RunError
+from adgen.training.optimizers import make_optimizer
 from adgen.training.settings import OptimizerSettings
 from adgen.training.task import Batch, Metrics, Task
-from adgen.training.trainable import adamw
 
 STATE_FILE = "state.pt"
 
@@ -28,7 +28,7 @@ class TorchStep:
 
     def __init__(self, task: Task, settings: OptimizerSettings, accumulation: int, device: str = "cpu", bf16: bool = False):
         self.task = task.to(device)
-        self.optimizer = adamw(task, settings)
+        self.optimizer = make_optimizer(task, settings)
         self.clip, self.accumulation = settings.clip, accumulation
         self.device = torch.device(device)
         self._autocast = torch.autocast(self.device.type, torch.bfloat16) if bf16 else contextlib.nullcontext()

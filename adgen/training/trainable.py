@@ -1,14 +1,13 @@
 """What moves and what stands still."""
 
 import torch
-from torch import nn
 
 from adgen.errors import SettingsError
 from adgen.model.checkpoint import trainable_names
 from adgen.model.lora import LoRALinear, add_lora
 from adgen.model.names import published_name
 from adgen.model.uniadgen import UniAdGen
-from adgen.training.settings import OptimizerSettings, TrainableSettings
+from adgen.training.settings import TrainableSettings
 
 # What the general stage does not use, and so would only let decay.
 _UNUSED_IN_GENERAL = ("preference.",)
@@ -40,10 +39,3 @@ def choose_trainable(model: UniAdGen, stage: str, settings: TrainableSettings, s
     if not moving:
         raise SettingsError(f"trainable: nothing is left to train in stage {stage}")
     return moving
-
-
-def adamw(module: nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over what moves; as published, everything decays."""
-    moving = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    own = settings
-    return torch.optim.AdamW(moving, lr=own.learning_rate, betas=own.betas, eps=own.eps, weight_decay=own.weight_decay)
