@@ -273,6 +273,16 @@ def test_another_stage_or_setting_in_the_same_folder_is_refused(inputs, tmp_path
         folder.claim(small_run(inputs, tmp_path, optimizer={"learning_rate": 0.1}).identity(), {})
 
 
+def test_a_run_of_an_earlier_version_goes_on_with_the_defaults_of_what_came_since(inputs, tmp_path):
+    folder = RunFolder(str(tmp_path))
+    earlier = small_run(inputs, tmp_path).identity()
+    del earlier["optimizer"]["kind"], earlier["losses"]["outlook"]
+    folder.claim(earlier, {})
+    assert folder.claim(small_run(inputs, tmp_path).identity(), {})
+    with pytest.raises(RunError, match=r"with optimizer\.kind 'adamw', and now it is 'muon'"):
+        folder.claim(small_run(inputs, tmp_path, optimizer={"kind": "muon", "learning_rate": 2e-3}).identity(), {})
+
+
 def test_what_a_sample_is_contrasted_with_belongs_to_a_run(inputs, tmp_path):
     """In stage pbs the micro-batch decides what is learned; elsewhere it is only a matter of memory."""
     pbs, personal = (

@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 from adgen.errors import InputError, RunError, StoreError
 from adgen.records import digest
 from adgen.shop.locations import filesystem, is_s3, local_path
+from adgen.training.settings import TrainingSettings
 
 RUN_FILE, COMPLETE, CHECKPOINTS, MODEL, FACTS = "run.json", "complete.json", "checkpoints", "model", "training.json"
 
@@ -74,7 +75,8 @@ class RunFolder:
         if found is None:
             self.write_json(RUN_FILE, facts | {"identity": identity})
             return False
-        differing = _first_difference(found["identity"], identity)
+        before = _with_new_names(found["identity"], TrainingSettings().model_dump(mode="json"), identity)
+        differing = _first_difference(before, identity)
         if differing:
             name, before, now = differing
             raise RunError(
@@ -174,6 +176,18 @@ def on_this_node(uri: str) -> Path:
 def checkpoint_name(step: int) -> str:
     """Of the checkpoint after so many steps."""
     return f"step-{step:08}"
+
+
+def _with_new_names(before: dict, defaults: dict, now: dict) -> dict:
+    """The identity of an earlier version's run as the present one would have written it: a setting that came since has its
+    default, which is what was done before."""
+    filled = {name: value for name, value in defaults.items() if name in now} | before
+    return {
+        name: _with_new_names(value, defaults[name], now[name])
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict) and isinstance(now.get(name), dict)
+        else value
+        for name, value in filled.items()
+    }
 
 
 def _first_difference(before: dict, now: dict, prefix: str = "") -> tuple[str, Any, Any] | None:
