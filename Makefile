@@ -29,7 +29,7 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 test: install ## all tests
 	$(BIN)/python -m pytest
 
-train-tiny: install ## the small model from nothing (two cores: an hour and a half; the same command goes on)
+train-tiny: install ## the small model from nothing (two cores: up to 100 minutes; the same command goes on)
 	$(BIN)/python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
 
 proof: install ## does the shipped model follow the user? measured on a shop that nobody trained on (a few minutes)
