@@ -17,7 +17,7 @@ from adgen.on_ray.pretraining_ablation import (
     check_plain,
     follow_ablation,
     give_strangers,
-    write_published_start,
+    write_start,
 )
 from adgen.shop.synth import synthesize
 from adgen.training.batches import LanguageCollator
@@ -39,14 +39,16 @@ def test_every_variant_has_the_same_budget():
     runs = {name: recorded.run(name) for name in VARIANTS}
     assert len({run.out for run in runs.values()}) == len(VARIANTS)
     for name, run in runs.items():
-        same = runs["residual"]
+        same = runs["taste"]
         assert (run.steps, run.batch, run.optimizer, run.seed) == (same.steps, same.batch, same.optimizer, same.seed)
-        assert run.losses.model_copy(update={"outlook": 1.0}) == same.losses
+        assert run.losses.model_copy(update={"outlook": 1.0, "clicks": 1.0}) == same.losses
         assert (run.losses.outlook == 0) == (name == "no_outlook")
+        assert (run.losses.clicks == 0) == (name in {"coarse_only", "published", "residual", "no_clicks_loss"})
         assert (run.dropout.history == 1) == (name == "no_history")
         assert ("preference." in run.trainable.freeze) == (name == "coarse_only")
         assert (run.inputs == same.inputs) == (name != "random_history")
-        assert (run.model == same.model) == (name != "published")
+        assert (run.model == same.model) == (name not in {"coarse_only", "published", "residual"})
+    assert runs["coarse_only"].model == runs["residual"].model != runs["published"].model
 
 
 def test_nobody_keeps_their_own_history(tmp_path):
@@ -62,8 +64,9 @@ def test_nobody_keeps_their_own_history(tmp_path):
 
 
 def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(start, tmp_path):
-    write_published_start(start, tmp_path / "published", seed=0)
+    write_start(start, tmp_path / "published", seed=0, residual=False)
     plain, published = load(start), load(tmp_path / "published")
+    assert published.preference.taste_reader is None
     assert plain.config.preference.residual
     assert not published.config.preference.residual
     for name, tensor in plain.decoder.state_dict().items():
@@ -71,11 +74,19 @@ def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(sta
     assert published.preference.dual_modality_fusion_encoder.output_proj.weight.abs().sum() > 0
 
 
+def test_the_residual_form_starts_as_the_start_without_its_taste(start, tmp_path):
+    write_start(start, tmp_path / "residual", seed=0, residual=True)
+    whole, residual = load(start).state_dict(), load(tmp_path / "residual").state_dict()
+    assert {name for name in whole if name not in residual} == {name for name in whole if ".taste_reader." in name}
+    for name, tensor in residual.items():
+        assert torch.equal(tensor, whole[name]), name
+
+
 def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
-    write_published_start(start, tmp_path / "published", seed=0)
-    write_published_start(start, tmp_path / "published", seed=0)
+    write_start(start, tmp_path / "published", seed=0, residual=False)
+    write_start(start, tmp_path / "published", seed=0, residual=False)
     with pytest.raises(SettingsError, match="another start, shop or seed"):
-        write_published_start(start, tmp_path / "published", seed=1)
+        write_start(start, tmp_path / "published", seed=1, residual=False)
     synthesize(tmp_path / "shop", 7, 12, num_references=7, picture_side=16)
     give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=3)
     with pytest.raises(SettingsError, match="another start, shop or seed"):
@@ -84,14 +95,18 @@ def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
 
 def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
     check_plain(start)
-    write_published_start(start, tmp_path / "published", seed=0)
+    write_start(start, tmp_path / "published", seed=0, residual=False)
     with pytest.raises(SettingsError, match="no residual"):
         check_plain(tmp_path / "published")
-    model = load(start)
-    model.preference.dual_modality_fusion_encoder.output_proj.weight.data[0, 0] = 1.0
-    save(model, tmp_path / "trained")
-    with pytest.raises(SettingsError, match="trained already"):
-        check_plain(tmp_path / "trained")
+    write_start(start, tmp_path / "residual", seed=0, residual=True)
+    with pytest.raises(SettingsError, match="no taste"):
+        check_plain(tmp_path / "residual")
+    for part in ("dual_modality_fusion_encoder", "taste_reader"):
+        model = load(start)
+        model.preference.get_submodule(part).output_proj.weight.data[0, 0] = 1.0
+        save(model, tmp_path / part)
+        with pytest.raises(SettingsError, match="trained already"):
+            check_plain(tmp_path / part)
 
 
 def test_coarse_only_reads_the_raw_history(start):

@@ -78,10 +78,10 @@ def test_teacher_forced_logits_are_those_of_cached_generation(stage, residual):
             assert (pictures[row] - picture).abs().max() < 1e-4
 
 
-def cached_logits(model, request: Request, title: str, codes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def cached_logits(model, request: Request, title: str, codes: torch.Tensor, prompter=PROMPTER) -> tuple[torch.Tensor, torch.Tensor]:
     """The logits of each answer token and picture token, one position at a time, as generation computes them."""
-    history = embed_history(model, PROMPTER, request)
-    opened, whole = PROMPTER.title_prompt(request.facts), PROMPTER.picture_prompt(request.facts, title)
+    history = embed_history(model, prompter, request)
+    opened, whole = prompter.title_prompt(request.facts), prompter.picture_prompt(request.facts, title)
     assert whole.ids[: len(opened)] == opened.ids
     cache = model.decoder.new_cache(1, len(whole) + len(codes), "cpu", torch.float32)
     hidden = prefill(model, cache, [embed(model, opened, history)])
@@ -89,7 +89,7 @@ def cached_logits(model, request: Request, title: str, codes: torch.Tensor) -> t
     for token in whole.ids[len(opened) : -1]:
         hidden = model.decoder.extend(model.decoder.embed_tokens(torch.tensor([[token]])), cache)[:, 0]
         texts.append(model.text_logits(hidden))
-    hidden = model.decoder.extend(model.decoder.embed_tokens(torch.tensor([[whole.ids[-1]]])), cache)[:, 0]
+    hidden = model.decoder.extend(embed(model, whole, history)[None, -1:], cache)[:, 0]
     additions = foreground_additions(model, [request], strength=1.0)
     pictures = []
     for step, code in enumerate(codes):

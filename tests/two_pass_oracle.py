@@ -33,6 +33,8 @@ def two_pass(model: UniAdGen, prompter: Prompter, request: Request, sampling: Sa
 
     ids = [*prompt_ids(model, prompter, request, answer), prompter.eos_id, prompter._id("begin_of_image")]
     conditional = prompt_embeddings(model, prompter, ids, history)
+    if model.preference.taste_reader is not None and len(request.history_codes):
+        conditional[-1] += taste(model, request)
     template = prompter.template
     negative = [*encode(prompter, template.chat.format(user=template.negative, answer="")), prompter._id("begin_of_image")]
     unconditional = model.decoder.embed_tokens(torch.tensor(negative))
@@ -73,8 +75,14 @@ def embedded_history(model: UniAdGen, prompter: Prompter, request: Request) -> t
     titles = torch.tensor([prompter.history_title_ids(t) for t in request.history_titles], dtype=torch.int64)
     titles = titles.reshape(1, num_titles, model.config.preference.tokens_per_title)
     codes = request.history_codes.reshape(1, num_pictures, model.config.image.tokens_per_history_picture)
-    images, texts = model.embed_history(codes, titles)
+    images, texts = model.embed_history(codes, titles)[:2]
     return list(images[0].chunk(num_pictures)) if num_pictures else [], list(texts[0].chunk(num_titles)) if num_titles else []
+
+
+def taste(model: UniAdGen, request: Request) -> torch.Tensor:
+    """What the clicked pictures say, read one by one; (D,)."""
+    readings = [model.preference.taste_reader(model.image_embedding(codes[None, None]))[0, 0] for codes in request.history_codes]
+    return model.config.preference.taste_gain * sum(readings) / len(readings)
 
 
 def prompt_embeddings(model: UniAdGen, prompter: Prompter, ids: list[int], history: tuple[list, list]) -> torch.Tensor:

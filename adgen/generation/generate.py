@@ -104,7 +104,7 @@ def generate(
 
 
 def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
-    """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles'."""
+    """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles', and its taste last, if any."""
     if not request.has_history:
         return torch.zeros(0, model.config.decoder.hidden_size, device=model.device, dtype=model.dtype)
     tokens = history_tokens(model, prompter, request)
@@ -112,7 +112,7 @@ def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: 
 
 
 def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
-    """Which rows of `embed_history` the preference masks keep, (R,) bool."""
+    """Which rows of `embed_history` the preference masks keep, (R,) bool; none of them stands for the taste."""
     if not request.has_history:
         return torch.ones(0, dtype=torch.bool, device=model.device)
     tokens = history_tokens(model, prompter, request)

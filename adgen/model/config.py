@@ -11,6 +11,8 @@ from adgen.config import Settings, validate_settings
 from adgen.errors import ModelError, SettingsError
 
 CONFIG_FILE = "adgen.json"
+TASTE_SLOT = -2
+"""Among a prompt's slots: the position whose own embedding the taste is added to."""
 
 
 class DecoderConfig(Settings):
@@ -116,6 +118,12 @@ class PreferenceConfig(Settings):
     residual_gain: float = Field(1 / 64, gt=0)
     """What the fused part is multiplied with before it is added: it comes out of a layer norm, some forty times as long as an
     embedding, and with a gain of 1 buries the raw history under one constant within a hundred steps of Adam."""
+    taste_layers: int = Field(0, ge=0)
+    """Blocks that read each clicked picture by itself; the mean of the readings is added where the picture begins. 0 for none:
+    the published model has no such path."""
+    taste_gain: float = Field(8.0, gt=0)
+    """What that mean is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
+    an embedding, and what is added at an embedding's length is lost among them."""
 
 
 class ForegroundConfig(Settings):
@@ -246,7 +254,7 @@ def tiny() -> ModelConfig:
             history_source_size=64,
         ),
         preference=PreferenceConfig(
-            num_heads=4, mask_layers=1, fusion_layers=2, tokens_per_image=16, tokens_per_title=16, residual=True
+            num_heads=4, mask_layers=1, fusion_layers=2, tokens_per_image=16, tokens_per_title=16, residual=True, taste_layers=2
         ),
         foreground=ForegroundConfig(hidden_size=96, num_layers=3, num_heads=3, position_grid=8, condition_size=128, interval=2),
         history_items=6,

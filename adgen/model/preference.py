@@ -129,6 +129,14 @@ class MaskGenerator(nn.Module):
         """(B, N, T, D) -> (B, N, T, D)."""
         return self.similarity_mask_layer(self.base_transformer(items, real), items, gumbel, real)
 
+    def taste(self, readings: Tensor, num_items: Tensor | None = None) -> Tensor:
+        """Readings (B, N, D) of the clicks -> (B, 1, D): the mean of each sample's own."""
+        if num_items is None:
+            return self.taste_gain * readings.mean(1, keepdim=True)
+        own = (torch.arange(readings.shape[1], device=readings.device) < num_items[:, None]).to(readings.dtype)
+        share = own / num_items.clamp_min(1)[:, None].to(readings.dtype)
+        return self.taste_gain * torch.einsum("bn,bnd->bd", share, readings)[:, None]
+
     def kept(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
         """Which tokens of items (B, N, T, D) the mask keeps, (B, N*T) bool."""
         layer = self.similarity_mask_layer
@@ -166,16 +174,42 @@ class DualModalityFusion(nn.Module):
         return self.output_proj(self.final_norm(x))
 
 
+class TasteReader(nn.Module):
+    """What each clicked picture says by itself: its tokens see each other and no other picture's. It starts at nothing.
+
+    Masks and fusion see the tokens of all pictures at once and cannot tell whose they are, and what attention pools of them is
+    a sum of evidence, in which one unusual click outweighs two plain ones. Readings that are settled click by click can be
+    counted, and counting tells a taste from a stray click.
+    """
+
+    def __init__(self, size: int, config: PreferenceConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(size)
+        self.pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_image, size))
+        self.layers = nn.ModuleList(Block(size, config) for _ in range(config.taste_layers))
+        self.output_proj = nn.Linear(size, size)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embedded pictures (B, N, T, D) -> a reading of each (B, N, D)."""
+        x = self.norm(images).flatten(0, 1) + _positions(self.pos_encoding, images.shape[2])
+        for layer in self.layers:
+            x = layer(x)
+        return self.output_proj(x.mean(1)).unflatten(0, images.shape[:2])
+
+
 class Preference(nn.Module):
-    """The whole fine step, from embedded history to the rows that replace its slots in the prompt."""
+    """The whole fine step, from embedded history to what the prompt shows of it: the rows that replace its slots, and the taste
+    that is added where the picture begins."""
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
         self.residual, self.residual_gain = config.residual, config.residual_gain
+        self.taste_gain = config.taste_gain
         text_layers = config.text_mask_layers or config.mask_layers
         self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config.mask_layers, config)
         self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, text_layers, config)
         self.dual_modality_fusion_encoder = DualModalityFusion(size, config)
+        self.taste_reader = TasteReader(size, config) if config.taste_layers else None
 
     def forward(
         self,
@@ -211,6 +245,14 @@ class Preference(nn.Module):
             return images.flatten(1, 2), fused_titles
         fused = self.dual_modality_fusion_encoder(images, titles, real)
         return fused[:, :num_images], fused[:, num_images:]
+
+    def taste(self, readings: Tensor, num_items: Tensor | None = None) -> Tensor:
+        """Readings (B, N, D) of the clicks -> (B, 1, D): the mean of each sample's own."""
+        if num_items is None:
+            return self.taste_gain * readings.mean(1, keepdim=True)
+        own = (torch.arange(readings.shape[1], device=readings.device) < num_items[:, None]).to(readings.dtype)
+        share = own / num_items.clamp_min(1)[:, None].to(readings.dtype)
+        return self.taste_gain * torch.einsum("bn,bnd->bd", share, readings)[:, None]
 
     def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Which rows of `forward` come from tokens that the masks keep, (B, N*Ti + Nt*Tt) bool."""

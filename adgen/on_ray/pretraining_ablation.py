@@ -1,11 +1,13 @@
-"""Which parts of personalization earn their place: the stage `personal` six times, from one start and with one budget.
+"""Which parts of personalization earn their place: the stage `personal` once a variant, from one start and with one budget.
 
 - no_history: the prompt shows none;
-- random_history: each user is shown somebody else's;
+- random_history: as taste, but each user is shown somebody else's;
 - coarse_only: the drawn history as plain tokens, the fine step's weights standing still at nothing;
 - published: masks and fusion as published, in the place of the history's embeddings;
 - residual: masks and fusion added to them;
-- no_outlook: as residual, without the loss of a picture foreseen from its prompt (losses.outlook).
+- taste: these, and the taste, each click read by itself, where the picture begins; the form that ships;
+- no_clicks_loss: as taste, without the loss of a picture foreseen from each click (losses.clicks);
+- no_outlook: as taste, without the loss of a picture foreseen from its prompt (losses.outlook).
 
 `jobs/evaluate.py proof --ablation OUT` measures OUT/<name>/model.
 """
@@ -32,7 +34,9 @@ from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.records import digest
 from adgen.training.stages import load_prompter
 
-VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual", "no_outlook")
+VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual", "taste", "no_clicks_loss", "no_outlook")
+_STARTS = {"coarse_only": "residual-start", "residual": "residual-start", "published": "published-start"}
+"""Of the variants without a taste: a start of their own."""
 
 MADE_FROM = "made-from.txt"
 
@@ -41,7 +45,7 @@ class Ablation(Settings):
     """Where the variants start, what they learn from, and the budget that each has."""
 
     start: str = "runs/tiny/general/model"
-    """A local model directory of stage `general`, of a residual kind."""
+    """A local model directory of stage `general`, with a residual and a taste."""
     shop: str = "runs/tiny/shop"
     """A local shop: products, histories, references and their pictures."""
     cache: str = "runs/tiny/examples"
@@ -62,10 +66,12 @@ class Ablation(Settings):
             places["inputs"] = f"{self.out}/strangers"
         elif name == "coarse_only":
             places["trainable"] = own.trainable.model_copy(update={"freeze": (*own.trainable.freeze, "preference.")})
-        elif name == "published":
-            places["model"] = f"{self.out}/published-start"
         elif name == "no_outlook":
             places["losses"] = own.losses.model_copy(update={"outlook": 0.0})
+        if name in _STARTS:
+            places["model"] = f"{self.out}/{_STARTS[name]}"
+        if name in _STARTS or name == "no_clicks_loss":
+            places["losses"] = own.losses.model_copy(update={"clicks": 0.0})
         return own.model_copy(update=places)
 
 
@@ -86,8 +92,8 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
         run = settings.run(name)
         if name == "random_history":
             give_strangers(Path(settings.shop), Path(run.inputs), settings.seed)
-        if name == "published":
-            write_published_start(Path(settings.start), Path(run.model), settings.seed)
+        if name in _STARTS:
+            write_start(Path(settings.start), Path(run.model), settings.seed, residual=name != "published")
         yield pretrain(run, progress)
 
 
@@ -95,9 +101,11 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
 def check_plain(start: Path) -> None:
     """SettingsError unless the model's fine step adds nothing yet: only then is it, standing still, the coarse step alone."""
     model = load(start)
-    if not model.config.preference.residual:
-        raise SettingsError(f"start: {start}: its fine step has no residual: take a model of stage general of such a size")
-    if any(part.any() for part in model.preference.dual_modality_fusion_encoder.output_proj.parameters()):
+    for part, there in (("residual", model.config.preference.residual), ("taste", model.config.preference.taste_layers)):
+        if not there:
+            raise SettingsError(f"start: {start}: its fine step has no {part}: take a model of stage general of such a size")
+    ends = (model.preference.dual_modality_fusion_encoder.output_proj, model.preference.taste_reader.output_proj)
+    if any(weights.any() for end in ends for weights in end.parameters()):
         raise SettingsError(f"start: {start}: its fine step is trained already: take a model of stage general")
 
 
@@ -136,16 +144,20 @@ def _is_made(folder: Path, last: str, made_from: str) -> bool:
 
 
 @torch.no_grad()
-def write_published_start(start: Path, dest: Path, seed: int) -> None:
-    """The start with masks and fusion as published: no residual, and new weights, since the residual's end in zeros."""
-    made_from = digest("published start", model_digest(start), seed)
+def write_start(start: Path, dest: Path, seed: int, residual: bool) -> None:
+    """The start without a taste, its masks and fusion as they are; or as published: no residual, and new weights, since the
+    residual's end in zeros."""
+    made_from = digest("start", model_digest(start), seed, residual)
     if _is_made(dest, CONFIG_FILE, made_from):
         return
     model = load(start, dtype=torch.float32)
-    preference = model.config.preference.model_copy(update={"residual": False})
+    preference = model.config.preference.model_copy(update={"residual": residual, "taste_layers": 0})
     model.config = model.config.model_copy(update={"preference": preference})
-    model.preference = Preference(model.config.decoder.hidden_size, preference)
-    initialize_part(model.preference, seed)
+    before, model.preference = model.preference, Preference(model.config.decoder.hidden_size, preference)
+    if residual:
+        model.preference.load_state_dict({name: before.state_dict()[name] for name in model.preference.state_dict()})
+    else:
+        initialize_part(model.preference, seed)
     staging = dest.with_name(f".{dest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     save(model, staging)

@@ -45,7 +45,7 @@ def gradient_flops(parts: dict[str, float], moving: Sequence[str]) -> float:
 
 
 def _history(config: ModelConfig, items: int) -> float:
-    """Multiply-adds of masks and fusion."""
+    """Multiply-adds of masks, fusion and taste."""
     p, width = config.preference, config.decoder.hidden_size
     images, titles = items * config.image.tokens_per_history_picture, items * p.tokens_per_title
 
@@ -54,7 +54,8 @@ def _history(config: ModelConfig, items: int) -> float:
 
     masks = blocks(images, p.mask_layers) + blocks(titles, p.text_mask_layers or p.mask_layers)
     projections = (images + titles) * (2 + 2 * p.feed_forward_factor) * width**2
-    return masks + blocks(images + titles, p.fusion_layers) + projections
+    taste = items * (blocks(config.image.tokens_per_history_picture, p.taste_layers) + (p.taste_layers > 0) * width**2)
+    return masks + blocks(images + titles, p.fusion_layers) + projections + taste
 
 
 def _foreground(config: ModelConfig) -> float:

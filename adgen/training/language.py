@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adgen.errors import ModelError
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import SamplingSettings
@@ -34,6 +35,11 @@ class LanguageTask(Task):
         super().__init__()
         self.model, self.prompter, self.settings = model, prompter, settings
         self.outlook = Outlook(model.config, settings.seed) if settings.losses.outlook else None
+        self.click_outlook = Outlook(model.config, settings.seed) if settings.losses.clicks else None
+        if settings.losses.clicks and model.preference.taste_reader is None:
+            raise ModelError(
+                f"losses.clicks is {settings.losses.clicks:g}, but the model reads no tastes (preference.taste_layers is 0)"
+            )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """loss = text weight * mean over samples of (title's mean) + image weight * mean over samples of (picture's mean).
@@ -41,7 +47,8 @@ class LanguageTask(Task):
         A sample without a title adds nothing to the text's mean, and still counts: so the loss of a step does not depend
         on how its samples are cut into micro-batches.
         """
-        hidden = self.hidden(batch)
+        readings = self.readings(batch)
+        hidden = self.hidden(batch, readings)
         text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
         weights = self.settings.losses
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
@@ -50,27 +57,37 @@ class LanguageTask(Task):
         if self.outlook is not None:
             foreseen = self.outlook_losses(hidden, batch)
             loss, metrics = loss + weights.outlook * foreseen.mean(), metrics | {"outlook": metric(foreseen)}
+        if self.click_outlook is not None:
+            foreseen = self.click_losses(readings, batch)
+            loss = loss + weights.clicks * foreseen.mean()
+            metrics |= {"clicks": metric(foreseen, (batch["num_items"] > 0).sum())}
         return loss, metrics
 
-    def hidden(self, batch: Batch) -> Tensor:
+    def readings(self, batch: Batch) -> Tensor | None:
+        """What each click says by itself (B, N, D), where the model reads clicks so."""
+        if self.settings.stage == "general" or self.model.preference.taste_reader is None:
+            return None
+        return self.model.read_clicks(_at_least_one_item(batch["history_codes"]))
+
+    def hidden(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
         """Final hidden states (B, P + K, D)."""
         model = self.model
-        prompt = model.embed_prompt(batch["ids"], batch["slots"], self.history(batch))
+        prompt = model.embed_prompt(batch["ids"], batch["slots"], self.history(batch, readings))
         embeds = torch.cat((prompt, model.image_embedding(batch["codes"])), dim=1)
         attention = torch.cat((batch["attention"].bool(), torch.ones_like(batch["codes"], dtype=torch.bool)), dim=1)
         pixels = to_unit_range(batch["condition"]).to(model.dtype)
         tokens = model.foreground.condition_tokens(pixels, batch["hidden"])
         return model.decoder(embeds, attention, model.foreground.additions(tokens))
 
-    def history(self, batch: Batch) -> Tensor:
+    def history(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
         """The rows (B, R, D) of all history slots; none in the general stage, which leaves the preference modules alone."""
         codes, titles = batch["history_codes"], batch["history_titles"]
         if self.settings.stage == "general":
             return torch.zeros(len(codes), 0, self.model.config.decoder.hidden_size, device=codes.device, dtype=self.model.dtype)
-        if codes.shape[1] == 0:  # every worker walks the same way through the modules, or ZeRO-3 waits for ever
-            codes, titles = (x.new_zeros(len(x), 1, x.shape[2]) for x in (codes, titles))
+        codes, titles = _at_least_one_item(codes), _at_least_one_item(titles)
         generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"].tolist()] if self.training else None
-        return torch.cat(self.model.embed_history(codes, titles, self.training, generators, batch["num_items"]), dim=1)
+        rows = self.model.embed_history(codes, titles, self.training, generators, batch["num_items"], readings)
+        return torch.cat(rows, dim=1)
 
     def title_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
         """Each sample's mean cross entropy (B,) over its answer tokens; 0 without any."""
@@ -98,8 +115,20 @@ class LanguageTask(Task):
         losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
         return losses.view_as(codes).mean(-1)
 
+    def click_losses(self, readings: Tensor, batch: Batch) -> Tensor:
+        """Each sample's loss (B,): -log of the mean over its clicks of the probability of the picture's tokens, each of them
+        foreseen by itself from that click's reading; by the token. 0 without clicks."""
+        places = foreseen_places(batch["codes"].shape[1], batch["seeds"])
+        codes = batch["codes"].gather(1, places)[:, None].expand(-1, readings.shape[1], -1)
+        logits = self.model.image_logits(self.click_outlook(readings, places[:, None]))
+        losses = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
+        real = torch.arange(readings.shape[1], device=readings.device) < batch["num_items"][:, None]
+        likely = (-losses.sum(-1)).masked_fill(~real, torch.finfo(torch.float32).min)
+        total = likely.logsumexp(-1) - batch["num_items"].clamp_min(1).log()
+        return torch.where(batch["num_items"] > 0, -total / codes.shape[-1], 0.0)
+
     def step_flops(self, batch: Batch) -> float:
-        """By formula: see `forward_flops` and `gradient_flops`; without the outlook, some hundredth of it."""
+        """By formula: see `forward_flops` and `gradient_flops`; without the outlooks, some hundredths of it."""
         items = 0 if self.settings.stage == "general" else batch["history_codes"].shape[1]
         parts = forward_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
         moving = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
@@ -145,8 +174,25 @@ class LanguageTask(Task):
         self.prompter.save(directory)
 
 
+_MOST_FORESEEN = 64
+
+
+def foreseen_places(number: int, seeds: Tensor) -> Tensor:
+    """Which of a picture's `number` tokens each of the samples foresees, (B, n): all, or every so many from a start of its
+    own: with 576 of 16,384 codes and ten clicks all of them would be gigabytes of logits."""
+    stride = -(-number // _MOST_FORESEEN)
+    starts = seeds[:, None] % stride
+    return starts + torch.arange(0, number - stride + 1, stride, device=seeds.device)
+
+
+def _at_least_one_item(items: Tensor) -> Tensor:
+    """(B, N, T) as it is, or with an item of zeros: every worker walks the same way through the modules, or ZeRO-3 waits for
+    ever."""
+    return items if items.shape[1] else items.new_zeros(len(items), 1, items.shape[2])
+
+
 class Outlook(nn.Module):
-    """What the hidden state at begin of image says of every place of the picture: (B, D) -> (B, K, D), for the image head."""
+    """What a vector (..., D) says of places of the picture, for the image head: a hidden state, or what a click says by itself."""
 
     def __init__(self, config: ModelConfig, seed: int):
         super().__init__()
@@ -157,8 +203,10 @@ class Outlook(nn.Module):
             linear.weight.data = torch.randn(width, width, generator=generator) * width**-0.5
             linear.bias.data.zero_()
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        return self.write(F.gelu(self.read(hidden)[:, None] + self.places))
+    def forward(self, said: Tensor, places: Tensor | None = None) -> Tensor:
+        """(..., D) -> (..., K, D), or (..., n, D) of the places (..., n) alone."""
+        where = self.places if places is None else self.places[places]
+        return self.write(F.gelu(self.read(said)[..., None, :] + where))
 
 
 def _decoded(model: UniAdGen, codes) -> Image.Image:

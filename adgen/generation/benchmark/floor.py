@@ -228,6 +228,8 @@ def _parts_flops(config_json: str, history_items: int) -> tuple[int, int, int]:
         condition = torch.empty(1, 3, config.foreground.condition_size, config.foreground.condition_size)
         codes = torch.empty(1, image.tokens_per_picture, dtype=torch.int64)
         history = _count(lambda: preference(pictures, titles, False, None)) if history_items else 0
+        if history_items and preference.taste_reader is not None:
+            history += _count(lambda: preference.taste_reader(pictures))
         return history, _count(lambda: foreground(condition)), _count(lambda: tokenizer.decode(codes))
 
 

@@ -1,0 +1,219 @@
+"""The taste: clicks read one by one, counted, and added where the picture begins. And the loss that teaches to read them."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from safetensors import safe_open
+from small_examples import example
+from small_models import small_config, small_model, small_prompter
+from test_engine import assert_same
+from test_generate import GREEDY, SAMPLED, requests
+from test_training import cached_logits, rows, training_settings
+from test_training import requests as requests_of
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+from two_pass_oracle import two_pass
+
+from adgen.errors import ModelError
+from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.generate import embed, embed_history, generate, kept_history
+from adgen.generation.prompt import PromptFacts
+from adgen.generation.reading import reading
+from adgen.model.config import TASTE_SLOT
+from adgen.model.initialize import initialize
+from adgen.model.uniadgen import UniAdGen
+from adgen.training.batches import LanguageCollator
+from adgen.training.language import LanguageTask, foreseen_places
+from adgen.training.settings import LossSettings
+from adgen.training.step import TorchStep
+from adgen.training.trainable import choose_trainable
+
+PREFERENCE = small_config().preference.model_copy(update={"residual": True, "taste_layers": 2})
+CONFIG = small_config(preference=PREFERENCE)
+PROMPTER = small_prompter(config=CONFIG)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tasting_model() -> UniAdGen:
+    return small_model(preference=PREFERENCE)
+
+
+def some_codes(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 64, shape, generator=torch.Generator().manual_seed(3))
+
+
+def test_the_published_model_has_no_taste():
+    plain, tasting = UniAdGen(small_config()).state_dict(), UniAdGen(CONFIG).state_dict()
+    assert {name for name in tasting if name not in plain} == {name for name in tasting if ".taste_reader." in name}
+    assert plain.keys() < tasting.keys()
+
+
+def test_a_taste_starts_at_nothing_and_can_learn():
+    model = initialize(UniAdGen(CONFIG)).eval()
+    taste = model.embed_history(some_codes(2, 3, 4), some_codes(2, 3, 6))[2]
+    assert taste.shape == (2, 1, 64)
+    assert not taste.any()
+    taste.sum().backward()
+    assert model.preference.taste_reader.output_proj.weight.grad.any()
+
+
+def test_a_click_is_read_by_itself_and_clicks_are_counted():
+    """No reading feels another click; the taste is their mean, in whatever order they come, and padding counts for nothing."""
+    model, codes, titles = tasting_model(), some_codes(1, 4, 4), some_codes(1, 4, 6)
+    readings = model.read_clicks(codes)
+    for click in range(4):
+        torch.testing.assert_close(model.read_clicks(codes[:, click, None])[:, 0], readings[:, click])
+    taste = model.embed_history(codes, titles)[2]
+    torch.testing.assert_close(taste, PREFERENCE.taste_gain * readings.mean(1, keepdim=True))
+    torch.testing.assert_close(model.embed_history(codes.flip(1), titles)[2], taste)
+    few = model.embed_history(codes, titles, num_items=torch.tensor([3]))[2]
+    torch.testing.assert_close(few, model.embed_history(codes[:, :3], titles[:, :3])[2])
+    assert not model.embed_history(codes, titles, num_items=torch.tensor([0]))[2].any()
+
+
+def test_a_taste_is_added_where_the_picture_begins_and_nowhere_else():
+    model, request = tasting_model(), requests()[0]
+    history = embed_history(model, PROMPTER, request)
+    picture, title = PROMPTER.picture_prompt(request.facts, "mug"), PROMPTER.title_prompt(request.facts)
+    assert picture.slots[-1] == TASTE_SLOT
+    assert TASTE_SLOT not in (*picture.slots[:-1], *title.slots, *PROMPTER.negative_prompt().slots)
+    shown = embed(model, picture, history)
+    token = model.decoder.embed_tokens(torch.tensor(picture.ids[-1]))
+    torch.testing.assert_close(shown[-1], token + history[-1])
+    others = embed(model, picture, torch.cat((history[:-1], history[-1:] + 1)))
+    assert torch.equal(others[:-1], shown[:-1])
+    assert PROMPTER.picture_prompt(PromptFacts("mug", (), ("lamp",)), "mug").slots[-1] == -1, "titles alone show none"
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_tokens_of_a_model_with_a_taste_equal_the_two_pass_oracle(sampling):
+    model = tasting_model()
+    results = generate(model, PROMPTER, requests(), sampling)
+    for request, result in zip(requests(), results, strict=True):
+        title, codes = two_pass(model, PROMPTER, request, sampling)
+        assert (result.title, result.codes.tolist()) == (title, codes.tolist())
+    model.preference.taste_gain = 0.0
+    without = generate(model, PROMPTER, requests(), sampling)
+    changed = [not torch.equal(one.codes, other.codes) for one, other in zip(results, without, strict=True)]
+    assert any(changed)
+    assert not any(change for change, request in zip(changed, requests(), strict=True) if not len(request.history_codes))
+
+
+def test_the_engine_tastes_as_the_simple_loop_does():
+    expected = generate(tasting_model(), PROMPTER, requests(), SAMPLED)
+    assert_same(Engine(tasting_model(), PROMPTER, EngineSettings(num_slots=2), SAMPLED).generate(requests()), expected)
+
+
+def test_dropping_masked_history_drops_no_taste():
+    model, request = tasting_model(), requests()[0]
+    history, kept = embed_history(model, PROMPTER, request), kept_history(model, PROMPTER, request)
+    prompt = PROMPTER.picture_prompt(request.facts, "mug")
+    read = reading(model, prompt, history, kept)
+    assert len(read) == len(prompt) - int((~kept).sum())
+    assert read.positions[-1] == len(prompt) - 1
+    torch.testing.assert_close(read.embeds[-1], embed(model, prompt, history)[-1])
+
+
+def test_teacher_forced_logits_with_a_taste_are_those_of_cached_generation():
+    model, settings = tasting_model(), training_settings()
+    collator, task = LanguageCollator(PROMPTER, CONFIG, settings), LanguageTask(model, PROMPTER, settings).eval()
+    examples = rows(4)
+    batch = collator(examples)
+    with torch.no_grad():
+        hidden = task.hidden(batch)
+        pictures = model.image_logits(hidden[:, -1 - CONFIG.image.tokens_per_picture : -1])
+        for row, request in enumerate(requests_of(collator, examples)):
+            picture = cached_logits(model, request, examples[row]["titles"][0], batch["codes"][row], PROMPTER)[1]
+            assert (pictures[row] - picture).abs().max() < 1e-4
+
+
+# -- the loss of clicks ------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_clicks_is_that_of_a_mixture():
+    """Against one click and one place at a time; a sample without clicks has none."""
+    settings = training_settings(losses=LossSettings(clicks=0.5))
+    task = LanguageTask(tasting_model(), PROMPTER, settings).eval()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(4))
+    counts, tokens = batch["num_items"].tolist(), batch["codes"].shape[1]
+    assert counts == [4, 2, 0, 3]
+    losses = task.click_losses(task.readings(batch), batch)
+    for row, count in enumerate(counts):
+        chances = []
+        for click in range(count):
+            said = task.model.read_clicks(batch["history_codes"][row, None, click, None])[0, 0]
+            chance = 1.0
+            for place in range(tokens):
+                inner = torch.nn.functional.gelu(task.click_outlook.read(said) + task.click_outlook.places[place])
+                chance *= task.model.image_logits(task.click_outlook.write(inner)).double().softmax(-1)[batch["codes"][row, place]]
+            chances.append(chance)
+        expected = -torch.stack(chances).mean().log() / tokens if count else torch.tensor(0.0)
+        assert losses[row].item() == pytest.approx(expected.item(), rel=1e-4)
+    loss, metrics = task(batch)
+    rest = sum(float(metrics[name][0] / metrics[name][1]) for name in ("text", "image"))
+    assert loss.item() == pytest.approx(rest + 0.5 * losses.mean().item(), rel=1e-5)
+    assert float(metrics["clicks"][1]) == 3
+
+
+def test_the_loss_of_clicks_teaches_the_reader_and_is_no_part_of_the_model(tmp_path):
+    settings = training_settings(losses=LossSettings(text=0.0, image=1e-9, clicks=1.0))
+    model = tasting_model()
+    choose_trainable(model, "personal", settings.trainable)
+    task = LanguageTask(model, PROMPTER, settings).train()
+    step = TorchStep(task, settings.optimizer, 1)
+    step.backward(step.forward(LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4))[0])
+    learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-6}
+    assert any(name.startswith("preference.taste_reader.layers.0.") for name in learned)
+    assert not [name for name in learned if name.startswith("decoder.")], "the reader learns without the decoder"
+    step.apply(1e-3)
+    task.export(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        assert not [name for name in file.keys() if "outlook" in name]  # noqa: SIM118
+
+
+def test_a_click_learns_as_much_as_it_explains_of_the_picture():
+    """Each click's gradient is the one that it would have alone, times its share in explaining the picture: strays are let off."""
+    settings = training_settings(losses=LossSettings(clicks=1.0))
+    task = LanguageTask(tasting_model(), PROMPTER, settings).eval()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(1))
+    readings = (10 * task.readings(batch)).detach().requires_grad_()
+    alone = [task.click_losses(readings[:, i, None], batch | {"num_items": torch.tensor([1])}) for i in range(readings.shape[1])]
+    own = torch.cat([torch.autograd.grad(loss.sum(), readings)[0][:, i] for i, loss in enumerate(alone)])
+    shares = (-torch.cat(alone).detach() * batch["codes"].shape[1]).softmax(0)
+    assert shares.max() > 1.5 / len(shares), "the clicks explain about as much as each other: nothing is tested"
+    together = torch.autograd.grad(task.click_losses(readings, batch).sum(), readings)[0][0]
+    torch.testing.assert_close(together, shares[:, None] * own, atol=1e-6, rtol=1e-4)
+
+
+def test_the_loss_of_clicks_wants_clicks_and_a_taste():
+    with pytest.raises(ValidationError, match=r"losses\.clicks is 1, but stage general sees no clicks"):
+        training_settings("general", losses=LossSettings(clicks=1.0))
+    with pytest.raises(ModelError, match=r"losses\.clicks is 1, but the model reads no tastes"):
+        LanguageTask(small_model(), PROMPTER, training_settings(losses=LossSettings(clicks=1.0)))
+
+
+@pytest.mark.parametrize(("number", "most"), [(16, 16), (64, 64), (100, 50), (576, 64)])
+def test_of_a_large_picture_some_places_are_foreseen_spread_over_it(number, most):
+    places = foreseen_places(number, torch.tensor([0, 5, 123456789]))
+    assert places.shape == (3, most)
+    assert 0 <= places.min() <= places.max() < number
+    assert all(len(set(row.tolist())) == most for row in places)
+    assert (places.max(1).values - places.min(1).values >= number * 0.9 - 2).all()
+
+
+def test_the_flops_of_a_taste_are_counted():
+    settings = training_settings()
+    model = tasting_model()
+    choose_trainable(model, "personal", settings.trainable)
+    task = LanguageTask(model, PROMPTER, settings).eval()
+    batch = LanguageCollator(PROMPTER, CONFIG, settings)([example(n, CONFIG) for n in range(3)])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        task(batch)[0].backward()
+    assert task.step_flops(batch) == pytest.approx(counter.get_total_flops(), rel=0.01)
