@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from adgen.config import Settings
+from adgen.evaluation.pbs import PBS_FILE
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, save
 from adgen.on_ray.pretraining import Progress, Summary, pretrain
@@ -72,7 +75,8 @@ def follow(recipe: Recipe, progress: Progress) -> list[Summary]:
 
 
 def ship(recipe: Recipe, dest: Path) -> None:
-    """What a finished recipe made, as it lies in the package: DEST/model in bf16 and DEST/pbs, each with its training facts."""
+    """What a finished recipe made, as it lies in the package: DEST/model in bf16 and DEST/pbs with fp16 matrices, each with its
+    training facts."""
     last = {run.stage: Path(run.out) / MODEL for run in recipe.runs()}
     model = load(last["personal"], dtype=torch.bfloat16)
     for folder in ("model", "pbs"):
@@ -83,8 +87,15 @@ def ship(recipe: Recipe, dest: Path) -> None:
     if said := recipe.sampling.model_dump(exclude_none=True):
         (dest / "model" / SAMPLING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     shutil.copytree(last["pbs"], dest / "pbs")
+    encoder = dest / "pbs" / PBS_FILE
+    save_file({name: _narrow(tensor) for name, tensor in load_file(encoder).items()}, encoder, metadata={"format": "pt"})
     for path in dest.rglob("*.*"):  # safetensors writes for one user only
         path.chmod(0o644)
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """A weight matrix in fp16; what is one number a feature (norms, biases, running statistics) as it is."""
+    return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
 
 
 def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:
