@@ -25,6 +25,7 @@ from adgen.training.settings import TrainingSettings
 from adgen.training.stages import load_prompter, make_task
 
 ROOT = Path(__file__).parent.parent
+WITHOUT_TASTE = {"coarse_only", "published", "residual"}
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +44,13 @@ def test_every_variant_has_the_same_budget():
         assert (run.steps, run.batch, run.optimizer, run.seed) == (same.steps, same.batch, same.optimizer, same.seed)
         assert run.losses.model_copy(update={"outlook": 1.0, "clicks": 1.0}) == same.losses
         assert (run.losses.outlook == 0) == (name == "no_outlook")
-        assert (run.losses.clicks == 0) == (name in {"coarse_only", "published", "residual", "no_clicks_loss"})
+        assert (run.losses.clicks == 0) == (name in WITHOUT_TASTE | {"no_clicks_loss"})
         assert (run.dropout.history == 1) == (name == "no_history")
         assert ("preference." in run.trainable.freeze) == (name == "coarse_only")
         assert (run.inputs == same.inputs) == (name != "random_history")
-        assert (run.model == same.model) == (name not in {"coarse_only", "published", "residual"})
+        assert (run.model == same.model) == (name not in WITHOUT_TASTE | {"fresh_reader", "no_clicks_loss"})
     assert runs["coarse_only"].model == runs["residual"].model != runs["published"].model
+    assert runs["fresh_reader"].model == runs["no_clicks_loss"].model not in {run.model for run in map(runs.get, WITHOUT_TASTE)}
 
 
 def test_nobody_keeps_their_own_history(tmp_path):
@@ -64,7 +66,7 @@ def test_nobody_keeps_their_own_history(tmp_path):
 
 
 def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(start, tmp_path):
-    write_start(start, tmp_path / "published", seed=0, residual=False)
+    write_start(start, tmp_path / "published", 0, "published")
     plain, published = load(start), load(tmp_path / "published")
     assert published.preference.taste_reader is None
     assert plain.config.preference.residual
@@ -75,18 +77,34 @@ def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(sta
 
 
 def test_the_residual_form_starts_as_the_start_without_its_taste(start, tmp_path):
-    write_start(start, tmp_path / "residual", seed=0, residual=True)
+    write_start(start, tmp_path / "residual", 0, "residual")
     whole, residual = load(start).state_dict(), load(tmp_path / "residual").state_dict()
     assert {name for name in whole if name not in residual} == {name for name in whole if ".taste_reader." in name}
     for name, tensor in residual.items():
         assert torch.equal(tensor, whole[name]), name
 
 
+def test_a_fresh_reader_is_one_that_was_taught_nothing(start, tmp_path):
+    taught = load(start)
+    for parameter in taught.preference.taste_reader.parameters():
+        parameter.data += 1.0
+    taught.preference.visual_mask_generator.base_transformer.pos_encoding.data += 1.0
+    save(taught, tmp_path / "taught")
+    load_prompter(start).save(tmp_path / "taught")
+    write_start(tmp_path / "taught", tmp_path / "fresh", 0, "fresh")
+    taught, fresh = load(tmp_path / "taught"), load(tmp_path / "fresh")
+    assert fresh.config == taught.config
+    assert not fresh.preference.taste_reader.output_proj.weight.any()
+    for name, tensor in fresh.state_dict().items():
+        assert torch.equal(tensor, taught.state_dict()[name]) == (".taste_reader." not in name), name
+
+
 def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
-    write_start(start, tmp_path / "published", seed=0, residual=False)
-    write_start(start, tmp_path / "published", seed=0, residual=False)
-    with pytest.raises(SettingsError, match="another start, shop or seed"):
-        write_start(start, tmp_path / "published", seed=1, residual=False)
+    write_start(start, tmp_path / "published", 0, "published")
+    write_start(start, tmp_path / "published", 0, "published")
+    for seed, form in ((1, "published"), (0, "residual")):
+        with pytest.raises(SettingsError, match="another start, shop or seed"):
+            write_start(start, tmp_path / "published", seed, form)
     synthesize(tmp_path / "shop", 7, 12, num_references=7, picture_side=16)
     give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=3)
     with pytest.raises(SettingsError, match="another start, shop or seed"):
@@ -95,18 +113,20 @@ def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
 
 def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
     check_plain(start)
-    write_start(start, tmp_path / "published", seed=0, residual=False)
+    write_start(start, tmp_path / "published", 0, "published")
     with pytest.raises(SettingsError, match="no residual"):
         check_plain(tmp_path / "published")
-    write_start(start, tmp_path / "residual", seed=0, residual=True)
+    write_start(start, tmp_path / "residual", 0, "residual")
     with pytest.raises(SettingsError, match="no taste"):
         check_plain(tmp_path / "residual")
-    for part in ("dual_modality_fusion_encoder", "taste_reader"):
-        model = load(start)
-        model.preference.get_submodule(part).output_proj.weight.data[0, 0] = 1.0
-        save(model, tmp_path / part)
-        with pytest.raises(SettingsError, match="trained already"):
-            check_plain(tmp_path / part)
+    model = load(start)
+    model.preference.taste_reader.output_proj.weight.data[0, 0] = 1.0  # the general stage may have taught it
+    save(model, tmp_path / "reading")
+    check_plain(tmp_path / "reading")
+    model.preference.dual_modality_fusion_encoder.output_proj.weight.data[0, 0] = 1.0
+    save(model, tmp_path / "fusing")
+    with pytest.raises(SettingsError, match="trained already"):
+        check_plain(tmp_path / "fusing")
 
 
 def test_coarse_only_reads_the_raw_history(start):

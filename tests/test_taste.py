@@ -193,8 +193,8 @@ def test_a_click_learns_as_much_as_it_explains_of_the_picture():
 
 
 def test_the_loss_of_clicks_wants_clicks_and_a_taste():
-    with pytest.raises(ValidationError, match=r"losses\.clicks is 1, but stage general sees no clicks"):
-        training_settings("general", losses=LossSettings(clicks=1.0))
+    with pytest.raises(ValidationError, match=r"losses\.clicks is 1, but stage tokenizer reads no clicks"):
+        training_settings("tokenizer", losses=LossSettings(clicks=1.0))
     with pytest.raises(ModelError, match=r"losses\.clicks is 1, but the model reads no tastes"):
         LanguageTask(small_model(), PROMPTER, training_settings(losses=LossSettings(clicks=1.0)))
 
@@ -208,11 +208,39 @@ def test_of_a_large_picture_some_places_are_foreseen_spread_over_it(number, most
     assert (places.max(1).values - places.min(1).values >= number * 0.9 - 2).all()
 
 
-def test_the_flops_of_a_taste_are_counted():
-    settings = training_settings()
+def test_the_general_stage_teaches_the_reader_and_shows_no_history():
+    """Same prompts, losses and gradients as without the loss of clicks; beside them, the reader learns what clicks foretell."""
+    plain, taught = training_settings("general"), training_settings("general", losses=LossSettings(clicks=1.0))
+    examples, grads, batches = rows(4), [], []
+    for settings in (plain, taught):
+        model = tasting_model()
+        moving = choose_trainable(model, "general", settings.trainable, reads_clicks=settings.losses.clicks > 0)
+        reader = {name for name in moving if name.startswith("preference.")}
+        assert reader == ({name for name, _ in model.named_parameters() if ".taste_reader." in name} if reader else set())
+        assert bool(reader) == (settings is taught)
+        task, collator = LanguageTask(model, PROMPTER, settings).eval(), LanguageCollator(PROMPTER, CONFIG, settings)
+        batches.append(collator(examples, [0] * 4))
+        task(batches[-1])[0].backward()
+        grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()})
+        pictures, titles = task.samples(examples[:2], collator, seed=0)
+        assert (len(pictures), len(titles)) == (6, 2)
+    assert [batch["num_items"].tolist() for batch in batches] == [[0] * 4, [4, 2, 0, 3]]
+    assert torch.equal(batches[0]["ids"], batches[1]["ids"])
+    assert any(name.startswith("preference.taste_reader.layers.0.") for name in grads[1])
+    for name in (name for name in grads[1] if name.startswith(("decoder.", "foreground."))):
+        torch.testing.assert_close(grads[1][name], grads[0][name])
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+def test_the_flops_of_a_taste_are_counted(stage):
+    settings = training_settings(stage)
+    if stage == "general":  # counted with the reader, without the loss' outlook
+        settings = training_settings(stage, losses=LossSettings(clicks=1e-9))
     model = tasting_model()
-    choose_trainable(model, "personal", settings.trainable)
+    choose_trainable(model, stage, settings.trainable, reads_clicks=True)
     task = LanguageTask(model, PROMPTER, settings).eval()
+    if task.click_outlook is not None:
+        task.click_losses = lambda readings, batch: readings.sum((1, 2))
     batch = LanguageCollator(PROMPTER, CONFIG, settings)([example(n, CONFIG) for n in range(3)])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         task(batch)[0].backward()

@@ -129,14 +129,6 @@ class MaskGenerator(nn.Module):
         """(B, N, T, D) -> (B, N, T, D)."""
         return self.similarity_mask_layer(self.base_transformer(items, real), items, gumbel, real)
 
-    def taste(self, readings: Tensor, num_items: Tensor | None = None) -> Tensor:
-        """Readings (B, N, D) of the clicks -> (B, 1, D): the mean of each sample's own."""
-        if num_items is None:
-            return self.taste_gain * readings.mean(1, keepdim=True)
-        own = (torch.arange(readings.shape[1], device=readings.device) < num_items[:, None]).to(readings.dtype)
-        share = own / num_items.clamp_min(1)[:, None].to(readings.dtype)
-        return self.taste_gain * torch.einsum("bn,bnd->bd", share, readings)[:, None]
-
     def kept(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
         """Which tokens of items (B, N, T, D) the mask keeps, (B, N*T) bool."""
         layer = self.similarity_mask_layer

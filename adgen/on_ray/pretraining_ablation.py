@@ -5,8 +5,10 @@
 - coarse_only: the drawn history as plain tokens, the fine step's weights standing still at nothing;
 - published: masks and fusion as published, in the place of the history's embeddings;
 - residual: masks and fusion added to them;
-- taste: these, and the taste, each click read by itself, where the picture begins; the form that ships;
-- no_clicks_loss: as taste, without the loss of a picture foreseen from each click (losses.clicks);
+- taste: these, and the taste, each click read by itself, where the picture begins; the form that ships, and the start's
+  reader, which the general stage taught;
+- fresh_reader: as taste, with a reader that was taught nothing before;
+- no_clicks_loss: as fresh_reader, without the loss of a picture foreseen from each click (losses.clicks);
 - no_outlook: as taste, without the loss of a picture foreseen from its prompt (losses.outlook).
 
 `jobs/evaluate.py proof --ablation OUT` measures OUT/<name>/model.
@@ -16,6 +18,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -34,9 +37,26 @@ from adgen.on_ray.pretraining_settings import PretrainSettings
 from adgen.records import digest
 from adgen.training.stages import load_prompter
 
-VARIANTS = ("no_history", "random_history", "coarse_only", "published", "residual", "taste", "no_clicks_loss", "no_outlook")
-_STARTS = {"coarse_only": "residual-start", "residual": "residual-start", "published": "published-start"}
-"""Of the variants without a taste: a start of their own."""
+Form = Literal["residual", "published", "fresh"]
+VARIANTS = (
+    "no_history",
+    "random_history",
+    "coarse_only",
+    "published",
+    "residual",
+    "taste",
+    "fresh_reader",
+    "no_clicks_loss",
+    "no_outlook",
+)
+_FORMS: dict[str, Form] = {
+    "coarse_only": "residual",
+    "published": "published",
+    "residual": "residual",
+    "fresh_reader": "fresh",
+    "no_clicks_loss": "fresh",
+}
+"""Of the variants that start with another fine step than the start's."""
 
 MADE_FROM = "made-from.txt"
 
@@ -68,9 +88,9 @@ class Ablation(Settings):
             places["trainable"] = own.trainable.model_copy(update={"freeze": (*own.trainable.freeze, "preference.")})
         elif name == "no_outlook":
             places["losses"] = own.losses.model_copy(update={"outlook": 0.0})
-        if name in _STARTS:
-            places["model"] = f"{self.out}/{_STARTS[name]}"
-        if name in _STARTS or name == "no_clicks_loss":
+        if name in _FORMS:
+            places["model"] = f"{self.out}/{_FORMS[name]}-start"
+        if _FORMS.get(name) in ("residual", "published") or name == "no_clicks_loss":
             places["losses"] = own.losses.model_copy(update={"clicks": 0.0})
         return own.model_copy(update=places)
 
@@ -92,20 +112,19 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
         run = settings.run(name)
         if name == "random_history":
             give_strangers(Path(settings.shop), Path(run.inputs), settings.seed)
-        if name in _STARTS:
-            write_start(Path(settings.start), Path(run.model), settings.seed, residual=name != "published")
+        if name in _FORMS:
+            write_start(Path(settings.start), Path(run.model), settings.seed, _FORMS[name])
         yield pretrain(run, progress)
 
 
 @torch.no_grad()
 def check_plain(start: Path) -> None:
-    """SettingsError unless the model's fine step adds nothing yet: only then is it, standing still, the coarse step alone."""
+    """SettingsError unless masks and fusion add nothing yet: only then are they, standing still, the coarse step alone."""
     model = load(start)
     for part, there in (("residual", model.config.preference.residual), ("taste", model.config.preference.taste_layers)):
         if not there:
             raise SettingsError(f"start: {start}: its fine step has no {part}: take a model of stage general of such a size")
-    ends = (model.preference.dual_modality_fusion_encoder.output_proj, model.preference.taste_reader.output_proj)
-    if any(weights.any() for end in ends for weights in end.parameters()):
+    if any(weights.any() for weights in model.preference.dual_modality_fusion_encoder.output_proj.parameters()):
         raise SettingsError(f"start: {start}: its fine step is trained already: take a model of stage general")
 
 
@@ -144,20 +163,22 @@ def _is_made(folder: Path, last: str, made_from: str) -> bool:
 
 
 @torch.no_grad()
-def write_start(start: Path, dest: Path, seed: int, residual: bool) -> None:
-    """The start without a taste, its masks and fusion as they are; or as published: no residual, and new weights, since the
-    residual's end in zeros."""
-    made_from = digest("start", model_digest(start), seed, residual)
+def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
+    """The start with another fine step. `residual`: its masks and fusion as they are, without a taste; `published`: neither
+    residual nor taste, and new weights, since the residual's end in zeros; `fresh`: all of it, and a reader that was taught
+    nothing yet."""
+    made_from = digest("start", model_digest(start), seed, form)
     if _is_made(dest, CONFIG_FILE, made_from):
         return
     model = load(start, dtype=torch.float32)
-    preference = model.config.preference.model_copy(update={"residual": residual, "taste_layers": 0})
+    changes = {} if form == "fresh" else {"residual": form == "residual", "taste_layers": 0}
+    preference = model.config.preference.model_copy(update=changes)
     model.config = model.config.model_copy(update={"preference": preference})
     before, model.preference = model.preference, Preference(model.config.decoder.hidden_size, preference)
-    if residual:
-        model.preference.load_state_dict({name: before.state_dict()[name] for name in model.preference.state_dict()})
-    else:
-        initialize_part(model.preference, seed)
+    initialize_part(model.preference, seed)
+    if form != "published":
+        kept = {name: tensor for name, tensor in before.state_dict().items() if not name.startswith("taste_reader.")}
+        model.preference.load_state_dict(kept, strict=False)
     staging = dest.with_name(f".{dest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     save(model, staging)

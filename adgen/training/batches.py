@@ -57,6 +57,7 @@ class Sample:
     """Position of the first answer token; the end of the prompt where no title is learned."""
     facts: PromptFacts
     history_titles: list[list[int]]
+    """Of the clicks that the model reads; in stage general the prompt shows none of them."""
     history_codes: np.ndarray  # (n, T)
     codes: np.ndarray  # (K,)
     condition: np.ndarray  # (S, S, 3) uint8
@@ -69,6 +70,7 @@ class LanguageCollator:
 
     def __init__(self, prompter: Prompter, config: ModelConfig, settings: TrainingSettings):
         self.prompter, self.config, self.settings = prompter, config, settings
+        self.reads_clicks = settings.stage == "personal" or settings.losses.clicks > 0
 
     def __call__(self, rows: Sequence[dict], epochs: Sequence[int] | None = None) -> Batch:
         """epochs: of each row; None for evaluation, where the draw is always the same and nothing is dropped but what the model
@@ -84,9 +86,9 @@ class LanguageCollator:
             or (epoch is not None and unit_interval("dropout", name, *key) < getattr(dropout, name))
             for name in ("prompt", "foreground", "history")
         }
-        clicks = [] if self.settings.stage == "general" or dropped["history"] else self.drawn_clicks(row, key)
+        clicks = self.drawn_clicks(row, key) if self.reads_clicks and not dropped["history"] else []
         title = row["titles"][int(unit_interval("title", *key) * len(row["titles"]))]
-        facts = facts_of(row, clicks)
+        facts = facts_of(row, clicks if self.settings.stage == "personal" else [])
         prompt = self.prompter.picture_prompt(facts, title)
         start = _shared(self.prompter.title_prompt(facts).ids, prompt.ids)
         if dropped["prompt"]:

@@ -9,10 +9,12 @@ from adgen.model.lora import add_lora
 from adgen.model.names import published_name
 
 
-def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int) -> dict[str, float]:
+def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, read: int | None = None) -> dict[str, float]:
     """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of so many positions with so many history
-    items, an answer of so many tokens, and a picture. Matrix products only, attention over whole sequences. By the prefix of
-    the weights' names; products of activations with each other, which have no weights, under `decoder.attention`."""
+    items, an answer of so many tokens, and a picture; `read`: clicks that the taste reader reads, where the prompt shows
+    fewer. Matrix products only, attention over whole sequences. By the prefix of the weights' names; products of activations
+    with each other, which have no weights, under `decoder.attention`."""
+    read = items if read is None else read
     d, picture = config.decoder, config.image.tokens_per_picture
     width, length = d.hidden_size, prompt + picture
     kv = d.num_key_value_heads * d.head_size
@@ -22,8 +24,9 @@ def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int) -> 
         "decoder.attention": length * d.num_layers * 2 * length * width,
         "decoder.lm_head.": answer * width * d.vocab_size,
         "image_head.": picture * (width + config.image.codebook_size) * config.image.head_size,
-        "image_embedding.": (picture + items * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width,
+        "image_embedding.": (picture + read * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width,
         "preference.": _history(config, items),
+        "preference.taste_reader.": read * _reading(config),
         "foreground.": _foreground(config),
     }
     return {name: 2.0 * part for name, part in parts.items()}
@@ -45,17 +48,24 @@ def gradient_flops(parts: dict[str, float], moving: Sequence[str]) -> float:
 
 
 def _history(config: ModelConfig, items: int) -> float:
-    """Multiply-adds of masks, fusion and taste."""
+    """Multiply-adds of masks and fusion."""
     p, width = config.preference, config.decoder.hidden_size
     images, titles = items * config.image.tokens_per_history_picture, items * p.tokens_per_title
-
-    def blocks(tokens: int, number: int) -> float:
-        return number * tokens * ((4 + 2 * p.feed_forward_factor) * width**2 + 2 * tokens * width)
-
-    masks = blocks(images, p.mask_layers) + blocks(titles, p.text_mask_layers or p.mask_layers)
+    masks = _blocks(config, images, p.mask_layers) + _blocks(config, titles, p.text_mask_layers or p.mask_layers)
     projections = (images + titles) * (2 + 2 * p.feed_forward_factor) * width**2
-    taste = items * (blocks(config.image.tokens_per_history_picture, p.taste_layers) + (p.taste_layers > 0) * width**2)
-    return masks + blocks(images + titles, p.fusion_layers) + projections + taste
+    return masks + _blocks(config, images + titles, p.fusion_layers) + projections
+
+
+def _reading(config: ModelConfig) -> float:
+    """Multiply-adds of one click's reading."""
+    layers = config.preference.taste_layers
+    return _blocks(config, config.image.tokens_per_history_picture, layers) + (layers > 0) * config.decoder.hidden_size**2
+
+
+def _blocks(config: ModelConfig, tokens: int, number: int) -> float:
+    """Multiply-adds of so many of the fine step's blocks over so many tokens that see each other."""
+    width = config.decoder.hidden_size
+    return number * tokens * ((4 + 2 * config.preference.feed_forward_factor) * width**2 + 2 * tokens * width)
 
 
 def _foreground(config: ModelConfig) -> float:

@@ -64,8 +64,9 @@ class LanguageTask(Task):
         return loss, metrics
 
     def readings(self, batch: Batch) -> Tensor | None:
-        """What each click says by itself (B, N, D), where the model reads clicks so."""
-        if self.settings.stage == "general" or self.model.preference.taste_reader is None:
+        """What each click says by itself (B, N, D), where the model reads clicks so; in the general stage for its loss alone."""
+        shown = self.settings.stage == "personal" and self.model.preference.taste_reader is not None
+        if not shown and self.click_outlook is None:
             return None
         return self.model.read_clicks(_at_least_one_item(batch["history_codes"]))
 
@@ -80,7 +81,7 @@ class LanguageTask(Task):
         return model.decoder(embeds, attention, model.foreground.additions(tokens))
 
     def history(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
-        """The rows (B, R, D) of all history slots; none in the general stage, which leaves the preference modules alone."""
+        """The rows (B, R, D) of all history slots; none in the general stage, whose prompts show no history."""
         codes, titles = batch["history_codes"], batch["history_titles"]
         if self.settings.stage == "general":
             return torch.zeros(len(codes), 0, self.model.config.decoder.hidden_size, device=codes.device, dtype=self.model.dtype)
@@ -129,8 +130,9 @@ class LanguageTask(Task):
 
     def step_flops(self, batch: Batch) -> float:
         """By formula: see `forward_flops` and `gradient_flops`; without the outlooks, some hundredths of it."""
-        items = 0 if self.settings.stage == "general" else batch["history_codes"].shape[1]
-        parts = forward_flops(self.model.config, batch["ids"].shape[1], items, batch["answer_ids"].shape[1])
+        read = batch["history_codes"].shape[1]
+        shown = 0 if self.settings.stage == "general" else read
+        parts = forward_flops(self.model.config, batch["ids"].shape[1], shown, batch["answer_ids"].shape[1], read)
         moving = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
         return len(batch["ids"]) * (sum(parts.values()) + gradient_flops(parts, moving))
 
@@ -148,7 +150,7 @@ class LanguageTask(Task):
                 seed,
                 sample.facts.selling_points,
                 sample.facts.history_titles,
-                torch.from_numpy(sample.history_codes),
+                torch.from_numpy(sample.history_codes[: len(sample.facts.history_titles)]),  # what is shown of what is read
                 to_unit_range(torch.from_numpy(sample.condition)),
             )
             for sample in chosen

@@ -30,7 +30,8 @@ class LossSettings(Settings):
     clicks: float = Field(0.0, ge=0)
     """Of the picture as each click foresees it by itself, from what the taste reader says of it. A sample's loss is that of a
     mixture, -log of the mean over its clicks of the picture's probability: the clicks that explain a picture learn from it and
-    strays are let off, so pictures of one style come to be read alike. A part of training alone, of stage personal."""
+    strays are let off, so pictures of one style come to be read alike. A part of training alone; in stage general, which shows no
+    history, the reader learns it beside the decoder, and stage personal begins with clicks that say something."""
 
 
 class DropoutSettings(Settings):
@@ -146,6 +147,6 @@ class TrainingSettings(Settings):
             raise ValueError(f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than steps {self.steps}")
         if self.stage in LANGUAGE_STAGES and self.losses.text == self.losses.image == 0:
             raise ValueError("losses.text and losses.image are both 0: nothing would be learned")
-        if self.stage != "personal" and self.losses.clicks:
-            raise ValueError(f"losses.clicks is {self.losses.clicks:g}, but stage {self.stage} sees no clicks")
+        if self.stage not in LANGUAGE_STAGES and self.losses.clicks:
+            raise ValueError(f"losses.clicks is {self.losses.clicks:g}, but stage {self.stage} reads no clicks")
         return self

@@ -33,7 +33,7 @@ def make_task(start: Path | None, settings: TrainingSettings, dinov2: str | Path
     prompter = load_prompter(start)
     if settings.stage == "tokenizer":
         return TokenizerTask(model, prompter, settings)
-    choose_trainable(model, settings.stage, settings.trainable, settings.seed)
+    choose_trainable(model, settings.stage, settings.trainable, settings.seed, reads_clicks=settings.losses.clicks > 0)
     return LanguageTask(model, prompter, settings)
 
 

@@ -9,14 +9,15 @@ from adgen.model.names import published_name
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.settings import TrainableSettings
 
-# What the general stage does not use, and so would only let decay.
-_UNUSED_IN_GENERAL = ("preference.",)
 _NEVER_IN_LANGUAGE = ("image_tokenizer.",)
 
 
-def choose_trainable(model: UniAdGen, stage: str, settings: TrainableSettings, seed: int = 0) -> list[str]:
+def choose_trainable(
+    model: UniAdGen, stage: str, settings: TrainableSettings, seed: int = 0, reads_clicks: bool = False
+) -> list[str]:
     """Set requires_grad on every parameter for a language stage, adding low-rank updates where the preset has them; the
-    names of those that move. SettingsError when a name in `freeze` fits nothing, or nothing is left."""
+    names of those that move. reads_clicks: the stage `general` trains the taste reader, too (losses.clicks). SettingsError
+    when a name in `freeze` fits nothing, or nothing is left."""
     if settings.preset == "released":
         add_lora(model.decoder, settings.lora)
         generator = torch.Generator().manual_seed(seed)
@@ -25,17 +26,23 @@ def choose_trainable(model: UniAdGen, stage: str, settings: TrainableSettings, s
                 module.reset_lora(generator)
         model.config = model.config.model_copy(update={"lora": settings.lora})
     released = set(trainable_names(model))
-    still = _NEVER_IN_LANGUAGE + (_UNUSED_IN_GENERAL if stage == "general" else ()) + settings.freeze
+    still = _NEVER_IN_LANGUAGE + settings.freeze
     names = dict(model.named_parameters())
     for prefix in settings.freeze:
         if not any(name.startswith(prefix) for name in names):
             raise SettingsError(f"trainable.freeze: no parameter's name begins with {prefix!r}")
     for name, parameter in names.items():
         chosen = settings.preset == "full" or published_name(name) in released
-        parameter.requires_grad_(chosen and not name.startswith(still))
+        unused = stage == "general" and _unused_in_general(name, reads_clicks)
+        parameter.requires_grad_(chosen and not unused and not name.startswith(still))
     # DINOv2's mask token stands for hidden patches, which nothing here hides: it has no gradient.
     names["foreground.adapter.embeddings.mask_token"].requires_grad_(False)
     moving = [name for name, parameter in names.items() if parameter.requires_grad]
     if not moving:
         raise SettingsError(f"trainable: nothing is left to train in stage {stage}")
     return moving
+
+
+def _unused_in_general(name: str, reads_clicks: bool) -> bool:
+    """What would only decay there."""
+    return name.startswith("preference.") and not (reads_clicks and name.startswith("preference.taste_reader."))
