@@ -229,7 +229,7 @@ def janus_pro_1b() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """7.7 million parameters, every module present: what tests, demo and a laptop run, and what ships with the package."""
+    """8.6 million parameters, every module present: what tests, demo and a laptop run, and what ships with the package."""
     return ModelConfig(
         name="tiny",
         decoder=DecoderConfig(
