@@ -21,6 +21,7 @@ from adgen.generation.prompt import PromptFacts
 from adgen.generation.reading import reading
 from adgen.model.config import TASTE_SLOT
 from adgen.model.initialize import initialize
+from adgen.model.taste import click_shares, shared_taste
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.batches import LanguageCollator
 from adgen.training.language import LanguageTask, foreseen_places
@@ -28,7 +29,7 @@ from adgen.training.settings import LossSettings
 from adgen.training.step import TorchStep
 from adgen.training.trainable import choose_trainable
 
-PREFERENCE = small_config().preference.model_copy(update={"residual": True, "taste_layers": 2})
+PREFERENCE = small_config().preference.model_copy(update={"residual": True, "taste_layers": 2, "taste_focus": 8.0})
 CONFIG = small_config(preference=PREFERENCE)
 PROMPTER = small_prompter(config=CONFIG)
 
@@ -41,8 +42,8 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def tasting_model() -> UniAdGen:
-    return small_model(preference=PREFERENCE)
+def tasting_model(**changes: float) -> UniAdGen:
+    return small_model(preference=PREFERENCE.model_copy(update=changes))
 
 
 def some_codes(*shape: int) -> torch.Tensor:
@@ -66,7 +67,7 @@ def test_a_taste_starts_at_nothing_and_can_learn():
 
 def test_a_click_is_read_by_itself_and_clicks_are_counted():
     """No reading feels another click; the taste is their mean, in whatever order they come, and padding counts for nothing."""
-    model, codes, titles = tasting_model(), some_codes(1, 4, 4), some_codes(1, 4, 6)
+    model, codes, titles = tasting_model(taste_focus=0.0), some_codes(1, 4, 4), some_codes(1, 4, 6)
     readings = model.read_clicks(codes)
     for click in range(4):
         torch.testing.assert_close(model.read_clicks(codes[:, click, None])[:, 0], readings[:, click])
@@ -76,6 +77,45 @@ def test_a_click_is_read_by_itself_and_clicks_are_counted():
     few = model.embed_history(codes, titles, num_items=torch.tensor([3]))[2]
     torch.testing.assert_close(few, model.embed_history(codes[:, :3], titles[:, :3])[2])
     assert not model.embed_history(codes, titles, num_items=torch.tensor([0]))[2].any()
+
+
+def test_clicks_that_agree_outweigh_strays():
+    """Four clicks that mean about the same, two that don't; as long as they like, in any order."""
+    alike, strays = torch.eye(8)[:1].repeat(4, 1) + 0.1 * torch.eye(8)[4:], 3 * torch.eye(8)[1:3]
+    readings = torch.cat((alike, strays))
+    equal, focused = (click_shares(readings[None], None, focus)[0] for focus in (0.0, 8.0))
+    torch.testing.assert_close(equal, torch.full((6,), 1 / 6))
+    torch.testing.assert_close(focused.sum(), torch.tensor(1.0))
+    assert focused[4:].max() < 0.003
+    assert focused[:4].min() > 0.24
+    order = torch.tensor([5, 2, 0, 4, 1, 3])
+    torch.testing.assert_close(click_shares(readings[order][None], None, 8.0)[0], focused[order])
+    torch.testing.assert_close(click_shares(0.01 * readings[None], None, 8.0)[0], focused)
+    taste = shared_taste(readings[None], None, 8.0)
+    assert torch.cosine_similarity(taste, alike.mean(0)[None]) > 0.999 > torch.cosine_similarity(readings.mean(0), alike.mean(0), 0)
+
+
+def test_shares_are_a_samples_own():
+    """The same with padding and neighbours as alone; a sample without clicks has none, and readings of nothing count alike."""
+    readings = torch.randn(3, 5, 8, generator=torch.Generator().manual_seed(5))
+    together = click_shares(readings, torch.tensor([5, 3, 0]), 8.0)
+    torch.testing.assert_close(together[0], click_shares(readings[:1], None, 8.0)[0])
+    torch.testing.assert_close(together[1, :3], click_shares(readings[1:2, :3], None, 8.0)[0])
+    assert not together[1, 3:].any()
+    assert not together[2].any()
+    torch.testing.assert_close(click_shares(torch.zeros(1, 4, 8), None, 8.0), torch.full((1, 4), 0.25))
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(click_shares(readings, torch.tensor([5, 3, 0]), 8.0), together)
+
+
+def test_training_takes_the_mean_of_the_clicks_and_its_gradient_reaches_each():
+    model, codes = tasting_model(), some_codes(1, 4, 4)
+    readings = model.read_clicks(codes).detach().requires_grad_()
+    focused, mean = model.preference.taste(readings), model.train().preference.taste(readings)
+    torch.testing.assert_close(mean, PREFERENCE.taste_gain * readings.mean(1, keepdim=True))
+    assert (focused - mean).norm() > 0.01 * mean.norm(), "the clicks agree all the same: nothing is tested"
+    mean.sum().backward()
+    torch.testing.assert_close(readings.grad, torch.full_like(readings, PREFERENCE.taste_gain / 4))
 
 
 def test_a_taste_is_added_where_the_picture_begins_and_nowhere_else():

@@ -4,6 +4,8 @@ Pass 1 writes the title. Its text is cut at the closing tag, put into the prompt
 tokenised anew. Pass 2 paints. Every step recomputes the whole sequence.
 """
 
+import math
+
 import torch
 
 from adgen.generation.generate import Request
@@ -82,7 +84,13 @@ def embedded_history(model: UniAdGen, prompter: Prompter, request: Request) -> t
 def taste(model: UniAdGen, request: Request) -> torch.Tensor:
     """What the clicked pictures say, read one by one; (D,)."""
     readings = [model.preference.taste_reader(model.image_embedding(codes[None, None]))[0, 0] for codes in request.history_codes]
-    return model.config.preference.taste_gain * sum(readings) / len(readings)
+    directions = [reading / reading.norm() for reading in readings]
+    focus, shares = model.config.preference.taste_focus, [1 / len(readings)] * len(readings)
+    for _ in range(2 if focus else 0):
+        centre = sum(share * direction for share, direction in zip(shares, directions, strict=True))
+        votes = [math.exp(focus * float(direction @ centre) / float(centre.norm())) for direction in directions]
+        shares = [vote / sum(votes) for vote in votes]
+    return model.config.preference.taste_gain * sum(share * reading for share, reading in zip(shares, readings, strict=True))
 
 
 def prompt_embeddings(model: UniAdGen, prompter: Prompter, ids: list[int], history: tuple[list, list]) -> torch.Tensor:

@@ -119,11 +119,14 @@ class PreferenceConfig(Settings):
     """What the fused part is multiplied with before it is added: it comes out of a layer norm, some forty times as long as an
     embedding, and with a gain of 1 buries the raw history under one constant within a hundred steps of Adam."""
     taste_layers: int = Field(0, ge=0)
-    """Blocks that read each clicked picture by itself; the mean of the readings is added where the picture begins. 0 for none:
-    the published model has no such path."""
+    """Blocks that read each clicked picture by itself; what the readings say together is added where the picture begins. 0 for
+    none: the published model has no such path."""
     taste_gain: float = Field(8.0, gt=0)
-    """What that mean is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
+    """What that is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
     an embedding, and what is added at an embedding's length is lost among them."""
+    taste_focus: float = Field(0.0, ge=0)
+    """How much clicks that agree outweigh strays when a picture is made: shares of the mean go as exp(taste_focus * cosine to it).
+    0 for equal shares, as in training; with 8, a click in a style unlike the others' has a thousandth of one of theirs."""
 
 
 class ForegroundConfig(Settings):
@@ -254,7 +257,14 @@ def tiny() -> ModelConfig:
             history_source_size=64,
         ),
         preference=PreferenceConfig(
-            num_heads=4, mask_layers=1, fusion_layers=2, tokens_per_image=16, tokens_per_title=16, residual=True, taste_layers=2
+            num_heads=4,
+            mask_layers=1,
+            fusion_layers=2,
+            tokens_per_image=16,
+            tokens_per_title=16,
+            residual=True,
+            taste_layers=2,
+            taste_focus=8.0,
         ),
         foreground=ForegroundConfig(hidden_size=96, num_layers=3, num_heads=3, position_grid=8, condition_size=128, interval=2),
         history_items=6,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import PreferenceConfig
+from adgen.model.taste import shared_taste
 
 
 class SelfAttention(nn.Module):
@@ -196,7 +197,7 @@ class Preference(nn.Module):
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
         self.residual, self.residual_gain = config.residual, config.residual_gain
-        self.taste_gain = config.taste_gain
+        self.taste_gain, self.taste_focus = config.taste_gain, config.taste_focus
         text_layers = config.text_mask_layers or config.mask_layers
         self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config.mask_layers, config)
         self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, text_layers, config)
@@ -239,12 +240,9 @@ class Preference(nn.Module):
         return fused[:, :num_images], fused[:, num_images:]
 
     def taste(self, readings: Tensor, num_items: Tensor | None = None) -> Tensor:
-        """Readings (B, N, D) of the clicks -> (B, 1, D): the mean of each sample's own."""
-        if num_items is None:
-            return self.taste_gain * readings.mean(1, keepdim=True)
-        own = (torch.arange(readings.shape[1], device=readings.device) < num_items[:, None]).to(readings.dtype)
-        share = own / num_items.clamp_min(1)[:, None].to(readings.dtype)
-        return self.taste_gain * torch.einsum("bn,bnd->bd", share, readings)[:, None]
+        """Readings (B, N, D) of the clicks -> (B, 1, D): what each sample's own say together. In training their plain mean."""
+        focus = 0.0 if self.training else self.taste_focus
+        return self.taste_gain * shared_taste(readings, num_items, focus)[:, None]
 
     def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Which rows of `forward` come from tokens that the masks keep, (B, N*Ti + Nt*Tt) bool."""
