@@ -1,19 +1,57 @@
 """The model in the package: small, whole, quick to load, and able to make a creative."""
 
 import json
+from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
+from PIL import Image
 
+from adgen.config import load_settings
 from adgen.evaluation.pbs import load_pbs
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
+from adgen.generation.pictures import history_pixels, picture_codes
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling_settings import SamplingChoice
-from adgen.model.checkpoint import load
+from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
+from adgen.model.checkpoint import load, read_config
+from adgen.model.config import PRESETS
+from adgen.model.taste import click_shares
+from adgen.model.uniadgen import UniAdGen
+from adgen.on_ray.pretraining_recipe import Recipe
 from adgen.shipped import shipped_encoder, shipped_model
+from adgen.shop.style_pictures import STYLE_NAMES, draw_style_pictures
 
+ROOT = Path(__file__).parent.parent
 TITLE, POINTS = "Plain red steel mug, keeps tea warm", ("keeps tea warm", "holds for years", "a gift with charm")
+CLEAR_STYLES = ("beach", "kraft", "neon", "snow")
+"""Of which a picture's rim tells as much as a classifier would."""
+
+
+@pytest.fixture(scope="module")
+def model() -> UniAdGen:
+    return load(shipped_model(), dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, np.ndarray]:
+    """Six pictures or more of each clear style, (n, 64, 64, 3), of a seed that nothing was trained on."""
+    drawn, styles = draw_style_pictures(seed=90_001, start=0, count=160, side=64)
+    return {name: drawn[styles == STYLE_NAMES.index(name)] for name in CLEAR_STYLES}
+
+
+def clicked(model: UniAdGen, pictures: np.ndarray) -> torch.Tensor:
+    """Clicks as the prompt shows them: codes (n, T)."""
+    pixels = torch.stack([history_pixels(Image.fromarray(picture), model.config.image) for picture in pictures])
+    return picture_codes(pixels, model.image_tokenizer)
+
+
+def rim(picture: np.ndarray) -> np.ndarray:
+    """Mean colours (32, 3) of a picture's rim, 8 pixels deep, in blocks of 8 x 8: top and bottom row, and the sides."""
+    blocks = picture.reshape(8, 8, 8, 8, 3).mean((1, 3))
+    return np.concatenate((blocks[0], blocks[-1], blocks[:, 0], blocks[:, -1]))
 
 
 def test_the_package_holds_a_model_of_at_most_20_megabytes():
@@ -29,16 +67,36 @@ def test_its_training_facts_tell_every_stage_and_no_place():
     assert "/" not in json.dumps([facts["settings"], facts["after"]["settings"]])
 
 
-def test_it_writes_a_title_and_paints_what_its_history_says():
-    model = load(shipped_model(), dtype=torch.float32)
-    engine = Engine(
-        model, Prompter.load(shipped_model(), model.config), EngineSettings(num_slots=2), SamplingChoice().of(shipped_model())
-    )
-    size = model.config.image.tokens_per_history_picture
-    histories = [torch.full((6, size), code) for code in (3, 400)]
-    requests = [Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes) for codes in histories]
-    first, second = engine.generate(requests)
-    assert first.title
-    assert first.picture.shape == (64, 64, 3)
-    assert not torch.equal(first.picture, second.picture), "the history moves the picture"
+def test_it_is_what_the_recipe_says():
+    """Sizes and sampling: a run of the recipe that began before they changed would ship the old ones."""
+    assert read_config(shipped_model()) == PRESETS["tiny"]()
+    said = json.loads((shipped_model() / SAMPLING_FILE).read_text(encoding="utf-8"))
+    assert said == load_settings(Recipe, ROOT / "jobs" / "train_tiny.toml").sampling.model_dump(exclude_none=True)
     assert load_pbs(shipped_encoder()).config.image_size == 64
+
+
+def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
+    """The same product for four users: each picture's rim is nearest to the pictures that its own user clicked."""
+    model = load(shipped_model(), dtype=torch.float32)  # of its own: an engine takes a model over
+    codes = {name: clicked(model, pictures[name][:6]) for name in CLEAR_STYLES}
+    engine = Engine(
+        model, Prompter.load(shipped_model(), model.config), EngineSettings(num_slots=4), SamplingChoice().of(shipped_model())
+    )
+    made = engine.generate([Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes[name]) for name in CLEAR_STYLES])
+    usual = {name: np.mean([rim(picture) for picture in pictures[name]], axis=0) for name in CLEAR_STYLES}
+    for name, result in zip(CLEAR_STYLES, made, strict=True):
+        assert result.title
+        assert result.picture.shape == (64, 64, 3)
+        distances = {other: np.abs(rim(result.picture.numpy()) - usual[other]).mean() for other in CLEAR_STYLES}
+        assert min(distances, key=distances.get) == name, distances
+
+
+@torch.no_grad()
+def test_its_reader_lets_strays_count_for_next_to_nothing(model, pictures):
+    """Four clicks in one style and two in others, for each style."""
+    for name in CLEAR_STYLES:
+        strays = [pictures[other][:1] for other in CLEAR_STYLES if other != name][:2]
+        codes = clicked(model, np.concatenate([pictures[name][:4], *strays]))
+        shares = click_shares(model.read_clicks(codes[None]), None, model.config.preference.taste_focus)[0]
+        assert shares[4:].sum() < 0.02, (name, shares)
+        assert shares[:4].min() > 10 * shares[4:].max(), (name, shares)

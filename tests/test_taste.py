@@ -65,14 +65,17 @@ def test_a_taste_starts_at_nothing_and_can_learn():
     assert model.preference.taste_reader.output_proj.weight.grad.any()
 
 
-def test_a_click_is_read_by_itself_and_clicks_are_counted():
-    """No reading feels another click; the taste is their mean, in whatever order they come, and padding counts for nothing."""
-    model, codes, titles = tasting_model(taste_focus=0.0), some_codes(1, 4, 4), some_codes(1, 4, 6)
+@pytest.mark.parametrize("focus", [0.0, 8.0])
+def test_a_click_is_read_by_itself_and_clicks_are_counted(focus):
+    """No reading feels another click; the taste is their mean, or what most agree on, in whatever order they come, and padding
+    counts for nothing."""
+    model, codes, titles = tasting_model(taste_focus=focus), some_codes(1, 4, 4), some_codes(1, 4, 6)
     readings = model.read_clicks(codes)
     for click in range(4):
         torch.testing.assert_close(model.read_clicks(codes[:, click, None])[:, 0], readings[:, click])
     taste = model.embed_history(codes, titles)[2]
-    torch.testing.assert_close(taste, PREFERENCE.taste_gain * readings.mean(1, keepdim=True))
+    said = shared_taste(readings, None, focus) if focus else readings.mean(1)
+    torch.testing.assert_close(taste, PREFERENCE.taste_gain * said[:, None])
     torch.testing.assert_close(model.embed_history(codes.flip(1), titles)[2], taste)
     few = model.embed_history(codes, titles, num_items=torch.tensor([3]))[2]
     torch.testing.assert_close(few, model.embed_history(codes[:, :3], titles[:, :3])[2])
@@ -104,8 +107,27 @@ def test_shares_are_a_samples_own():
     assert not together[1, 3:].any()
     assert not together[2].any()
     torch.testing.assert_close(click_shares(torch.zeros(1, 4, 8), None, 8.0), torch.full((1, 4), 0.25))
+
+
+def test_a_tie_is_left_as_it_is():
+    """One click is the taste; clicks that are as many and as unlike one way as the other count alike: nobody leads."""
+    one, other = torch.eye(8)[:1], torch.eye(8)[1:2]
+    torch.testing.assert_close(click_shares(one[None], None, 8.0), torch.ones(1, 1))
+    for clicks in (torch.cat((one, other)), torch.cat((one, other, one, other))):
+        torch.testing.assert_close(click_shares(clicks[None], None, 8.0)[0], torch.full((len(clicks),), 1 / len(clicks)))
+    led = click_shares(torch.cat((one, other, one, other, one))[None], None, 8.0)[0]
+    assert led[::2].sum() > 0.95, "three against two"
+
+
+@pytest.mark.parametrize("focus", [0.0, 8.0])
+def test_clicks_are_weighted_in_fp32_whatever_they_are_in(focus):
+    readings = torch.randn(3, 6, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
+    exact = shared_taste(readings.float(), torch.tensor([6, 3, 0]), focus)
+    made = shared_taste(readings, torch.tensor([6, 3, 0]), focus)
+    assert made.dtype == torch.bfloat16
+    assert torch.equal(made, exact.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(click_shares(readings, torch.tensor([5, 3, 0]), 8.0), together)
+        assert torch.equal(shared_taste(readings.float(), torch.tensor([6, 3, 0]), focus), exact)
 
 
 def test_training_takes_the_mean_of_the_clicks_and_its_gradient_reaches_each():

@@ -84,11 +84,12 @@ def embedded_history(model: UniAdGen, prompter: Prompter, request: Request) -> t
 def taste(model: UniAdGen, request: Request) -> torch.Tensor:
     """What the clicked pictures say, read one by one; (D,)."""
     readings = [model.preference.taste_reader(model.image_embedding(codes[None, None]))[0, 0] for codes in request.history_codes]
-    directions = [reading / reading.norm() for reading in readings]
+    directions = [torch.nn.functional.normalize(reading, dim=0) for reading in readings]
     focus, shares = model.config.preference.taste_focus, [1 / len(readings)] * len(readings)
     for _ in range(2 if focus else 0):
         centre = sum(share * direction for share, direction in zip(shares, directions, strict=True))
-        votes = [math.exp(focus * float(direction @ centre) / float(centre.norm())) for direction in directions]
+        centre = torch.nn.functional.normalize(centre, dim=0)
+        votes = [math.exp(focus * float(direction @ centre)) for direction in directions]
         shares = [vote / sum(votes) for vote in votes]
     return model.config.preference.taste_gain * sum(share * reading for share, reading in zip(shares, readings, strict=True))
 

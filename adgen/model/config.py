@@ -122,11 +122,12 @@ class PreferenceConfig(Settings):
     """Blocks that read each clicked picture by itself; what the readings say together is added where the picture begins. 0 for
     none: the published model has no such path."""
     taste_gain: float = Field(8.0, gt=0)
-    """What that is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
+    """What the taste is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
     an embedding, and what is added at an embedding's length is lost among them."""
     taste_focus: float = Field(0.0, ge=0)
-    """How much clicks that agree outweigh strays when a picture is made: shares of the mean go as exp(taste_focus * cosine to it).
-    0 for equal shares, as in training; with 8, a click in a style unlike the others' has a thousandth of one of theirs."""
+    """How much clicks that agree outweigh strays where a picture is made, and in held-out losses: shares of the mean go as
+    exp(taste_focus * cosine of a click's reading to the mean), twice over. 0 for equal shares, as training always has. With 8, and
+    where three clicks or more agree, one that is unlike them counts about a thousandth of one of theirs."""
 
 
 class ForegroundConfig(Settings):

@@ -13,32 +13,35 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _SHIFTS = 2
-"""From the second on little moves: of 3.9 clicks that count one shift leaves 3.4, three further ones 3.3."""
+"""How often the mean is weighted anew. Of six clicks of `tiny`'s users as many count as 3.9 after one shift, 3.4 after two, 3.3
+after five (1 / the sum of squared shares)."""
 
 
 def shared_taste(readings: Tensor, num_items: Tensor | None, focus: float) -> Tensor:
     """Readings (B, N, D) of the clicks -> (B, D): each sample's mean, weighted by agreement; zeros for one without clicks.
 
-    num_items (B,): how many of the N clicks each sample has, all by default. focus: 0 for the plain mean.
+    num_items (B,): how many of the N clicks each sample has, all by default. focus: 0 for the plain mean. In fp32, whatever the
+    readings are in: sums, and no products of matrices, which autocast would make bf16 of.
     """
-    return torch.einsum("bn,bnd->bd", click_shares(readings, num_items, focus), readings)
+    shares = click_shares(readings, num_items, focus)
+    return (shares[..., None] * readings.float()).sum(1).to(readings.dtype)
 
 
 @torch.no_grad()
 def click_shares(readings: Tensor, num_items: Tensor | None, focus: float) -> Tensor:
-    """Each click's share (B, N) of its sample's taste, summing to 1, or all 0 without clicks.
+    """Each click's share (B, N) of its sample's taste, fp32, summing to 1, or all 0 without clicks.
 
-    A shift: share ~ exp(focus * cosine to the mean so far), from equal shares on. They have no gradient: what pulls on a taste
-    pulls on the clicks that make it, and not on who agrees with whom.
+    Equal shares to begin with, then with each shift share ~ exp(focus * cosine of its reading to the weighted mean). Where as many
+    clicks say one thing as another, nobody leads and shares stay equal. They have no gradient: what pulls on a taste pulls on the
+    clicks that make it, and not on who agrees with whom.
     """
-    count = readings.new_full((len(readings),), readings.shape[1]) if num_items is None else num_items
+    count = torch.full((len(readings),), readings.shape[1], device=readings.device) if num_items is None else num_items
     own = torch.arange(readings.shape[1], device=readings.device) < count[:, None]
     shares = own / count.clamp_min(1)[:, None].float()
     unit = F.normalize(readings.float(), dim=-1)
     for _ in range(_SHIFTS if focus else 0):
-        # Sums and not products of matrices, which autocast would make bf16 of.
         centre = F.normalize((shares[..., None] * unit).sum(1, keepdim=True), dim=-1)
         agreement = focus * (unit * centre).sum(-1)
         # Not -inf, of which a sample without clicks would have NaN; `own` makes it zeros.
         shares = agreement.masked_fill(~own, torch.finfo(torch.float32).min).softmax(-1) * own
-    return shares.to(readings.dtype)
+    return shares
