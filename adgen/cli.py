@@ -40,7 +40,7 @@ class S3Options:
 
     def open(self, store: str) -> "Storage":
         """The store."""
-        from adgen.creatives.storage import open_storage
+        from adgen.creatives.stores import open_storage
 
         return open_storage(store, self.access())
 
@@ -55,7 +55,7 @@ def import_pad1m(
     as_json: Json = False,
 ) -> int:
     """Turn the public PAd1M JSON into input tables."""
-    from adgen.shop.pad1m import import_pad1m
+    from adgen.shop.inputs.pad1m import import_pad1m
 
     return _print_summary(import_pad1m(file, dest), as_json)
 
@@ -70,7 +70,7 @@ def synth(
     as_json: Json = False,
 ) -> int:
     """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
-    from adgen.shop.synth import synthesize
+    from adgen.shop.synthetic.synth import synthesize
 
     return _print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
 
@@ -84,7 +84,7 @@ def starter_model(
 ) -> int:
     """Write an untrained model directory, to start a training from or to try the machinery with. It paints noise."""
     from adgen.generation.starter import write_starter_model
-    from adgen.shop.tables import open_inputs
+    from adgen.shop.inputs.tables import open_inputs
 
     titles = (batch.column(0).to_pylist() for batch in open_inputs(inputs, tables=("products",))["products"].batches(["title"]))
     write_starter_model(dest, (title for some in titles for title in some if title), size, seed)
@@ -199,7 +199,7 @@ def replay(
     different_device, other tokens on another device or other versions. 5: unequal, other tokens on the same: a fault.
     6: input_gone, what it was made from is no more what it was.
     """
-    from adgen.on_ray.replay import EXIT_CODES, replay
+    from adgen.on_ray.refresh.replay import EXIT_CODES, replay
 
     done = replay(s3.open(store), campaign, pair, model, device, s3.access())
     if as_json:

@@ -92,7 +92,7 @@ def data(
     save: Save = None,
 ) -> dict:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
-    from adgen.on_ray.data_benchmark import as_record, marginal_rates, run_benchmark
+    from adgen.on_ray.benchmark.refresh import as_record, marginal_rates, run_benchmark
 
     console = Console(stderr=True)
     measured = run_benchmark(

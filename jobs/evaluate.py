@@ -26,9 +26,9 @@ from rich.console import Console
 from tyro.conf import arg
 
 from adgen.errors import AdgenError, SettingsError
-from adgen.evaluation.settings import PhotographsSettings, RobustnessSettings
-from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings
-from adgen.on_ray.proof_settings import ProofSettings
+from adgen.evaluation.robustness.settings import PhotographsSettings, RobustnessSettings
+from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluationSettings
+from adgen.on_ray.proof.settings import ProofSettings
 
 app = tyro.extras.SubcommandApp()
 Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
@@ -48,7 +48,7 @@ def run(settings: Annotated[RunEvaluationSettings, arg(name="")]) -> Outcome:
     """How good are the creatives of a published run? Every row scored, means with intervals, a report."""
     from adgen.on_ray.cluster import connected
     from adgen.on_ray.display import RichProgress
-    from adgen.on_ray.evaluation import evaluate_run
+    from adgen.on_ray.evaluation.job import evaluate_run
 
     with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_run(settings, bar)
@@ -60,7 +60,7 @@ def model(settings: Annotated[ModelEvaluationSettings, arg(name="")]) -> Outcome
     """How good are the creatives that a model makes of the pairs with a reference? Made, then scored as `run` does."""
     from adgen.on_ray.cluster import connected
     from adgen.on_ray.display import RichProgress
-    from adgen.on_ray.model_evaluation import evaluate_model
+    from adgen.on_ray.evaluation.model import evaluate_model
 
     with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_model(settings, bar)
@@ -68,7 +68,7 @@ def model(settings: Annotated[ModelEvaluationSettings, arg(name="")]) -> Outcome
 
 
 def _told(record: dict[str, Any]) -> Outcome:
-    from adgen.evaluation.tables import print_scores
+    from adgen.evaluation.report.tables import print_scores
 
     print_scores(Console(width=max(Console().width, 120)), record)
     return Outcome(record)
@@ -84,7 +84,7 @@ def proof(
     from adgen.evaluation.proof.table import print_proof
     from adgen.on_ray.cluster import connected
     from adgen.on_ray.display import RichProgress
-    from adgen.on_ray.proof import prove
+    from adgen.on_ray.proof.job import prove
 
     progress = Console(stderr=True)
     # Libraries print to stdout what they like; there our table and one JSON object stand alone.
@@ -98,8 +98,8 @@ def proof(
 @app.command
 def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save = None) -> Outcome:
     """How far does PBS move when a picture changes and its background does not? Beside the score of other backgrounds."""
-    from adgen.evaluation.commands import run_robustness
-    from adgen.evaluation.tables import print_robustness
+    from adgen.evaluation.report.tables import print_robustness
+    from adgen.evaluation.robustness.commands import run_robustness
     from adgen.on_ray.display import RichProgress
 
     with RichProgress(Console(stderr=True), unit="pictures") as bar:
@@ -111,8 +111,8 @@ def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save
 @app.command
 def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Save = None) -> Outcome:
     """How well do scores tell labelled kinds of background in real photographs apart? Retrieval over other products."""
-    from adgen.evaluation.commands import run_photographs
-    from adgen.evaluation.tables import print_photographs
+    from adgen.evaluation.report.tables import print_photographs
+    from adgen.evaluation.robustness.commands import run_photographs
     from adgen.on_ray.display import RichProgress
 
     with RichProgress(Console(stderr=True), unit="scores") as bar:

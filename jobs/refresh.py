@@ -22,9 +22,9 @@ from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.display import RichProgress, print_summary
-from adgen.on_ray.dry_run import forecast
-from adgen.on_ray.refresh import refresh
-from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.refresh.dry_run import forecast
+from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.shipped import shipped_model
 
 REQUIRED = ("inputs", "store", "model")

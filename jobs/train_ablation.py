@@ -20,10 +20,9 @@ from tyro.conf import Positional, arg
 from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
-from adgen.on_ray.display import print_summary
-from adgen.on_ray.pretraining_ablation import Ablation, follow_ablation
-from adgen.on_ray.pretraining_display import TrainingProgress
-from adgen.on_ray.settings import ClusterSettings
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.display import TrainingProgress, print_summary
+from adgen.on_ray.training.ablation import Ablation, follow_ablation
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,9 @@ from tyro.conf import Positional, arg
 from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
-from adgen.on_ray.display import print_summary
-from adgen.on_ray.pretraining_display import TrainingProgress
-from adgen.on_ray.pretraining_recipe import Recipe, follow, ship
-from adgen.on_ray.settings import ClusterSettings
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.display import TrainingProgress, print_summary
+from adgen.on_ray.training.recipe import Recipe, follow, ship
 
 
 @dataclasses.dataclass(frozen=True)

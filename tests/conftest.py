@@ -11,7 +11,8 @@ from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
 
 from adgen.creatives.s3 import s3_client
-from adgen.creatives.storage import S3Access, Storage, open_storage
+from adgen.creatives.storage import S3Access, Storage
+from adgen.creatives.stores import open_storage
 
 
 @pytest.fixture(scope="session")

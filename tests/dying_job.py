@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from adgen.creatives import publish
-from adgen.on_ray import refresh
+from adgen.on_ray.refresh import job as refresh
 
 # Moment -> a function of adgen.creatives.publish, and whether it still runs.
 MOMENTS = {

@@ -16,16 +16,18 @@ from adgen.creatives.journal import Journal, from_parquet
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.runs import Run
-from adgen.creatives.storage import Storage, open_storage
-from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.finishing.finish import ProductFacts, finish
-from adgen.on_ray.payload import Row, lossless
-from adgen.on_ray.row_errors import raise_told
-from adgen.on_ray.scoring import Scored, ScoreShard, ScoringContext, packed
-from adgen.on_ray.settings import ClusterSettings
-from adgen.on_ray.stages import vars_of
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
+from adgen.model.pbs_config import PBSConfig
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.refresh.commit import vars_of
+from adgen.on_ray.refresh.payload import lossless
+from adgen.on_ray.rows import Row, raise_told
+from adgen.on_ray.scoring.workers import Scored, ScoreShard, ScoringContext, packed
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
-from adgen.shop.synth import synthesize
+from adgen.shop.synthetic.synth import synthesize
 
 SECRET, ROWS_PER_SHARD, CLICKS = b"a secret for tests", 5, 4
 

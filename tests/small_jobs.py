@@ -14,8 +14,8 @@ from small_models import save_small_model
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import open_published
 from adgen.creatives.runs import list_runs
-from adgen.creatives.storage import open_storage
-from adgen.shop.synth import synthesize
+from adgen.creatives.stores import open_storage
+from adgen.shop.synthetic.synth import synthesize
 
 NUM_PAIRS, PER_SHARD = 16, 2
 CAMPAIGN = "c"

@@ -14,9 +14,10 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.storage import Storage
 from adgen.records import FAILED, INPUT_TABLES, LINEAGE, MANIFEST, OK
-from adgen.shop.catalog import Catalog, build_catalog
-from adgen.shop.plan import PlanRules, PlanSummary, carried_rows, make_plan
-from adgen.shop.tables import Inputs, open_inputs
+from adgen.shop.catalog.catalog import Catalog, build_catalog
+from adgen.shop.inputs.tables import Inputs, open_inputs
+from adgen.shop.plan.plan import PlanSummary, make_plan
+from adgen.shop.plan.rows import PlanRules, carried_rows
 
 CAMPAIGN = "autumn"
 MODEL = "a" * 64

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from small_models import small_config, small_model, small_prompter
 
 from adgen.model.checkpoint import save
-from adgen.on_ray.pretraining_settings import PretrainSettings
-from adgen.shop.synth import synthesize
+from adgen.on_ray.training.settings import PretrainSettings
+from adgen.shop.synthetic.synth import synthesize
 
 GOLDEN = Path(__file__).parent / "golden_losses" / "personal.txt"
 STEPS = 20
@@ -82,7 +82,7 @@ def write_golden() -> None:
     import ray
 
     from adgen.on_ray.cluster import quiet_ray
-    from adgen.on_ray.pretraining import pretrain
+    from adgen.on_ray.training.job import pretrain
 
     quiet_ray()
     ray.init(address="local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)

@@ -11,15 +11,8 @@ from adgen.config import load_settings
 from adgen.errors import SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load, save
-from adgen.on_ray.pretraining_ablation import (
-    VARIANTS,
-    Ablation,
-    check_plain,
-    follow_ablation,
-    give_strangers,
-    write_start,
-)
-from adgen.shop.synth import synthesize
+from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, follow_ablation, give_strangers, write_start
+from adgen.shop.synthetic.synth import synthesize
 from adgen.training.batches import LanguageCollator
 from adgen.training.settings import TrainingSettings
 from adgen.training.stages import load_prompter, make_task

@@ -17,24 +17,15 @@ from small_models import save_small_model
 
 from adgen import records
 from adgen.errors import InputError
-from adgen.evaluation.changes import CHANGES, Change
-from adgen.evaluation.pbs import (
-    PBS_CONFIG_FILE,
-    PBS_FILE,
-    PBSConfig,
-    PBSEncoder,
-    initialize_pbs,
-    load_pbs,
-    pbs_features,
-    pbs_of_pairs,
-    preprocess,
-    reencoded,
-)
-from adgen.evaluation.photographs import compare_scores, photograph_features, read_photographs
-from adgen.evaluation.retrieval import average_precision, expected_precision
-from adgen.evaluation.robustness import measure_robustness
-from adgen.evaluation.scenes import drawn_scenes, table_scenes
-from adgen.shop.tables import open_inputs
+from adgen.evaluation.pictures.pbs import pbs_features, pbs_of_pairs, reencoded
+from adgen.evaluation.robustness.changes import CHANGES, Change
+from adgen.evaluation.robustness.pbs_robustness import measure_robustness
+from adgen.evaluation.robustness.photographs import compare_scores, photograph_features, read_photographs
+from adgen.evaluation.robustness.retrieval import average_precision, expected_precision
+from adgen.evaluation.robustness.scenes import drawn_scenes, table_scenes
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs, load_pbs, preprocess
+from adgen.model.pbs_config import PBSConfig
+from adgen.shop.inputs.tables import open_inputs
 
 CONFIG = PBSConfig(image_size=32, resize_to=36, patch_size=8, hidden_size=32, num_layers=2, num_heads=2, feature_size=16)
 REAL = Path(__file__).parents[2] / "shared" / "data" / "clothing"

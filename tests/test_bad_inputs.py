@@ -13,10 +13,10 @@ from small_models import save_small_model
 from small_shops import SmallShop, small_shop
 
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
-from adgen.on_ray.refresh import Summary, refresh
-from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.refresh.job import Summary, refresh
+from adgen.on_ray.refresh.settings import RefreshSettings
 
 CAMPAIGN = "odd"
 GATES = ("title_empty", "forbidden_words", "numbers_and_units", "picture_blank", "product_visible")

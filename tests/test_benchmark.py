@@ -17,7 +17,7 @@ from adgen.generation.benchmark.requests import bench_prompter, bench_requests
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 from adgen.generation.benchmark.sizes import SIZES, random_model, sharing_copy, size
 from adgen.generation.generate import generate
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 
 CPU = torch.device("cpu")
 JOB = Path(__file__).parents[1] / "jobs" / "benchmark.py"

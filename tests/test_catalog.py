@@ -14,13 +14,14 @@ from small_runs import Crash, CrashingStorage
 from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, small_shop, tokenize
 
 from adgen.creatives import layout
-from adgen.creatives.storage import Storage, open_storage
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, RunError, StoreError
-from adgen.shop import catalog_rows
-from adgen.shop.catalog import build_catalog, last_catalog, open_catalog
-from adgen.shop.product_buckets import bucket_count, product_key, read_products, split_products
+from adgen.shop.catalog import rows as catalog_rows
+from adgen.shop.catalog.buckets import bucket_count, product_key, read_products, split_products
+from adgen.shop.catalog.catalog import build_catalog, last_catalog, open_catalog
+from adgen.shop.inputs.tables import open_inputs
 from adgen.shop.similarity import embed_titles
-from adgen.shop.tables import open_inputs
 
 
 @pytest.fixture
@@ -282,7 +283,7 @@ def test_buckets_are_ranges_of_keys_and_split_nothing_twice(tmp_path):
 
 def test_products_of_several_buckets_are_found_in_any_order(tmp_path, folder, monkeypatch):
     shop = small_shop(tmp_path / "inputs", num_products=40, num_users=40)
-    monkeypatch.setattr("adgen.shop.catalog.bucket_count", lambda rows: 8)
+    monkeypatch.setattr("adgen.shop.catalog.catalog.bucket_count", lambda rows: 8)
     catalog = shop.catalog(folder)
     assert len(catalog.index.buckets) == 8
     ids = [f"p{n}" for n in reversed(range(40))]

@@ -14,7 +14,6 @@ from small_models import save_small_model, small_config, small_model, small_prom
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from adgen.errors import ModelError
-from adgen.evaluation.pbs import PBSConfig, PBSEncoder, load_pbs
 from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import (
     load,
@@ -27,6 +26,8 @@ from adgen.model.checkpoint import (
 )
 from adgen.model.config import LoRAConfig, ModelConfig, janus_pro_1b, janus_pro_7b
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
+from adgen.model.pbs import PBSEncoder, load_pbs
+from adgen.model.pbs_config import PBSConfig
 from adgen.model.weight_files import weight_files, write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -15,7 +15,7 @@ from small_runs import begin, commit_plan, make_rows, pair_ids
 
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import finish
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import ConsumerError
 from adgen.finishing.contact_sheet import Card, ReportSummary, render_report, thumbnail
 from adgen.finishing.report import build_report, write_report

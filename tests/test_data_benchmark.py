@@ -10,14 +10,14 @@ import pytest
 from small_models import save_small_model
 
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import RunError
-from adgen.on_ray.data_benchmark import Measured, as_record, cut_inputs, marginal_rates, measure
-from adgen.on_ray.process_watch import RAY, PhaseClock, PhaseCost, ProcessWatch
-from adgen.on_ray.settings import RefreshSettings
-from adgen.shop.synth import synthesize
-from adgen.shop.tables import open_inputs
+from adgen.on_ray.benchmark.processes import RAY, PhaseClock, PhaseCost, ProcessWatch
+from adgen.on_ray.benchmark.refresh import Measured, as_record, cut_inputs, marginal_rates, measure
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.shop.inputs.tables import open_inputs
+from adgen.shop.synthetic.synth import synthesize
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ from small_models import save_small_model
 from small_shops import small_shop
 
 from adgen.errors import SettingsError
-from adgen.on_ray.dry_run import forecast, read_benchmark
-from adgen.on_ray.refresh import refresh
-from adgen.on_ray.settings import ForecastSettings, RefreshSettings
+from adgen.on_ray.refresh.dry_run import forecast, read_benchmark
+from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.settings import ForecastSettings, RefreshSettings
 
 RECORD = {"pictures_per_second": 4.0, "model": "small", "device": "cpu", "dtype": "float32", "batch": 5, "more": [1]}
 

@@ -15,7 +15,8 @@ from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation import batch
 from adgen.generation import engine as engine_module
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
 from adgen.generation.layers import StepLayers
 from adgen.generation.reading import read_prompts

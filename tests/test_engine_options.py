@@ -7,7 +7,8 @@ from test_engine import assert_same, small_engine
 from test_generate import SAMPLED, requests
 
 from adgen.errors import SettingsError
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, embed_history, generate, kept_history
 from adgen.generation.linears import narrowed, preparation
 from adgen.generation.reading import reading

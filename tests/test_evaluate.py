@@ -21,32 +21,36 @@ from small_runs import CAMPAIGN
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import S3Access, open_storage
+from adgen.creatives.storage import S3Access
+from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
-from adgen.evaluation.bleu import NUM_COUNTS
-from adgen.evaluation.comparison import compare
-from adgen.evaluation.creative_scores import PICTURE_SCORES, ROW_SCORES, SCORED, UNPASTED_SCORES
-from adgen.evaluation.earlier import distances_beside, judged_otherwise
-from adgen.evaluation.features import FEATURES
-from adgen.evaluation.judges import Judge, JudgePaths
 from adgen.evaluation.report.labels import UNCERTAIN
 from adgen.evaluation.report.page import render_page
-from adgen.evaluation.report.pictures import StoredPictures
-from adgen.evaluation.set_scores import SetScore
-from adgen.evaluation.stored_rows import ROWS
-from adgen.evaluation.summary import summarize
-from adgen.evaluation.tables import print_scores
-from adgen.on_ray import evaluation, model_evaluation, scoring
-from adgen.on_ray.evaluation import ScoredRun, evaluate_run, score_runs
-from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
-from adgen.on_ray.model_evaluation import evaluate_model, with_pairs
-from adgen.on_ray.payload import lossless
-from adgen.on_ray.row_places import journal_rows, read_strangers
-from adgen.on_ray.scoring import ScoreShard, ScoringContext, packed, whole_parts
-from adgen.on_ray.settings import RefreshSettings
-from adgen.on_ray.stages import Context
-from adgen.on_ray.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted, read_unpasted
-from adgen.shop.tables import open_inputs
+from adgen.evaluation.report.tables import print_scores
+from adgen.evaluation.results.comparison import compare
+from adgen.evaluation.results.earlier import distances_beside, judged_otherwise
+from adgen.evaluation.results.features import FEATURES
+from adgen.evaluation.results.pictures import StoredPictures
+from adgen.evaluation.results.rows import ROWS
+from adgen.evaluation.results.set_scores import SetScore
+from adgen.evaluation.results.summary import summarize
+from adgen.evaluation.scoring.creatives import PICTURE_SCORES, ROW_SCORES, SCORED, UNPASTED_SCORES
+from adgen.evaluation.scoring.networks import Judge, JudgePaths
+from adgen.evaluation.titles.bleu import NUM_COUNTS
+from adgen.on_ray.evaluation import job as evaluation
+from adgen.on_ray.evaluation import model as model_evaluation
+from adgen.on_ray.evaluation.job import ScoredRun, evaluate_run, score_runs
+from adgen.on_ray.evaluation.model import evaluate_model, with_pairs
+from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluationSettings, ScoringSettings
+from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.payload import lossless
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.scoring import workers as scoring
+from adgen.on_ray.scoring.sampling import journal_rows, read_strangers
+from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
+from adgen.on_ray.scoring.workers import ScoreShard, ScoringContext, packed, whole_parts
+from adgen.shop.inputs.tables import open_inputs
 
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
 NEED_A_JUDGE = PBS | {name for name in PICTURE_SCORES if name.startswith("background")} | {"clip_score"}

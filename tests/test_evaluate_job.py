@@ -10,7 +10,7 @@ from small_evaluations import draw_shop, save_small_encoder
 from small_models import save_small_model
 
 from adgen.creatives.publish import read_pointer
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 
 ROOT = Path(__file__).parents[1]
 CAMPAIGN = "spring"

@@ -1,4 +1,4 @@
-"""adgen/evaluation/features.py: what stored features say together, against the same computed at once."""
+"""adgen/evaluation/results/features.py: what stored features say together, against the same computed at once."""
 
 import numpy as np
 import pyarrow as pa
@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from adgen.errors import SettingsError
-from adgen.evaluation.distribution import SetDistance
-from adgen.evaluation.diversity import compare_diversity, mean_diversity, write_diversity
-from adgen.evaluation.features import FEATURE_ROWS, FEATURES, from_bytes, set_distance, to_bytes
-from adgen.evaluation.set_scores import set_scores
-from adgen.evaluation.similarity import diversity
+from adgen.evaluation.pictures.backgrounds import diversity
+from adgen.evaluation.pictures.distances import SetDistance
+from adgen.evaluation.results.diversity import compare_diversity, mean_diversity, write_diversity
+from adgen.evaluation.results.features import FEATURE_ROWS, FEATURES, from_bytes, set_distance, to_bytes
+from adgen.evaluation.results.set_scores import set_scores
 
 SIZE, USERS, PRODUCTS, SEEDS = 6, 5, 4, 3
 

@@ -15,17 +15,17 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.publish import finish, read_pointer
 from adgen.creatives.reading import open_published, open_run
 from adgen.creatives.runs import Run, read_run
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import ModelError, SettingsError
-from adgen.evaluation.creative_scores import SCORED
-from adgen.evaluation.pbs import PBS_FILE
-from adgen.evaluation.stored_rows import ROWS
-from adgen.on_ray import gate as module
-from adgen.on_ray.evaluation import evaluate_run
-from adgen.on_ray.evaluation_settings import RunEvaluationSettings
-from adgen.on_ray.gate import check_gate_settings, judge, sample_items
-from adgen.on_ray.refresh import refresh
-from adgen.on_ray.settings import GateSettings, RefreshSettings
+from adgen.evaluation.results.rows import ROWS
+from adgen.evaluation.scoring.creatives import SCORED
+from adgen.model.pbs import PBS_FILE
+from adgen.on_ray.evaluation.job import evaluate_run
+from adgen.on_ray.evaluation.settings import RunEvaluationSettings
+from adgen.on_ray.refresh import gate as module
+from adgen.on_ray.refresh.gate import check_gate_settings, judge, sample_items
+from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 
 
 class Silent:

@@ -10,7 +10,7 @@ from two_pass_oracle import two_pass
 from adgen.errors import ModelError
 from adgen.generation.generate import Request, cut_back, generate, prefill, with_unconditional_rows
 from adgen.generation.prompt import Prompt
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 
 GREEDY = SamplingSettings(title_temperature=0, picture_temperature=0, max_title_tokens=12)
 SAMPLED = SamplingSettings(max_title_tokens=12)

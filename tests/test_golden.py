@@ -16,7 +16,6 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 
-from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, load_pbs, pbs, preprocess
 from adgen.generation.generate import PictureStep, paint, prefill
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
@@ -24,7 +23,8 @@ from adgen.generation.painting import Painter
 from adgen.generation.pictures import condition_pixels, square_pixels
 from adgen.generation.prompt import expand_placeholders
 from adgen.generation.reading import Reading, read_prompts
-from adgen.generation.sampling import SamplingSettings, guided, sample
+from adgen.generation.sampling import guided, sample
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.images import on_white, place_product
 from adgen.model.checkpoint import fill, on_meta
@@ -38,6 +38,8 @@ from adgen.model.config import (
 )
 from adgen.model.foreground import resample_positions
 from adgen.model.names import published_name
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, load_pbs, pbs, preprocess
+from adgen.model.pbs_config import PBSConfig
 from adgen.model.uniadgen import UniAdGen
 from adgen.shop.history import published_order, published_weights
 

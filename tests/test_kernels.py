@@ -14,7 +14,8 @@ from adgen.generation import attention
 from adgen.generation.attention import attend_cpu, attend_torch
 from adgen.generation.caches import Half, empty_cache
 from adgen.generation.kernels import cpu
-from adgen.generation.sampling import PICTURE, SamplingSettings, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
+from adgen.generation.sampling import PICTURE, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.decoder import KeyValueCache, rope_angles
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler on this machine")

@@ -29,7 +29,7 @@ from small_jobs import (
 )
 
 from adgen.creatives.publish import read_pointer
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 
 pytestmark = [pytest.mark.kill, pytest.mark.timeout(900)]

@@ -5,7 +5,8 @@ import torch
 from small_models import small_config, small_model, small_prompter
 from test_generate import SAMPLED, requests
 
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.memory_plan import (
     CPU_SLOTS,
     MAX_SLOTS,

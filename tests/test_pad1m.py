@@ -9,9 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from adgen.errors import InputError
-from adgen.shop import pad1m
-from adgen.shop.pad1m import import_pad1m
-from adgen.shop.tables import open_inputs, read_bytes
+from adgen.shop.inputs import pad1m
+from adgen.shop.inputs.locations import read_bytes
+from adgen.shop.inputs.pad1m import import_pad1m
+from adgen.shop.inputs.tables import open_inputs
 
 CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
 ALL_TABLES = ("products", "histories", "pairs", "references")

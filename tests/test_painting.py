@@ -7,7 +7,8 @@ from test_generate import SAMPLED, requests
 from torch.overrides import TorchFunctionMode
 
 from adgen.generation import layers
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.kernels import cpu
 
 READS_BACK = {

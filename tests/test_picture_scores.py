@@ -1,4 +1,4 @@
-"""adgen/evaluation/pictures.py, product_fidelity.py, similarity.py: is the product there, what is behind it, is it a copy."""
+"""adgen/evaluation/pictures: tensors, product_fidelity, copies: is the product there, what is behind it, is it a copy."""
 
 import io
 
@@ -10,19 +10,13 @@ from small_models import small_model
 from transformers import Dinov2Config, Dinov2Model
 
 from adgen.errors import PairError
-from adgen.evaluation.pictures import as_pixels, placed_product, stacked
-from adgen.evaluation.product_fidelity import product_scores
-from adgen.evaluation.similarity import (
-    OWN_ADAPTER,
-    background_features,
-    diversity,
-    load_dinov2,
-    nearest_history,
-    own_adapter,
-)
+from adgen.evaluation.pictures.backgrounds import OWN_ADAPTER, background_features, diversity, load_dinov2, own_adapter
+from adgen.evaluation.pictures.copies import nearest_history
+from adgen.evaluation.pictures.product_fidelity import product_scores
+from adgen.evaluation.pictures.tensors import as_pixels, placed_product, stacked
 from adgen.finishing.paste import compose
-from adgen.shop.drawing.backgrounds import STYLES, draw_background, set_on_background
-from adgen.shop.drawing.products import draw_cutout
+from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background, set_on_background
+from adgen.shop.synthetic.drawing.products import draw_cutout
 
 SIDE = 128
 

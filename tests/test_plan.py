@@ -8,10 +8,11 @@ from PIL import Image
 from small_shops import SmallShop, rules, small_shop
 
 from adgen.creatives.erasure import user_hash
-from adgen.creatives.storage import Storage, open_storage
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.records import pair_seed, user_key
-from adgen.shop.plan import resume_key
-from adgen.shop.plan_rows import ForgottenUsers
+from adgen.shop.plan.plan import resume_key
+from adgen.shop.plan.rows import ForgottenUsers
 
 
 @pytest.fixture

@@ -10,13 +10,15 @@ from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, smal
 
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal
-from adgen.creatives.storage import Storage, open_storage
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import InputError
-from adgen.shop import plan, plan_buckets
-from adgen.shop.catalog import build_catalog
-from adgen.shop.plan import make_plan
-from adgen.shop.plan_buckets import clear_buckets, read_bucket, split_inputs, split_published
-from adgen.shop.plan_rows import plan_bucket
+from adgen.shop.catalog.catalog import build_catalog
+from adgen.shop.plan import buckets as plan_buckets
+from adgen.shop.plan import plan
+from adgen.shop.plan.buckets import clear_buckets, read_bucket, split_inputs, split_published
+from adgen.shop.plan.plan import make_plan
+from adgen.shop.plan.rows import plan_bucket
 
 
 @pytest.fixture
@@ -79,7 +81,7 @@ def test_buckets_split_in_two_steps_make_the_same_plan(shop, folder, monkeypatch
 
 @pytest.mark.parametrize("limit", [None, 7])
 def test_a_plan_of_ray_tasks_is_the_serial_plan(ray_cluster, shop, folder, tmp_path, monkeypatch, limit):
-    from adgen.on_ray.bucket_tasks import map_buckets
+    from adgen.on_ray.refresh.plan_tasks import map_buckets
 
     monkeypatch.setattr(plan, "plan_bucket_count", lambda _: 8)
     first = shop.night(folder)
@@ -92,7 +94,7 @@ def test_a_plan_of_ray_tasks_is_the_serial_plan(ray_cluster, shop, folder, tmp_p
 
 
 def test_bucket_tasks_keep_the_order_and_read_no_further_than_the_cpus_reach(ray_cluster):
-    from adgen.on_ray.bucket_tasks import map_buckets
+    from adgen.on_ray.refresh.plan_tasks import map_buckets
 
     read = []
     plans = map_buckets(lambda number: number * number, (read.append(number) or number for number in range(9)))
@@ -103,7 +105,7 @@ def test_bucket_tasks_keep_the_order_and_read_no_further_than_the_cpus_reach(ray
 
 
 def test_an_error_in_a_bucket_task_is_the_planners_own_error(ray_cluster, shop, folder):
-    from adgen.on_ray.bucket_tasks import map_buckets
+    from adgen.on_ray.refresh.plan_tasks import map_buckets
 
     def lose(_):
         raise InputError("product 'p1' has no row")

@@ -17,19 +17,18 @@ from small_training import STEPS, Silent, golden, losses, small_run, training_in
 
 from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, OwnedElsewhere, RunError, SettingsError, StoreError
-from adgen.evaluation.pbs import load_pbs
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
-from adgen.generation.sampling_settings import SamplingChoice
+from adgen.generation.sampling_settings import SamplingChoice, SamplingSettings
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
+from adgen.model.pbs import load_pbs
 from adgen.model.weight_files import read_tensors, write_tensors
-from adgen.on_ray.pretraining import pretrain, run_identity
-from adgen.on_ray.pretraining_owner import Ownership
-from adgen.on_ray.pretraining_recipe import Recipe, ShopSettings, draw_shop, ship
-from adgen.on_ray.pretraining_store import CHECKPOINTS, RunFolder, checkpoint_name
+from adgen.on_ray.training.job import pretrain, run_identity
+from adgen.on_ray.training.ownership import Ownership
+from adgen.on_ray.training.recipe import Recipe, ShopSettings, draw_shop, ship
+from adgen.on_ray.training.run_folder import CHECKPOINTS, RunFolder, checkpoint_name
 from adgen.training.settings import TrainingSettings
 from adgen.training.stages import make_task
 

@@ -16,12 +16,12 @@ import torch.multiprocessing as mp
 from pyarrow.fs import LocalFileSystem, copy_files
 from test_deepspeed_step import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
 
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import OwnedElsewhere, RunError, StoreError
-from adgen.on_ray import pretraining_checkpoint
-from adgen.on_ray.pretraining_checkpoint import checkpoint_here, require_number, writing
-from adgen.on_ray.pretraining_owner import OWNER_FILE, Ownership
-from adgen.on_ray.pretraining_store import RunFolder, checkpoint_name
+from adgen.on_ray.training import checkpoints as pretraining_checkpoint
+from adgen.on_ray.training.checkpoints import checkpoint_here, require_number, writing
+from adgen.on_ray.training.ownership import OWNER_FILE, Ownership
+from adgen.on_ray.training.run_folder import RunFolder, checkpoint_name
 from adgen.training.deepspeed_files import UNIVERSAL
 from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 

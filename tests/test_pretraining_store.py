@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from adgen.errors import RunError, StoreError
-from adgen.on_ray import pretraining_store
-from adgen.on_ray.pretraining_log import TrainingLog
-from adgen.on_ray.pretraining_store import RunFolder, checkpoint_name, on_this_node
+from adgen.on_ray.training import run_folder as pretraining_store
+from adgen.on_ray.training.log import TrainingLog
+from adgen.on_ray.training.run_folder import RunFolder, checkpoint_name, on_this_node
 from adgen.training.example_files import ExampleFolder
 
 

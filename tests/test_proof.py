@@ -17,25 +17,25 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from adgen.errors import InputError, RunError, SettingsError
-from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
-from adgen.evaluation.pbs_config import PBSConfig
 from adgen.evaluation.proof.goals import GOALS, judged
 from adgen.evaluation.proof.measures import chance, style_hits, title_measures
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
+from adgen.evaluation.proof.style_classifier import train_style_classifier
 from adgen.evaluation.proof.table import print_proof
-from adgen.evaluation.style_classifier import train_style_classifier
-from adgen.evaluation.titles import ProductTexts
-from adgen.on_ray.proof import prove, with_models
-from adgen.on_ray.proof_pairs import choose_pairs, controlled_user, draw_held_out_shop
-from adgen.on_ray.proof_settings import ProofSettings
-from adgen.on_ray.proof_sheet import last_clicked
-from adgen.shop import people
-from adgen.shop.controlled_histories import NUM_CLICKS, controlled_clicks, stray_clicks
-from adgen.shop.style_pictures import draw_style_pictures
-from adgen.shop.synth import synthesize
-from adgen.shop.tables import open_inputs
-from adgen.shop.truth import Truth, read_truth
+from adgen.evaluation.titles.scores import ProductTexts
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
+from adgen.model.pbs_config import PBSConfig
+from adgen.on_ray.proof.job import prove, with_models
+from adgen.on_ray.proof.pairs import choose_pairs, controlled_user, draw_held_out_shop
+from adgen.on_ray.proof.settings import ProofSettings
+from adgen.on_ray.proof.sheet import last_clicked
+from adgen.shop.inputs.tables import open_inputs
+from adgen.shop.synthetic import people
+from adgen.shop.synthetic.controlled_histories import NUM_CLICKS, controlled_clicks, stray_clicks
+from adgen.shop.synthetic.style_pictures import draw_style_pictures
+from adgen.shop.synthetic.synth import synthesize
+from adgen.shop.synthetic.truth import Truth, read_truth
 from tests.small_models import save_small_model
 
 JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
@@ -115,8 +115,9 @@ def test_another_seed_is_another_shop(shop, tmp_path):
 
 
 def test_what_makes_creatives_does_not_know_the_truth():
-    modules = "adgen.on_ray.refresh, adgen.on_ray.stages, adgen.on_ray.planning, adgen.on_ray.pretraining, adgen.generation.engine"
-    code = f"import sys, {modules}; sys.exit('adgen.shop.truth' in sys.modules)"
+    refreshing = "adgen.on_ray.refresh.job, adgen.on_ray.refresh.stages, adgen.on_ray.refresh.planning"
+    modules = f"{refreshing}, adgen.on_ray.training.job, adgen.generation.engine"
+    code = f"import sys, {modules}; sys.exit('adgen.shop.synthetic.truth' in sys.modules)"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
@@ -164,7 +165,7 @@ def test_where_references_lie_the_whole_shop_lies(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         file.replace(to)
 
-    monkeypatch.setattr("adgen.shop.synth.shutil.move", cut_short)
+    monkeypatch.setattr("adgen.shop.synthetic.synth.shutil.move", cut_short)
     with pytest.raises(KeyboardInterrupt):
         synthesize(tmp_path, num_users=2, num_products=4, picture_side=16)
     left = {file.name for file in tmp_path.iterdir() if file.is_file()}
@@ -371,17 +372,17 @@ def test_a_sheet_that_is_no_picture_is_refused_first(tmp_path):
 
 
 def test_the_shipped_encoder_measures_other_models_too(tmp_path, monkeypatch):
-    monkeypatch.setattr("adgen.on_ray.proof.shipped_encoder", lambda: tmp_path)
+    monkeypatch.setattr("adgen.on_ray.proof.job.shipped_encoder", lambda: tmp_path)
     assert with_models(ProofSettings(model=tmp_path)).encoder == tmp_path
 
 
 def test_a_cluster_of_several_machines_is_refused_before_any_work(tmp_path, monkeypatch):
     nodes = [{"NodeManagerAddress": f"10.0.0.{number}", "Alive": number < 3} for number in (1, 1, 2, 3)]
-    monkeypatch.setattr("adgen.on_ray.proof.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("adgen.on_ray.proof.job.ray.nodes", lambda: nodes)
     with pytest.raises(RunError, match="the cluster has 2 machines"):
         prove(ProofSettings(model=tmp_path / "nowhere"), Silent())
     one_machine = nodes[:2] + nodes[3:]  # two nodes of one machine, and a dead one
-    monkeypatch.setattr("adgen.on_ray.proof.ray.nodes", lambda: one_machine)
+    monkeypatch.setattr("adgen.on_ray.proof.job.ray.nodes", lambda: one_machine)
     with pytest.raises(SettingsError, match="no such folder"):
         prove(ProofSettings(model=tmp_path / "nowhere"), Silent())
 

@@ -15,13 +15,14 @@ from test_refresh import Silent, published_rows, run, settings, shop  # noqa: F4
 
 from adgen.creatives.storage import S3Access
 from adgen.errors import EngineLost, ModelError, RunError
-from adgen.on_ray import ranks
 from adgen.on_ray.cluster import num_engines, slot_resources
-from adgen.on_ray.ranks import GenerateTogether, remove_groups
-from adgen.on_ray.refresh import refresh
-from adgen.on_ray.row_errors import raise_told
-from adgen.on_ray.settings import ClusterSettings, RefreshSettings
-from adgen.on_ray.stages import Context
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.refresh import ranks
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.ranks import GenerateTogether, remove_groups
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.rows import raise_told
 
 UNEQUAL = ("generated_at", "seconds")
 SIZES = {"plan": {"pairs_per_shard": 2}}

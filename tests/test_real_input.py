@@ -8,12 +8,12 @@ from PIL import Image
 from small_models import save_small_model
 
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.finishing.marking import read_marking
-from adgen.on_ray.refresh import refresh
-from adgen.on_ray.settings import RefreshSettings
-from adgen.shop.pad1m import import_pad1m
+from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.shop.inputs.pad1m import import_pad1m
 
 CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
 

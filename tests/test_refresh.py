@@ -12,13 +12,14 @@ from small_models import save_small_model
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import S3Access, open_storage
+from adgen.creatives.storage import S3Access
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
-from adgen.on_ray.dry_run import forecast
-from adgen.on_ray.refresh import Summary, refresh
-from adgen.on_ray.settings import RefreshSettings
-from adgen.shop.synth import synthesize
+from adgen.on_ray.refresh.dry_run import forecast
+from adgen.on_ray.refresh.job import Summary, refresh
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.shop.synthetic.synth import synthesize
 
 CAMPAIGN = "spring"
 
@@ -169,7 +170,7 @@ def test_bad_pictures_become_rows_with_a_reason_and_the_rest_goes_on(ray_cluster
 
 
 def test_a_product_that_changed_since_the_plan_is_input_changed(ray_cluster, own_shop, model, tmp_path, monkeypatch):
-    from adgen.on_ray import refresh as module
+    from adgen.on_ray.refresh import job as module
 
     products = pq.read_table(own_shop / "products.parquet").to_pylist()
     wanted = pq.read_table(own_shop / "pairs.parquet")["product_id"].to_pylist()[0]

@@ -12,13 +12,14 @@ from test_objects import CarelessStorage
 from test_refresh import Silent, model, run, settings, shop  # noqa: F401
 
 from adgen.creatives.runs import list_runs, read_run
-from adgen.creatives.storage import Storage, open_storage
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import EngineLost, ModelError, OwnedElsewhere, PairError, RunError, SettingsError, StoreError
-from adgen.on_ray import refresh as module
-from adgen.on_ray.refresh import FailureWatch
-from adgen.on_ray.row_errors import raise_told, telling
-from adgen.on_ray.settings import FailureSettings
+from adgen.on_ray.refresh import job as module
+from adgen.on_ray.refresh.failures import FailureWatch
+from adgen.on_ray.refresh.settings import FailureSettings
+from adgen.on_ray.rows import raise_told, telling
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,11 +13,11 @@ from adgen.cli import main
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import open_storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import ConsumerError
-from adgen.on_ray import replay as module
-from adgen.on_ray.provenance import version_in, versions_text
-from adgen.on_ray.replay import replay
+from adgen.on_ray.refresh import replay as module
+from adgen.on_ray.refresh.provenance import version_in, versions_text
+from adgen.on_ray.refresh.replay import replay
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 

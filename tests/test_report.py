@@ -5,11 +5,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from adgen.evaluation.creative_scores import ROW_SCORES
 from adgen.evaluation.report.charts import WIDTH, groups_svg, histogram_svg, interval_svg
 from adgen.evaluation.report.labels import label, meaning, verdict
+from adgen.evaluation.results.summary import Histogram, by_length, history_group
+from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES
 from adgen.evaluation.statistics import Difference, Estimate
-from adgen.evaluation.summary import CORPUS_BLEU, Histogram, by_length, history_group
 
 ROWS = {"rows": 9, "users": 3}
 

@@ -18,15 +18,17 @@ from test_gate import Silent
 
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import S3Access, Storage, open_storage
+from adgen.creatives.storage import S3Access, Storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
-from adgen.evaluation.pbs import PBS_FILE
-from adgen.evaluation.results import IDENTITY, REPORT, Identity, Results
-from adgen.evaluation.tables import print_scores
-from adgen.on_ray import evaluation, model_evaluation
-from adgen.on_ray.evaluation import evaluate_run
-from adgen.on_ray.evaluation_settings import ModelEvaluationSettings, RunEvaluationSettings
-from adgen.on_ray.model_evaluation import evaluate_model
+from adgen.evaluation.report.tables import print_scores
+from adgen.evaluation.results.folder import IDENTITY, REPORT, Identity, Results
+from adgen.model.pbs import PBS_FILE
+from adgen.on_ray.evaluation import job as evaluation
+from adgen.on_ray.evaluation import model as model_evaluation
+from adgen.on_ray.evaluation.job import evaluate_run
+from adgen.on_ray.evaluation.model import evaluate_model
+from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluationSettings
 
 
 class Counting(Silent):

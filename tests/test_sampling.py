@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from adgen.errors import AdgenError
 from adgen.generation.sampling import guided, gumbel_noise, philox, sample
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice, SamplingSettings
-from adgen.on_ray.settings import RefreshSettings
+from adgen.on_ray.refresh.settings import RefreshSettings
 
 
 @pytest.mark.parametrize(

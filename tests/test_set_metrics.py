@@ -1,4 +1,4 @@
-"""adgen/evaluation/distribution.py, clip_score.py, local_weights.py: real loading code on small random networks."""
+"""adgen/evaluation/pictures/distances.py, clip_score.py, local_weights.py: real loading code on small random networks."""
 
 import json
 import math
@@ -12,10 +12,10 @@ from small_judges import save_clip, save_dinov2
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from adgen.errors import InputError, ModelError
-from adgen.evaluation import distribution
-from adgen.evaluation.clip_score import TitlePictureScore
-from adgen.evaluation.distribution import INCEPTION_FILE, SetDistance, load_picture_features
-from adgen.evaluation.similarity import load_dinov2
+from adgen.evaluation.pictures import distances as distribution
+from adgen.evaluation.pictures.backgrounds import load_dinov2
+from adgen.evaluation.pictures.clip_score import TitlePictureScore
+from adgen.evaluation.pictures.distances import INCEPTION_FILE, SetDistance, load_picture_features
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 
 from adgen.config import load_settings
-from adgen.evaluation.pbs import load_pbs
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
@@ -18,11 +17,12 @@ from adgen.generation.prompt import Prompter
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, read_config
 from adgen.model.config import PRESETS
+from adgen.model.pbs import load_pbs
 from adgen.model.taste import click_shares
 from adgen.model.uniadgen import UniAdGen
-from adgen.on_ray.pretraining_recipe import Recipe
+from adgen.on_ray.training.recipe import Recipe
 from adgen.shipped import shipped_encoder, shipped_model
-from adgen.shop.style_pictures import STYLE_NAMES, draw_style_pictures
+from adgen.shop.synthetic.style_pictures import STYLE_NAMES, draw_style_pictures
 
 ROOT = Path(__file__).parent.parent
 TITLE, POINTS = "Plain red steel mug, keeps tea warm", ("keeps tea warm", "holds for years", "a gift with charm")

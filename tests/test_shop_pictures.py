@@ -1,4 +1,4 @@
-"""adgen/evaluation/shop_pictures.py: pictures are read once, seen in batches, and forgotten when there are too many."""
+"""adgen/evaluation/scoring/shop_pictures.py: pictures are read once, seen in batches, and forgotten when there are too many."""
 
 from collections import Counter
 from pathlib import Path
@@ -10,10 +10,10 @@ from small_evaluations import save_small_encoder
 from small_judges import save_dinov2
 
 from adgen.errors import PairError
-from adgen.evaluation import shop_pictures
-from adgen.evaluation.judges import JudgePaths, Judges, load_judges
-from adgen.evaluation.shop_pictures import ShopPicture, ShopPictures
-from adgen.shop.tables import read_bytes
+from adgen.evaluation.scoring import shop_pictures
+from adgen.evaluation.scoring.networks import JudgePaths, Judges, load_judges
+from adgen.evaluation.scoring.shop_pictures import ShopPicture, ShopPictures
+from adgen.shop.inputs.locations import read_bytes
 
 
 @pytest.fixture(scope="module")

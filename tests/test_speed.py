@@ -15,11 +15,11 @@ from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.generation.timings import PhaseTimings
-from adgen.on_ray import slot_plan
-from adgen.on_ray import speed as speed_module
-from adgen.on_ray.settings import RefreshSettings
-from adgen.on_ray.slot_plan import plan_slots
-from adgen.on_ray.speed import RunSpeed, shard_speed
+from adgen.on_ray.refresh import slot_plan
+from adgen.on_ray.refresh import speed as speed_module
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.refresh.slot_plan import plan_slots
+from adgen.on_ray.refresh.speed import RunSpeed, shard_speed
 
 MACHINE = Machine(read_gb_s=10, copy_gb_s=10, triad_gb_s=10, gflops=100)
 
@@ -79,7 +79,7 @@ def test_the_model_itself_is_what_the_floor_counts():
     assert small_engine().model_config == small_model().config
 
 
-@pytest.mark.parametrize("module", ["adgen.on_ray.settings", "adgen.on_ray.stages"])
+@pytest.mark.parametrize("module", ["adgen.on_ray.refresh.settings", "adgen.on_ray.refresh.stages"])
 def test_workers_without_an_engine_load_no_torch(module):
     """Seconds and hundreds of megabytes of each look-up and finishing worker."""
     code = f"import sys, {module}; print([m for m in ('torch', 'transformers', 'deepspeed', 'ray') if m in sys.modules])"

@@ -17,7 +17,8 @@ from small_runs import make_older
 from adgen.creatives import folder as folder_module
 from adgen.creatives import layout
 from adgen.creatives.folder import FolderStorage
-from adgen.creatives.storage import Storage, Taken, open_storage
+from adgen.creatives.storage import Storage, Taken
+from adgen.creatives.stores import open_storage
 from adgen.errors import StoreError
 
 

@@ -12,12 +12,13 @@ from test_gate import Silent
 from adgen.creatives.journal import Journal
 from adgen.creatives.layout import private_run
 from adgen.creatives.runs import Run
-from adgen.evaluation.strangers import Stranger, strangers_of
-from adgen.on_ray import gate, row_places
-from adgen.on_ray.gate import why_held
-from adgen.on_ray.row_places import read_strangers, spread_places
-from adgen.on_ray.settings import GateSettings, RefreshSettings
-from adgen.shop.tables import open_inputs
+from adgen.evaluation.scoring.other_users import Stranger, strangers_of
+from adgen.on_ray.refresh import gate
+from adgen.on_ray.refresh.gate import why_held
+from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
+from adgen.on_ray.scoring import sampling as row_places
+from adgen.on_ray.scoring.sampling import read_strangers, spread_places
+from adgen.shop.inputs.tables import open_inputs
 
 SEATS = [Stranger(f"user {number % 7}", ("click",)) for number in range(20)]
 

@@ -14,14 +14,15 @@ from PIL import Image
 
 from adgen import images
 from adgen.errors import InputError, SettingsError
-from adgen.shop import people, synth, synth_shop
-from adgen.shop.drawing.backgrounds import STYLES, draw_background, set_on_background
-from adgen.shop.drawing.products import KINDS, draw_cutout
-from adgen.shop.drawing.skins import COLOURS, PATTERNS
-from adgen.shop.draws import draw, jump, shuffled_blocks
-from adgen.shop.grammar import LOCALES, TONES, product_words
-from adgen.shop.synth import synthesize
-from adgen.shop.tables import open_inputs
+from adgen.shop.inputs.tables import open_inputs
+from adgen.shop.synthetic import people, synth
+from adgen.shop.synthetic import shop as synth_shop
+from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background, set_on_background
+from adgen.shop.synthetic.drawing.products import KINDS, draw_cutout
+from adgen.shop.synthetic.drawing.skins import COLOURS, PATTERNS
+from adgen.shop.synthetic.draws import draw, jump, shuffled_blocks
+from adgen.shop.synthetic.grammar import LOCALES, TONES, product_words
+from adgen.shop.synthetic.synth import synthesize
 
 ALL_TABLES = ("products", "histories", "pairs", "references")
 
@@ -48,7 +49,7 @@ def shop(tmp_path_factory) -> Path:
 
 def test_same_seed_same_bytes_in_any_process(tmp_path):
     code = (
-        "import sys\nfrom adgen.shop.synth import synthesize\n"
+        "import sys\nfrom adgen.shop.synthetic.synth import synthesize\n"
         "if __name__ == '__main__':\n"
         "    synthesize(sys.argv[1], 8, 20, num_references=4, seed=5, picture_side=96, workers=int(sys.argv[2]))"
     )

@@ -13,7 +13,8 @@ from moto.server import ThreadedMotoServer
 
 from adgen import records
 from adgen.errors import InputError, PairError
-from adgen.shop.tables import open_inputs, read_bytes, resolve_uri, stat
+from adgen.shop.inputs.locations import read_bytes, resolve_uri, stat
+from adgen.shop.inputs.tables import open_inputs
 
 PRODUCT = {
     "product_id": "p1",

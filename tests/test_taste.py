@@ -15,7 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from two_pass_oracle import two_pass
 
 from adgen.errors import ModelError
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import embed, embed_history, generate, kept_history
 from adgen.generation.prompt import PromptFacts
 from adgen.generation.reading import reading

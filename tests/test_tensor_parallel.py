@@ -16,7 +16,8 @@ from test_generate import SAMPLED, requests
 
 from adgen.errors import ModelError, RunError
 from adgen.generation import engine as engine_module
-from adgen.generation.engine import Engine, EngineSettings, serve_rank, start_rank
+from adgen.generation.engine import Engine, serve_rank, start_rank
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
 
 SETTINGS = EngineSettings(num_slots=2, tensor_parallel=2, timeout_seconds=20)

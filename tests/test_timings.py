@@ -7,8 +7,9 @@ import torch
 from small_models import small_model, small_prompter
 from test_generate import requests
 
-from adgen.generation.engine import Engine, EngineSettings
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 
 CPU = torch.device("cpu")

@@ -1,4 +1,4 @@
-"""adgen/evaluation/titles.py: what a title's scores say, what is absent, and that Chinese counts."""
+"""adgen/evaluation/titles/scores.py: what a title's scores say, what is absent, and that Chinese counts."""
 
 import math
 
@@ -9,8 +9,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from adgen.config import FinishSettings
 from adgen.errors import InputError
-from adgen.evaluation.bleu import CorpusBleu, bleu_counts, corpus_bleu
-from adgen.evaluation.titles import TITLE_SCORES, ProductTexts, rouge_l, title_scores
+from adgen.evaluation.titles.bleu import CorpusBleu, bleu_counts, corpus_bleu
+from adgen.evaluation.titles.scores import TITLE_SCORES, ProductTexts, rouge_l, title_scores
 
 ENGLISH = ProductTexts("Grey suede handbag 500 ml", ("evening ready", "roomy inside", "2-in-1"), "Oriel", "en")
 CHINESE = ProductTexts("粉色皮质耳机", ("折叠耐用", "录音室风", "头梁轻巧"), "Solde", "zh-CN")

@@ -14,10 +14,10 @@ from small_models import small_config, small_model, small_prompter
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill
 from adgen.generation.prompt import PromptFacts
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_unit_range
-from adgen.on_ray.pretraining_settings import PretrainSettings
+from adgen.on_ray.training.settings import PretrainSettings
 from adgen.training.batches import IGNORED, LanguageCollator
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import TokenizerTask
@@ -383,7 +383,9 @@ def test_training_loads_no_ray():
 
 def test_the_job_that_ray_train_imports_loads_no_torch():
     """Its controller and Ray Data's own processes import it as well, and torch takes seconds of CPU in each."""
-    code = "import sys, adgen.on_ray.pretraining_job, adgen.on_ray.pretraining_makers; print('torch' in sys.modules)"
+    code = (
+        "import sys, adgen.on_ray.training.worker_function, adgen.on_ray.training.example_encoders; print('torch' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
     assert done.stdout.strip() == "False"
 

@@ -16,13 +16,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from adgen.errors import InputError, ModelError
-from adgen.evaluation.pbs import PBSConfig, load_pbs, pbs
 from adgen.model.checkpoint import load
 from adgen.model.config import PRESETS
 from adgen.model.names import published_name
-from adgen.shop.drawing.backgrounds import STYLES, draw_background
-from adgen.shop.drawing.products import draw_cutout
-from adgen.shop.people import COLOUR_NAMES, KIND_NAMES, PATTERNS
+from adgen.model.pbs import load_pbs, pbs
+from adgen.model.pbs_config import PBSConfig
+from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background
+from adgen.shop.synthetic.drawing.products import draw_cutout
+from adgen.shop.synthetic.drawing.skins import PATTERNS
+from adgen.shop.synthetic.people import COLOUR_NAMES, KIND_NAMES
 from adgen.training.batches import LanguageCollator
 from adgen.training.codebook import MovingCodebook
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder

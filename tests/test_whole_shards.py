@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 from ray.data import DataContext
 
-from adgen.on_ray.refresh import shards_dataset
-from adgen.on_ray.settings import ClusterSettings
-from adgen.on_ray.stages import Stages
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.refresh.shards import shards_dataset
+from adgen.on_ray.refresh.stages import Stages
 
 MEGABYTE = 2**20
 PAIRS = [1, 40, 150, 1]  # of 1 MB each; the third shard alone is more than a block may hold
@@ -17,7 +17,7 @@ def weighing_stages() -> Stages:
     """Stages that fill, pass on and count a shard. Pickled by value, so that no worker needs this module."""
     import numpy as np
 
-    from adgen.on_ray.payload import pack, unpack
+    from adgen.on_ray.refresh.payload import pack, unpack
 
     class Fill:
         def __init__(self, context, catalog) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from adgen.generation.generate import Request
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import PICTURE, TITLE, SamplingSettings, gumbel_noise, sample
+from adgen.generation.sampling import PICTURE, TITLE, gumbel_noise, sample
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.uniadgen import UniAdGen
 
 

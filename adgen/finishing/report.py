@@ -15,7 +15,8 @@ import pyarrow.compute as pc
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import ManifestReader, open_published, open_run
 from adgen.creatives.references import references_of
-from adgen.creatives.storage import S3Access, Storage, open_storage
+from adgen.creatives.storage import S3Access, Storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, PairError, StoreError
 from adgen.finishing.contact_sheet import (
     CREATIVE_SIDE,
@@ -27,7 +28,8 @@ from adgen.finishing.contact_sheet import (
     thumbnail,
 )
 from adgen.records import OK
-from adgen.shop.tables import Inputs, open_inputs, read_bytes
+from adgen.shop.inputs.locations import read_bytes
+from adgen.shop.inputs.tables import Inputs, open_inputs
 
 CARDS = 60
 PARTS_READ = 24  # shards that are looked at: a report of a billion pairs costs what one of ten thousand does

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from adgen.generation.caches import Half
 from adgen.generation.kernels import cpu
-from adgen.model.decoder import rotate
+from adgen.model.decoder import split_heads
 
 
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
@@ -124,10 +124,3 @@ def _arguments(half: Half, layer: int, heads: int) -> cpu.Attention:
         num_shared=half.num_shared,
         scale=head_size**-0.5,
     )
-
-
-def split_heads(qkv: Tensor, cos: Tensor, sin: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
-    """qkv (R, W) -> rotated queries (R, H, E), rotated keys and plain values (R, G, E)."""
-    heads = qkv.unflatten(-1, (-1, cos.shape[-1]))
-    q, k, v = heads.split((heads.shape[1] - 2 * num_groups, num_groups, num_groups), dim=1)
-    return rotate(q, cos[:, None], sin[:, None]), rotate(k, cos[:, None], sin[:, None]), v

@@ -18,7 +18,7 @@ from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.reading import check_request, continue_prompts, read_prompts, reading, show_products
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.speculating import SpeculativePainter
 from adgen.generation.timings import PhaseTimings

@@ -24,7 +24,7 @@ from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
 from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig

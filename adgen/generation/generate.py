@@ -14,7 +14,8 @@ from torch import Tensor
 
 from adgen.errors import ModelError
 from adgen.generation.prompt import Prompt, Prompter, PromptFacts
-from adgen.generation.sampling import PICTURE, TITLE, SamplingSettings, guided, gumbel_noise, sample
+from adgen.generation.sampling import PICTURE, TITLE, guided, gumbel_noise, sample
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.config import ModelConfig
 from adgen.model.decoder import KeyValueCache
 from adgen.model.image_tokens import to_uint8

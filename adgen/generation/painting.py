@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adgen.generation.captured import CapturedStep
 from adgen.generation.layers import StepLayers
-from adgen.generation.sampling import SamplingSettings, draw_codes
+from adgen.generation.sampling import draw_codes
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.model.uniadgen import UniAdGen
 

@@ -13,7 +13,7 @@ from adgen.errors import ModelError
 from adgen.generation.generate import Request, check_codes, common_prefix, embed
 from adgen.generation.layers import StepLayers
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.model.uniadgen import UniAdGen
 

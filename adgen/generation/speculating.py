@@ -15,7 +15,8 @@ from torch import Tensor
 
 from adgen.generation.caches import Half
 from adgen.generation.layers import StepLayers
-from adgen.generation.sampling import SamplingSettings, guided, gumbel_noise, truncated, uniform_noise
+from adgen.generation.sampling import guided, gumbel_noise, truncated, uniform_noise
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.model.decoder import KeyValueCache
 from adgen.model.uniadgen import UniAdGen

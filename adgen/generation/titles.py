@@ -10,7 +10,8 @@ from adgen.generation.captured import CapturedStep
 from adgen.generation.generate import title_ended
 from adgen.generation.layers import StepLayers
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import TITLE, SamplingSettings, draw_tokens
+from adgen.generation.sampling import TITLE, draw_tokens
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.model.uniadgen import UniAdGen
 

@@ -225,3 +225,10 @@ def _write(cached: tuple[Tensor, Tensor, Tensor], k: Tensor, v: Tensor, num_visi
     keys.scatter_(2, at, k.to(keys.dtype))
     values.scatter_(2, at, v.to(values.dtype))
     return keys[:, :, :num_visible].to(k.dtype), values[:, :, :num_visible].to(v.dtype)
+
+
+def split_heads(qkv: Tensor, cos: Tensor, sin: Tensor, num_groups: int) -> tuple[Tensor, Tensor, Tensor]:
+    """qkv (R, W) -> rotated queries (R, H, E), rotated keys and plain values (R, G, E)."""
+    heads = qkv.unflatten(-1, (-1, cos.shape[-1]))
+    q, k, v = heads.split((heads.shape[1] - 2 * num_groups, num_groups, num_groups), dim=1)
+    return rotate(q, cos[:, None], sin[:, None]), rotate(k, cos[:, None], sin[:, None]), v

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import ray
 
 from adgen.errors import RunError
-from adgen.on_ray.settings import ClusterSettings
+from adgen.on_ray.cluster_settings import ClusterSettings
 
 
 @contextmanager

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.errors import InputError
-from adgen.evaluation.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSConfig, PBSEncoder, initialize_pbs, pbs, preprocess
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs, pbs, preprocess
+from adgen.model.pbs_config import PBSConfig
 from adgen.records import unit_interval
-from adgen.shop.drawing.backgrounds import set_on_background
+from adgen.shop.synthetic.drawing.backgrounds import set_on_background
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch, Collator, Metrics, Task, metric
 
@@ -129,7 +130,7 @@ class ContrastTask(Task):
         return pictures, lines
 
     def export(self, directory: Path) -> None:
-        """The encoder alone: `adgen.evaluation.pbs.load_pbs` takes the directory."""
+        """The encoder alone: `adgen.model.pbs.load_pbs` takes the directory."""
         directory.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.encoder.state_dict().items()}
         save_file(tensors, directory / PBS_FILE, metadata={"format": "pt"})

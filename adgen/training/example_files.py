@@ -15,7 +15,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from adgen.errors import InputError
-from adgen.shop.locations import filesystem
+from adgen.shop.inputs.locations import filesystem
 
 INDEX = "index.json"
 ROWS_PER_GROUP = 64

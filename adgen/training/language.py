@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adgen.errors import ModelError
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.checkpoint import save
 from adgen.model.config import ModelConfig
 from adgen.model.image_tokens import to_unit_range

@@ -1,12 +1,12 @@
-"""Settings that decide what is learned. Where and how fast is the job's own (adgen/on_ray/pretraining_settings.py)."""
+"""Settings that decide what is learned. Where and how fast is the job's own (adgen/on_ray/training/settings.py)."""
 
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
 from adgen.config import Settings
-from adgen.evaluation.pbs_config import PBSConfig
 from adgen.model.config import LoRAConfig
+from adgen.model.pbs_config import PBSConfig
 
 Stage = Literal["tokenizer", "general", "personal", "pbs"]
 LANGUAGE_STAGES = ("general", "personal")

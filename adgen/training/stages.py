@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from adgen.errors import ModelError
-from adgen.evaluation.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import has_foreground, load, load_dinov2, read_config
 from adgen.model.config import CONFIG_FILE
+from adgen.model.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.training.batches import LanguageCollator
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
 from adgen.training.language import LanguageTask

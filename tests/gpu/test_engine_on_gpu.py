@@ -13,7 +13,8 @@ from test_engine import assert_same
 from test_generate import GREEDY, SAMPLED, requests
 
 from adgen.generation import batch
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import generate
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

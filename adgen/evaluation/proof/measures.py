@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from adgen.evaluation.bleu import corpus_bleu, written
-from adgen.evaluation.pbs import pbs
-from adgen.evaluation.pictures import stacked
-from adgen.evaluation.product_fidelity import product_scores
-from adgen.evaluation.titles import ProductTexts, title_scores
+from adgen.evaluation.pictures.product_fidelity import product_scores
+from adgen.evaluation.pictures.tensors import stacked
+from adgen.evaluation.titles.bleu import corpus_bleu, written
+from adgen.evaluation.titles.scores import ProductTexts, title_scores
+from adgen.model.pbs import pbs
 
 PICTURES_AT_ONCE = 64
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from html import escape
 
+from adgen.evaluation.results.summary import Histogram
 from adgen.evaluation.statistics import Difference, Estimate
-from adgen.evaluation.summary import Histogram
 
 WIDTH, HEIGHT = 320, 110
 _BASE = HEIGHT - 18  # where the bars stand: below are the axis' numbers

@@ -4,12 +4,12 @@ changed most."""
 from collections.abc import Mapping
 from typing import Any
 
-from adgen.evaluation.comparison import Change, Comparison
 from adgen.evaluation.report.charts import interval_svg
 from adgen.evaluation.report.labels import label, verdict
 from adgen.evaluation.report.parts import figure, interval, pair, table, text
-from adgen.evaluation.report.pictures import StoredPictures
-from adgen.evaluation.statistics import Difference
+from adgen.evaluation.results.comparison import Comparison
+from adgen.evaluation.results.pictures import StoredPictures
+from adgen.evaluation.statistics import Change, Difference
 
 
 def differences_html(found: Comparison, here: StoredPictures, there: StoredPictures) -> str:

@@ -10,14 +10,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from adgen.evaluation.comparison import Comparison
 from adgen.evaluation.report.charts import groups_svg, histogram_svg
 from adgen.evaluation.report.differences import differences_html
 from adgen.evaluation.report.labels import UNCERTAIN, label, meaning
 from adgen.evaluation.report.parts import cell, figure, interval, pair, table, text
-from adgen.evaluation.report.pictures import StoredPictures
+from adgen.evaluation.results.comparison import Comparison
+from adgen.evaluation.results.pictures import StoredPictures
+from adgen.evaluation.results.summary import PAINTED, Summary, by_length
 from adgen.evaluation.statistics import Estimate
-from adgen.evaluation.summary import PAINTED, Summary, by_length
 from adgen.records import FAILED, OK, REJECTED
 
 STATUSES = (OK, REJECTED, FAILED)

@@ -4,7 +4,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from adgen.evaluation.set_scores import SetScore
+from adgen.evaluation.results.set_scores import SetScore
 from adgen.evaluation.statistics import Difference, Estimate
 
 

@@ -14,7 +14,7 @@ from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 from adgen.generation.benchmark.transformers_janus import TransformersJanus
 from adgen.generation.generate import Request
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings, now
 from adgen.model.uniadgen import UniAdGen
 

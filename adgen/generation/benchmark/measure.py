@@ -18,8 +18,9 @@ from adgen.generation.benchmark.machine import Machine, measure_gflops, measure_
 from adgen.generation.benchmark.requests import bench_prompter, bench_requests
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 from adgen.generation.benchmark.sizes import random_model, sharing_copy, size
-from adgen.generation.engine import Engine, EngineSettings
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 
 log = logging.getLogger(__name__)

@@ -16,10 +16,12 @@ from torch import Tensor
 
 from adgen.generation.benchmark.requests import bench_prompter, bench_requests
 from adgen.generation.benchmark.sizes import random_model, sharing_copy, size
-from adgen.generation.engine import Engine, EngineSettings
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
 from adgen.generation.painting import Painter
-from adgen.generation.sampling import SamplingSettings, guided, truncated
+from adgen.generation.sampling import guided, truncated
+from adgen.generation.sampling_settings import SamplingSettings
 
 OPTIONS: dict[str, tuple[dict, dict]] = {
     "float8 cache": ({"cache_dtype": "float8_e4m3fn"}, {}),

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from adgen.generation.generate import Request, Result, embed, embed_history
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
 from adgen.model.decoder import rope_angles
 from adgen.model.image_tokens import to_uint8

@@ -6,7 +6,7 @@ from pydantic import Field
 from tyro.conf import UseAppendAction, arg
 
 from adgen.config import Settings
-from adgen.generation.engine import EngineSettings
+from adgen.generation.engine_settings import EngineSettings
 
 Dtype = Literal["float32", "bfloat16", "float16"]
 

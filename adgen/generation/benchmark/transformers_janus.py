@@ -23,7 +23,7 @@ from transformers import (
 
 from adgen.generation.benchmark.clock import StepClock
 from adgen.generation.prompt import Prompter
-from adgen.generation.sampling import SamplingSettings
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.config import ModelConfig
 from adgen.model.uniadgen import UniAdGen
 

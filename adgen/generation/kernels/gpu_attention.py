@@ -79,7 +79,7 @@ def _look(
 
 def attend_gpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) -> Tensor:
     """As `attention.attend_torch`; rows that wait get zeros."""
-    from adgen.generation.attention import split_heads
+    from adgen.model.decoder import split_heads
 
     keys, values = half.cache.keys[layer], half.cache.values[layer]
     q, k, v = split_heads(qkv, cos, sin, keys.shape[1])

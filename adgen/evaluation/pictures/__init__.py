@@ -1,0 +1,1 @@
+"""Scores of pictures: tensors in, tensors out."""

@@ -1,0 +1,1 @@
+"""How far scores move when what they judge does not change."""

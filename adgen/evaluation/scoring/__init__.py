@@ -1,0 +1,1 @@
+"""All scores of one creative, and what they need."""

@@ -1,0 +1,1 @@
+"""The evaluation jobs: a published run, or a model on references."""

@@ -1,0 +1,21 @@
+"""Creatives of an evaluation keep what the model painted before the product was pasted over it: whether the model shows the
+product itself cannot be seen of a finished creative, where finishing has put it right."""
+
+from adgen.creatives import layout
+from adgen.finishing.finish import Finished
+from adgen.on_ray.refresh.commit import FinishAndCommit
+from adgen.on_ray.refresh.stages import Stages
+from adgen.on_ray.rows import Row
+
+
+class FinishKeepingUnpasted(FinishAndCommit):
+    """`FinishAndCommit` that stores each painted picture, without loss, before its creative."""
+
+    def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+        """As there."""
+        key = layout.unpasted_picture(self.journal.campaign, pair["pair_id"], pair["fingerprint"])
+        self.journal.storage.put(key, pair["picture"])
+        return super().creative(pair, pictures)
+
+
+KEEPING_UNPASTED = Stages(finish=FinishKeepingUnpasted)

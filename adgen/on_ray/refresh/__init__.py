@@ -1,0 +1,1 @@
+"""The refresh job: plan, generate shard by shard, commit, publish."""

@@ -1,0 +1,91 @@
+"""The catalog's `map` over a cluster: actors that read pictures and encode them, each with a model loaded once."""
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from PIL import Image
+from ray.util import ActorPool
+
+from adgen.model.config import ModelConfig
+from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.cluster_settings import ClusterSettings
+
+
+class HistoryEncoder:
+    """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the model when first asked."""
+
+    def __init__(self, model: Path):
+        self.model = model
+
+    def __call__(self, pictures: list[Image.Image]) -> np.ndarray:
+        """Codes of the pictures, int64."""
+        import torch
+
+        from adgen.generation.pictures import history_pixels, picture_codes
+
+        tokenizer, config = self._loaded()
+        return picture_codes(torch.stack([history_pixels(p, config.image) for p in pictures]), tokenizer).numpy()
+
+    def _loaded(self) -> tuple[Any, ModelConfig]:
+        from adgen.model.checkpoint import load
+
+        if not hasattr(self, "_parts"):
+            model = load(self.model)
+            # In fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
+            self._parts = (model.image_tokenizer.float(), model.config)
+        return self._parts
+
+    def __getstate__(self) -> dict:
+        return {"model": self.model}
+
+
+class TitleTokenizer:
+    """A clicked title -> exactly as many tokens as the model reads of one. Pickles as a path."""
+
+    def __init__(self, model: Path):
+        self.model = model
+
+    def __call__(self, title: str) -> list[int]:
+        """Token ids."""
+        from adgen.generation.prompt import Prompter
+        from adgen.model.checkpoint import read_config
+
+        if not hasattr(self, "_prompter"):
+            self._prompter = Prompter.load(self.model, read_config(self.model))
+        return self._prompter.history_title_ids(title)
+
+    def __getstate__(self) -> dict:
+        return {"model": self.model}
+
+
+@ray.remote(num_cpus=1)
+class _Encode:
+    def run(self, function: Callable, batch: Any) -> Any:
+        return function(batch)
+
+
+class catalog_encoders:
+    """An ordered `map` over actors, which are started when there is something to encode."""
+
+    def __init__(self) -> None:
+        self.actors: list = []
+
+    def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
+        return self._map
+
+    def _map(self, function: Callable, batches: Iterable) -> Iterator:
+        batches = list(batches)
+        if not batches:
+            return iter(())
+        if not self.actors:
+            # As many as find room: a batch given to one that waits for a CPU would wait for ever.
+            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
+        shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
+        return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
+
+    def __exit__(self, *_: Any) -> None:
+        for actor in self.actors:
+            ray.kill(actor)

@@ -1,0 +1,112 @@
+"""Where a shard's bytes become exactly-once: creatives are finished, objects put, then one conditional PUT commits the part."""
+
+import io
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from adgen.creatives.documents import PlanPart
+from adgen.creatives.objects import put_object
+from adgen.errors import PairError
+from adgen.finishing.finish import Finished, finish
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
+from adgen.on_ray.rows import Row, telling
+from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
+from adgen.shop.plan.rows import carried_rows
+
+if TYPE_CHECKING:
+    pass
+
+
+class FinishAndCommit:
+    """Pairs with backgrounds -> objects in the store, then the shard's journal part."""
+
+    def __init__(self, context: Context):
+        self.context = context
+        self.journal = context.journal()
+
+    @telling
+    def __call__(self, row: Row) -> Row:
+        """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "failed", "committed"}."""
+        pairs, pictures = unpack(row["shard"])
+        with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
+            rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
+        table = pa.Table.from_pylist(rows, schema=MANIFEST)
+        committed = self.journal.commit_part(plan_part(row), table, self._lineage(pairs))
+        failed = sum(r["status"] == FAILED for r in rows)
+        return {
+            "index": row["index"],
+            "rows": len(rows),
+            **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
+            "failed": failed,
+            "committed": committed,
+        }
+
+    def _finish(self, pair: Row, pictures: dict[str, bytes]) -> Row:
+        base = {
+            "schema_version": MANIFEST_SCHEMA_VERSION,
+            "rank": 0,
+            "stale": False,
+            "model_digest": self.context.model_digest,
+            "generated_at": datetime.now(UTC),
+            "gates": {},
+            "scores": {},
+            "renditions": [],
+        } | {name: pair[name] for name in COPIED}
+        if pair["reason"] is not None:
+            return base | {"status": FAILED, "reason": pair["reason"]}
+        try:
+            done = self.creative(pair, pictures)
+        except PairError as error:
+            return base | {"status": FAILED, "reason": error.reason}
+        if done.verdict.status != OK:
+            # A picture that a gate rejected is in no place where a consumer could take it for published.
+            return base | done.manifest_fields() | {"seconds": pair["seconds"]}
+        storage = self.journal.storage
+        put = lambda encoded: put_object(storage, encoded.data, encoded.extension, encoded.content_type)  # noqa: E731
+        main = put(done.picture)
+        renditions = [
+            {"ratio": r.ratio, "width": r.picture.width, "height": r.picture.height, "format": r.picture.format}
+            | vars_of(put(r.picture))
+            for r in done.renditions
+        ]
+        return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
+
+    def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
+        """A pair with title and picture (PNG) -> its creative. PairError: why there is none."""
+        product = product_facts(pair, pictures[pair["product_id"]])
+        background = np.array(Image.open(io.BytesIO(pair["picture"])))
+        return finish(background, pair["title"], product, self.context.settings.finish)
+
+    def _lineage(self, pairs: list[Row]) -> pa.Table:
+        digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
+        rows = [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
+        return pa.Table.from_pylist(rows, schema=LINEAGE)
+
+
+COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
+
+
+def commit_carried(context: Context, part: PlanPart) -> Row:
+    """A bulk shard of carried rows: its plan part is its result."""
+    journal = context.journal()
+    committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
+    return {
+        "index": part.index,
+        "rows": part.rows,
+        "engine_calls": 0,
+        "engine_seconds": 0.0,
+        "floor_seconds": 0.0,
+        "failed": 0,
+        "committed": committed,
+    }
+
+
+def vars_of(reference: Any) -> Row:
+    """The manifest's columns of a stored object."""
+    return {"uri": reference.uri, "sha256": reference.sha256, "bytes": reference.bytes}

@@ -1,0 +1,118 @@
+"""What a refresh would do, without doing it: the plan is made beside the store, and nothing is generated or published.
+
+The catalog is brought up to date on the way: it is a cache, and the real run reads the same one.
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow.compute as pc
+from pydantic import BaseModel, Field, ValidationError
+
+from adgen.creatives.journal import Journal
+from adgen.creatives.layout import new_run_id
+from adgen.creatives.probe import probe
+from adgen.creatives.publish import read_pointer
+from adgen.creatives.reading import open_published
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
+from adgen.errors import SettingsError
+from adgen.on_ray.cluster import cluster_device, num_engines
+from adgen.on_ray.refresh.planning import model_config, prepare, write_plan
+from adgen.on_ray.refresh.settings import RefreshSettings
+
+
+@dataclass
+class Forecast:
+    """What `--dry-run` prints. Times are null while nothing is known of the model's speed."""
+
+    pairs: int
+    to_generate: int
+    carried: int
+    failures: int
+    duplicates: int
+    shards: int
+    engines: int
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds_a_creative: float | None = None
+    """On one engine."""
+    speed_from: str = "unknown: no run is published, and neither forecast.seconds_a_creative nor forecast.benchmark is set"
+    """Where seconds_a_creative comes from."""
+    hours: float | None = None
+    engine_hours: float | None = None
+    cost: float | None = None
+    """engine_hours times forecast.price_an_hour."""
+
+
+def forecast(settings: RefreshSettings) -> Forecast:
+    """Plan the refresh into a folder that is thrown away. Ray must be connected; RunError as for a real run."""
+    storage = open_storage(settings.store, settings.s3)
+    probe(storage)
+    planned = prepare(settings)
+    pointer, _ = read_pointer(storage, settings.campaign)
+    with tempfile.TemporaryDirectory(prefix="adgen-dry-run-") as folder:
+        journal = Journal(open_storage(Path(folder) / "store"), settings.campaign, new_run_id())
+        _, _, summary = write_plan(settings, storage, planned, journal, pointer.run_id if pointer else None)
+    engines = num_engines(settings.cluster, cluster_device(settings.device), settings.engine.tensor_parallel)
+    made = Forecast(
+        pairs=summary.pairs,
+        to_generate=summary.to_generate,
+        carried=summary.carried,
+        failures=summary.planned_failures,
+        duplicates=summary.duplicates,
+        shards=summary.shards,
+        engines=engines,
+        reasons=summary.reasons,
+    )
+    if speed := _known_speed(settings, storage, pointer.run_id if pointer else None):
+        made.seconds_a_creative, made.speed_from = speed
+        made.engine_hours = summary.to_generate * made.seconds_a_creative / 3600
+        made.hours = made.engine_hours / engines
+        made.cost = made.engine_hours * settings.forecast.price_an_hour
+    return made
+
+
+class EngineSpeed(BaseModel):
+    """What `python jobs/benchmark.py engine --save FILE` wrote; further fields are its own."""
+
+    pictures_per_second: float = Field(gt=0)
+    """Of one engine, titles included."""
+    model: str
+    """Name of the model's sizes."""
+    device: str
+    dtype: str
+    batch: int
+
+
+def read_benchmark(path: Path, model: str) -> EngineSpeed:
+    """The record in `path`, if it is one of this `model` (a name of sizes); SettingsError otherwise."""
+    try:
+        speed = EngineSpeed.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise SettingsError(f"forecast.benchmark: {path}: {error.strerror}") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(map(str, first["loc"])) or "the file"
+        raise SettingsError(
+            f"forecast.benchmark: {path}: {field}: {first['msg']}; write it with `python jobs/benchmark.py engine --save {path}`"
+        ) from None
+    if speed.model != model:
+        raise SettingsError(f"forecast.benchmark: {path}: measured {speed.model}, and this refresh runs {model}; measure that")
+    return speed
+
+
+def _known_speed(settings: RefreshSettings, storage: Storage, published: str | None) -> tuple[float, str] | None:
+    """(seconds a creative, where they come from): as set, else of the benchmark, else of the published run."""
+    given = settings.forecast
+    if given.seconds_a_creative is not None:
+        return given.seconds_a_creative, "forecast.seconds_a_creative"
+    if given.benchmark is not None:
+        speed = read_benchmark(given.benchmark, model_config(settings).name)
+        how = f"{speed.model}, {speed.device}, {speed.dtype}, batches of {speed.batch}"
+        return 1 / speed.pictures_per_second, f"benchmark {given.benchmark} ({how})"
+    if published is None:
+        return None
+    first = next(iter(open_published(storage, settings.campaign).tables()), None)
+    seconds = None if first is None else pc.mean(first["seconds"]).as_py()
+    return None if seconds is None else (seconds, f"run {published}, which is published")

@@ -1,0 +1,110 @@
+"""An engine in an actor: a shard's pairs get title and picture."""
+
+import copy
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from adgen.errors import PairError
+from adgen.finishing.finish import product_cutout
+from adgen.images import square_frame
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.payload import lossless, pack, product_facts, unpack
+from adgen.on_ray.refresh.provenance import provenance
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.refresh.speed import shard_speed
+from adgen.on_ray.rows import Row, telling
+
+if TYPE_CHECKING:
+    from adgen.generation.engine import Engine
+    from adgen.model.config import ModelConfig
+
+
+class Generate:
+    """One engine, built once; its pictures are encoded here, without loss."""
+
+    def __init__(self, context: Context, engine: "Engine | None" = None):
+        """engine: one that is ready, for a rank of several; default one of our own."""
+        self.context = context
+        if engine is not None:
+            self.engine = engine
+
+    @cached_property
+    def engine(self) -> "Engine":
+        """Built for the first shard, so that `telling` can tell what goes wrong."""
+        return build_engine(self.context.settings)
+
+    @cached_property
+    def config(self) -> "ModelConfig":
+        """The model's sizes."""
+        from adgen.model.checkpoint import read_config
+
+        return read_config(self.context.settings.model)
+
+    @telling
+    def __call__(self, row: Row) -> Row:
+        """Adds title and picture to each pair without a reason."""
+        pairs, pictures = unpack(row["shard"])
+        conditions = self._conditions(pairs, pictures)
+        wanted = [pair for pair in pairs if pair["reason"] is None]
+        engine = self.engine
+        before = copy.copy(engine.timings)
+        results = engine.generate(self._requests(wanted, conditions))
+        speed = shard_speed(engine, engine.timings - before, len(wanted))
+        seconds = speed["engine_seconds"] / max(1, len(wanted))
+        for pair, result in zip(wanted, results, strict=True):
+            pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
+            pair |= provenance(result, self.context.settings)
+        return row | speed | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+
+    def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
+        """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
+        from adgen.generation.pictures import condition_pixels
+
+        conditions: dict[str, Any] = {}
+        for pair in pairs:
+            product = pair["product_id"]
+            if pair["reason"] is not None or product in conditions:
+                continue
+            try:
+                fact = product_facts(pair, pictures[product])
+                conditions[product] = condition_pixels(
+                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.config.foreground
+                )
+            except PairError as error:
+                pair["reason"], pair["detail"] = error.reason, error.detail
+        return conditions
+
+    def _requests(self, pairs: list[Row], conditions: dict[str, Any]) -> list:
+        import torch
+
+        from adgen.generation.generate import Request
+
+        size = self.config.image.tokens_per_history_picture
+        return [
+            Request(
+                product_title=pair["product_title"],
+                seed=pair["seed"],
+                selling_points=tuple(pair["selling_points"] or ()),
+                history_titles=tuple(pair["history_titles"]),
+                history_codes=torch.tensor(pair["history_codes"], dtype=torch.int64).reshape(-1, size),
+                condition=conditions[pair["product_id"]],
+            )
+            for pair in pairs
+        ]
+
+
+def build_engine(settings: RefreshSettings) -> "Engine":
+    """The settings' engine, of one rank, on this process's device."""
+    import torch
+
+    from adgen.generation.engine import Engine
+    from adgen.generation.prompt import Prompter
+    from adgen.model.checkpoint import load
+    from adgen.model.device import pick_device
+
+    device = pick_device(settings.device)
+    if device == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // 2))
+    model = load(settings.model, device, settings.engine.torch_dtype(device))
+    prompter = Prompter.load(settings.model, model.config)
+    return Engine(model, prompter, settings.engine, settings.sampling.of(settings.model), device=device)

@@ -1,0 +1,137 @@
+"""The refresh of a campaign, on one screen: plan, generate shard by shard, publish.
+
+Resume is this same function: a run with the same key and a committed plan is taken over, and only shards without a
+journal part are done (DESIGN section 5).
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from adgen.creatives.cleanup import clean_up
+from adgen.creatives.erasure import finish_erasures
+from adgen.creatives.journal import Journal
+from adgen.creatives.probe import probe
+from adgen.creatives.publish import finish
+from adgen.creatives.runs import Run, start_or_resume
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
+from adgen.on_ray.cluster import cluster_device
+from adgen.on_ray.display import Progress
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.failures import FailureWatch, ended_on_failure
+from adgen.on_ray.refresh.gate import check_gate_settings, why_held
+from adgen.on_ray.refresh.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.refresh.shards import run_wave, waves
+from adgen.on_ray.refresh.slot_plan import plan_slots
+from adgen.on_ray.refresh.speed import RunSpeed
+from adgen.on_ray.refresh.stages import STAGES, Stages
+from adgen.shop.inputs.tables import Inputs
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Summary:
+    """What a refresh did, as `--json` prints it."""
+
+    run_id: str
+    published: bool = False
+    state: str = "RUNNING"
+    pairs: int = 0
+    generated: int = 0
+    carried: int = 0
+    rejected: int = 0
+    failed: int = 0
+    stale: int = 0
+    duplicates: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    engine_calls: int = 0
+    share_of_floor: float | None = None
+    """What its pictures must take on the engines' machines (bytes, operations), as a share of what they took."""
+    device_seconds_per_1000: float | None = None
+    """Of engines' devices, for 1,000 creatives."""
+    cost_per_1000: float | None = None
+    """The same times forecast.price_an_hour."""
+    note: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAGES, inputs: Inputs | None = None) -> Summary:
+    """Refresh the campaign that `settings` name, from `inputs` where they are opened already. Ray must be connected. RunError
+    (of any kind) says why it stopped."""
+    started = time.time()
+    storage = open_storage(settings.store, settings.s3)
+    probe(storage)
+    planned = prepare(settings, inputs)
+    check_gate_settings(settings.gate)
+    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
+    run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
+    summary = Summary(run.run_id)
+    held = ""
+    with run.beating(), ended_on_failure(run):
+        if not run.resumed:
+            if keep := settings.clean_up.keep_runs:
+                progress.phase("clean up")
+                notes.append(_finish_earlier("clean-up", lambda: clean_up(storage, settings.campaign, keep)))
+            progress.phase("plan")
+            make_plan(settings, storage, run, planned)
+        if run.document.state == "RUNNING":
+            speed = _work_off(settings, storage, run, planned, progress, stages)
+            summary.engine_calls = speed.pictures
+            for name, value in speed.report(settings).items():
+                setattr(summary, name, value)
+            held = why_held(settings, run, planned.inputs, progress)
+        progress.phase("publish")
+        partial = settings.plan.limit is not None
+        pointer = finish(run, partial=partial, publish_partial=settings.publish_partial, held=held)
+    counts = run.document.counts
+    summary.published, summary.state = pointer is not None, run.document.state
+    for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
+        setattr(summary, name, getattr(counts, name))
+    summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
+    summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
+    summary.seconds = round(time.time() - started, 1)
+    summary.note = "; ".join(filter(None, [held, *notes]))
+    return summary
+
+
+def _finish_earlier(what: str, act: Callable[[], object]) -> str:
+    """Do what an earlier refresh left; what went wrong, if anything did. It never stops this one: the next tries again."""
+    try:
+        act()
+        return ""
+    except Exception as error:
+        log.warning("%s failed", what, exc_info=error)
+        return f"{what} failed, and is tried again by the next refresh: {error}"
+
+
+def _work_off(
+    settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages
+) -> RunSpeed:
+    """Do every shard that has no journal part; what engines generated, and how fast."""
+    journal = Journal(storage, settings.campaign, run.run_id)
+    unfinished = journal.unfinished()
+    progress.phase("generate", sum(part.rows for part in unfinished))
+    device = cluster_device(settings.device)
+    if run.document.num_slots is None and any(part.kind == "generate" for part in unfinished):
+        run.update(num_slots=plan_slots(settings, device))
+    engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
+    settings = settings.model_copy(update={"device": device, "engine": engine})
+    context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
+    watch, speed = FailureWatch(settings.failures), RunSpeed()
+    catalog = catalog_of(settings, storage, run, planned)
+    for wave in waves(unfinished, settings.cluster.shards_per_wave):
+        for done in run_wave(context, wave, catalog, stages):
+            run.check()
+            progress.advance(done["rows"])
+            watch.count(done)
+            speed.count(done)
+    return speed

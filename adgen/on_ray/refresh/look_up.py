@@ -1,0 +1,62 @@
+"""A shard's plan entry -> its pairs with everything that generation and finishing need."""
+
+import hashlib
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from adgen.errors import PairError
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.payload import pack, plan_part
+from adgen.on_ray.refresh.provenance import PROVENANCE
+from adgen.on_ray.rows import Row, telling
+from adgen.shop.catalog.catalog import Catalog
+from adgen.shop.inputs.locations import read_bytes
+
+if TYPE_CHECKING:
+    pass
+
+
+class LookUp:
+    """A shard's plan entry -> its pairs with everything that generation and finishing need."""
+
+    def __init__(self, context: Context, catalog: Catalog):
+        self.context = context
+        self.journal = context.journal()
+        self.catalog = catalog
+
+    @telling
+    def __call__(self, row: Row) -> Row:
+        """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
+        pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
+        return row | {"shard": pack(pairs, self.look_up(pairs))}
+
+    def look_up(self, pairs: list[Row]) -> dict[str, bytes]:
+        """Complete planned pairs, or give them a reason; the products' pictures."""
+        pictures: dict[str, bytes] = {}
+        for pair in pairs:
+            # Every row has every column from here on: Arrow takes a table's columns from its first row.
+            pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
+            pair |= dict.fromkeys(PROVENANCE)
+            if pair["reason"] is None:
+                self._look_up_product(pair, pictures)
+        self._look_up_histories([pair for pair in pairs if pair["reason"] is None])
+        return pictures
+
+    def _look_up_product(self, pair: Row, pictures: dict[str, bytes]) -> None:
+        product = pair["product_id"]
+        try:
+            if product not in pictures:
+                pictures[product] = read_bytes(pair["cutout"] or pair["image"])
+            if pair["cutout_hash"] not in (None, hashlib.sha256(pictures[product]).hexdigest()):
+                raise PairError("input_changed", f"the picture of {product} is not the one that was planned")
+        except PairError as error:
+            pair["reason"], pair["detail"] = error.reason, error.detail
+
+    def _look_up_histories(self, pairs: list[Row]) -> None:
+        """All of a shard's clicks in one look-up: one a pair costs many times as much."""
+        clicked = [product for pair in pairs for product in pair["history_ids"] or ()]
+        titles, codes = iter(self.catalog.titles(clicked)), iter(self.catalog.codes(clicked).tolist())
+        for pair in pairs:
+            size = len(pair["history_ids"] or ())
+            pair["history_titles"] = list(islice(titles, size))
+            pair["history_codes"] = list(islice(codes, size))

@@ -1,0 +1,127 @@
+"""Settings of the refresh job: one tree, saved whole with the run."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+from tyro.conf import Suppress, arg
+
+from adgen.config import FinishSettings, Settings
+from adgen.creatives.cleanup import KEEP_RUNS
+from adgen.creatives.storage import S3Access
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.sampling_settings import SamplingChoice
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.records import digest
+from adgen.shop.key_files import KeySettings
+
+
+class PlanSettings(Settings):
+    """What a run does, and in which portions."""
+
+    pairs_per_shard: Annotated[int, arg(aliases=["--pairs-per-shard"])] = Field(default=256, gt=0)
+    """Pairs of a shard: the unit of work, of commit, and of what a crash can cost."""
+    limit: Annotated[int | None, arg(aliases=["--limit"])] = Field(default=None, gt=0)
+    """Only the first N pairs. Such a run ends PARTIAL and is published only when told."""
+    history_items: int | None = Field(default=None, ge=0)
+    """Clicks drawn for a prompt; default what the model was made for."""
+    campaign_seed: int = 0
+    """Change it to draw every creative of the campaign anew."""
+    keep_previous: bool = True
+    """A pair whose input cannot be read tonight keeps its previous creative, marked stale; false drops it."""
+
+
+class CleanUpSettings(Settings):
+    """What a refresh removes before it plans: runs that are no longer kept, and objects that nothing names any more."""
+
+    keep_runs: int | None = Field(default=KEEP_RUNS, ge=2)
+    """Newest finished runs of the campaign that stay; the published run and unfinished ones with the runs they build on
+    always do. null removes nothing: for where clean-up runs as a job of its own."""
+
+
+class FailureSettings(Settings):
+    """When a run stops instead of going on."""
+
+    max_failed_share: float = Field(default=0.2, ge=0, le=1)
+    """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done."""
+    after_rows: int = Field(default=200, gt=0)
+    """Rows before the share is judged."""
+
+
+class GateSettings(Settings):
+    """What a sample of a run's creatives must come to before the run is published; null asks for nothing. A run that falls
+    short, or has no row that a threshold can be judged by, ends HELD and the campaign's pointer stays where it is."""
+
+    sample: int = Field(default=200, gt=0)
+    """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok."""
+    history_margin_min: float | None = Field(default=None, ge=-2, le=2)
+    """PBS to the pictures that the user clicked, less PBS to those that another user clicked."""
+    allowed_words_min: float | None = Field(default=None, ge=0, le=1)
+    """Share of a title's words that are the product's own, or stop words."""
+    copy_rate_max: float | None = Field(default=None, ge=0, le=1)
+    """Share of pictures that are near-duplicates of one that the user clicked. See it beside that of real pictures, which is
+    not quite 0."""
+    product_kept_min: float | None = Field(default=None, ge=0, le=1)
+    """Overlap of the product found in the picture with where it should be (IoU)."""
+    encoder: Path | None = None
+    """PBS encoder for history_margin_min; default the one that ships with the package."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is asked for."""
+        return any(getattr(self, name) is not None for name in type(self).model_fields if name.endswith(("_min", "_max")))
+
+
+class ForecastSettings(Settings):
+    """What `--dry-run` reckons with: the first of these two that is given, else the speed of the published run."""
+
+    seconds_a_creative: float | None = Field(default=None, gt=0)
+    """Of one engine."""
+    benchmark: Path | None = None
+    """Speed of one engine as `python jobs/benchmark.py engine --save FILE` measured it; of the same model."""
+    price_an_hour: float = Field(default=0.0, ge=0)
+    """Of one engine's machine, in your currency."""
+
+
+class RefreshSettings(Settings):
+    """Refresh one campaign: tables in, published creatives out."""
+
+    inputs: str = ""
+    """Folder or URI of the tables products, histories and pairs; {campaign} in it stands for the campaign's name."""
+    store: str = ""
+    """Root of all outputs: a folder or s3://bucket/prefix."""
+    campaign: Suppress[str] = ""
+    """Name of the campaign. The command line has a flag of its own, which takes several."""
+    model: Path | None = None
+    """Model directory; jobs take the small trained one of this package when none is named."""
+    publish_partial: bool = False
+    """Publish a run with a limit, too."""
+    publish_anyway: bool = False
+    """Publish a run that falls short of its gate, too; run.json keeps that it was. A run that is held already is not made
+    again."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where engines run."""
+    plan: PlanSettings = PlanSettings()
+    sampling: SamplingChoice = SamplingChoice()
+    engine: EngineSettings = EngineSettings()
+    finish: FinishSettings = FinishSettings()
+    failures: FailureSettings = FailureSettings()
+    gate: GateSettings = GateSettings()
+    clean_up: CleanUpSettings = CleanUpSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    forecast: ForecastSettings = ForecastSettings()
+    keys: KeySettings = KeySettings()
+    s3: S3Access = S3Access()
+
+    def of(self, campaign: str) -> "RefreshSettings":
+        """These settings for one of several campaigns."""
+        return self.model_copy(update={"campaign": campaign, "inputs": self.inputs.replace("{campaign}", campaign)})
+
+    def creative_digest(self) -> str:
+        """A hash of the settings that change a creative; where and how fast it is made do not."""
+        return digest(*self.creative_digests())
+
+    def creative_digests(self) -> tuple[str, ...]:
+        """The same, part by part: of the engine only the options that trade something of a creative for speed."""
+        return self.sampling.of(self.model).digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))

@@ -1,0 +1,37 @@
+"""How many creatives an engine makes at once: one number for a whole run, which the smallest GPU can hold."""
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from adgen.generation.memory_plan import CPU_SLOTS, row_capacity
+from adgen.generation.prompt import Prompter
+from adgen.model.checkpoint import read_config
+from adgen.on_ray.refresh.settings import RefreshSettings
+
+_A_LITTLE = 0.01  # of a GPU: enough to see it
+
+
+def plan_slots(settings: RefreshSettings, device: str) -> int:
+    """engine.num_slots as set, else what the smallest GPU of the cluster holds, by the sizes of model and prompts."""
+    if settings.engine.num_slots is not None:
+        return settings.engine.num_slots
+    if device != "cuda":
+        return CPU_SLOTS
+    config = read_config(settings.model)
+    prompter = Prompter.load(settings.model, config)
+    return settings.engine.slots_in(smallest_memory(), config, row_capacity(config, prompter, settings.sampling.of(settings.model)))
+
+
+def smallest_memory() -> int:
+    """Bytes of the smallest GPU of the nodes that are there now; one that joins later and is smaller halves its slots."""
+    nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("GPU")]
+    # None yet, on a cluster that grows on demand: one task without a place brings one up.
+    here = [NodeAffinitySchedulingStrategy(node, soft=False) for node in nodes] or ["DEFAULT"]
+    return min(ray.get([_gpu_memory.options(scheduling_strategy=place).remote() for place in here]))
+
+
+@ray.remote(num_cpus=0, num_gpus=_A_LITTLE)
+def _gpu_memory() -> int:
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory

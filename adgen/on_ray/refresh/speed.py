@@ -1,0 +1,80 @@
+"""How fast a run's engines were, beside the least time that their machines could have taken."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from adgen.on_ray.refresh.settings import RefreshSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from adgen.generation.benchmark.machine import Machine
+    from adgen.generation.engine import Engine
+    from adgen.generation.timings import PhaseTimings
+
+Row = dict[str, Any]
+
+
+def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
+    """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine. The
+    pictures that were asked for count; what ran beside them to fill the slots is time lost."""
+    from adgen.generation.benchmark.floor import Workload, floor
+
+    if not spent.rows:
+        return {"engine_seconds": 0.0, "floor_seconds": 0.0}
+    model, settings = engine.model_config, engine.settings
+    num_batches = spent.rows / engine.num_slots
+    work = Workload(
+        config=model,
+        element_bytes=engine.dtype.itemsize,
+        batch=engine.num_slots,
+        prompt_tokens=round(spent.prompt_tokens / spent.rows),
+        negative_tokens=engine.num_negative_tokens,
+        title_tokens=round(spent.title_steps / num_batches),
+        weight_bytes=None if settings.weights == "same" else 1,
+        cache_bytes=settings.torch_cache_dtype(engine.device).itemsize,
+    )
+    least = floor(work, _machine(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
+    return {"engine_seconds": spent.seconds, "floor_seconds": least * num_pictures}
+
+
+@dataclass
+class RunSpeed:
+    """Of all shards that this driver saw done."""
+
+    engine_seconds: float = 0.0
+    floor_seconds: float = 0.0
+    pictures: int = 0
+
+    def count(self, done: Row) -> None:
+        """Take a shard's counts."""
+        self.engine_seconds += done["engine_seconds"]
+        self.floor_seconds += done["floor_seconds"]
+        self.pictures += done["engine_calls"]
+
+    def report(self, settings: RefreshSettings) -> Row:
+        """share_of_floor (0..1), device_seconds_per_1000 creatives, and cost_per_1000 in the price's currency; null where
+        nothing was generated or no price is known."""
+        if not self.pictures or not self.engine_seconds:
+            return {"share_of_floor": None, "device_seconds_per_1000": None, "cost_per_1000": None}
+        trades = settings.engine.trades()
+        # A step of several drafts, or a prompt of which tokens are left out, has no floor in this arithmetic.
+        has_floor = not {"speculation", "drop_masked_history"} & trades.keys()
+        seconds = 1000 * self.engine_seconds * settings.engine.tensor_parallel / self.pictures
+        price = settings.forecast.price_an_hour
+        return {
+            "share_of_floor": round(self.floor_seconds / self.engine_seconds, 4) if has_floor else None,
+            "device_seconds_per_1000": round(seconds, 1),
+            "cost_per_1000": round(seconds / 3600 * price, 4) if price else None,
+        }
+
+
+@lru_cache
+def _machine(device: str, dtype: "torch.dtype") -> "Machine":
+    """This process's machine, measured once."""
+    import torch
+
+    from adgen.generation.benchmark.machine import measure_machine
+
+    return measure_machine(torch.device(device), dtype)

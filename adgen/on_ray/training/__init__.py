@@ -1,0 +1,1 @@
+"""The training job: Ray Train workers, their batches, checkpoints and resume."""

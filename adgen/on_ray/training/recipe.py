@@ -1,0 +1,116 @@
+"""A recorded recipe: a synthetic shop and the stages on it, one after another, each from the last one's model.
+
+What is finished is not done again: the shop when its tables are there, a stage when its model is. A stage that was
+interrupted goes on from its checkpoint.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from adgen.config import Settings
+from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
+from adgen.model.checkpoint import load, save
+from adgen.model.pbs import PBS_FILE
+from adgen.on_ray.training.job import Progress, Summary, pretrain
+from adgen.on_ray.training.run_folder import FACTS, MODEL
+from adgen.on_ray.training.settings import PretrainSettings
+from adgen.shop.synthetic.synth import synthesize
+from adgen.training.stages import load_prompter
+
+
+class ShopSettings(Settings):
+    """The synthetic shop that a recipe is trained on."""
+
+    users: int = Field(default=1500, gt=0)
+    products: int = Field(default=800, gt=0)
+    references: int = Field(default=3000, gt=0)
+    """Reference creatives: examples of an epoch."""
+    seed: int = 0
+    split: str | None = "train"
+    """`train` keeps the users, products and looks of `eval` unseen."""
+    picture_side: int = Field(default=64, ge=16)
+    """Pixels."""
+
+
+class Recipe(Settings):
+    """A model's recorded recipe; `stages` are done in this order."""
+
+    out: str = "runs/tiny"
+    """Folder of the shop and of a run for each stage."""
+    model: str = "tiny"
+    """Where the first stage starts: the name of a size, or a model directory."""
+    shop: ShopSettings = ShopSettings()
+    tokenizer: PretrainSettings = PretrainSettings(stage="tokenizer")
+    general: PretrainSettings = PretrainSettings(stage="general")
+    personal: PretrainSettings = PretrainSettings(stage="personal")
+    pbs: PretrainSettings = PretrainSettings(stage="pbs")
+    sampling: SamplingChoice = SamplingChoice()
+    """What a shipped model says of how it is sampled best (sampling.json); chosen on a shop that no proof is made on."""
+
+    def runs(self) -> Iterator[PretrainSettings]:
+        """Each stage's settings with its places filled in."""
+        model = self.model
+        for stage in ("tokenizer", "general", "personal", "pbs"):
+            own = getattr(self, stage)
+            out = f"{self.out}/{stage}"
+            places = {"stage": stage, "inputs": f"{self.out}/shop", "out": out, "cache": f"{self.out}/examples"}
+            yield own.model_copy(update=places | {"model": "" if stage == "pbs" else model})
+            model = f"{out}/{MODEL}"
+
+
+def follow(recipe: Recipe, progress: Progress) -> list[Summary]:
+    """Do what of the recipe is not done yet. Ray must be connected."""
+    progress.phase("shop")
+    draw_shop(recipe.shop, Path(recipe.out) / "shop", workers=os.cpu_count() or 1)
+    return [pretrain(settings, progress) for settings in recipe.runs()]
+
+
+def ship(recipe: Recipe, dest: Path) -> None:
+    """What a finished recipe made, as it lies in the package: DEST/model in bf16 and DEST/pbs with fp16 matrices, each with its
+    training facts."""
+    last = {run.stage: Path(run.out) / MODEL for run in recipe.runs()}
+    model = load(last["personal"], dtype=torch.bfloat16)
+    for folder in ("model", "pbs"):
+        shutil.rmtree(dest / folder, ignore_errors=True)
+    save(model, dest / "model")
+    load_prompter(last["personal"]).save(dest / "model")
+    shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
+    if said := recipe.sampling.model_dump(exclude_none=True):
+        (dest / "model" / SAMPLING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+    shutil.copytree(last["pbs"], dest / "pbs")
+    encoder = dest / "pbs" / PBS_FILE
+    save_file({name: _narrow(tensor) for name, tensor in load_file(encoder).items()}, encoder, metadata={"format": "pt"})
+    for path in dest.rglob("*.*"):  # safetensors writes for one user only
+        path.chmod(0o644)
+
+
+def _narrow(tensor: Tensor) -> Tensor:
+    """A weight matrix in fp16; what is one number a feature (norms, biases, running statistics) as it is."""
+    return tensor.half() if tensor.is_floating_point() and tensor.dim() > 1 else tensor
+
+
+def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:
+    """The shop, unless it is there; its tables come last, so a shop that was cut short has none."""
+    if (dest / "references.parquet").exists():
+        return
+    values: dict[str, Any] = settings.model_dump()
+    synthesize(
+        dest,
+        values["users"],
+        values["products"],
+        num_pairs=values["references"],
+        seed=values["seed"],
+        split=values["split"],
+        num_references=values["references"],
+        picture_side=values["picture_side"],
+        workers=workers,
+    )

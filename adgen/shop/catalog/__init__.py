@@ -1,0 +1,1 @@
+"""Products made ready for the model, once."""

@@ -1,0 +1,1 @@
+"""The input tables, and the formats that become them."""

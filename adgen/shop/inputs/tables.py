@@ -1,0 +1,229 @@
+"""The input tables of DESIGN section 4, as Parquet at any URI: checked before any work, then read as streams.
+
+A table is one file `products.parquet` or a folder `products/` of Parquet files. Whichever it is, a row's relative
+picture URI means a file beside the inputs folder itself, so that splitting a table does not move its pictures.
+Nulls in rows are let through: one null is that row's trouble, not the run's.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pyarrow.types as kinds
+
+from adgen import records
+from adgen.errors import InputError, PairError
+from adgen.shop.inputs.locations import SCHEMES, filesystem, is_s3, local_path, read_bytes, resolve_uri, stat
+
+__all__ = ["InputFile", "InputTable", "Inputs", "open_inputs", "read_bytes", "resolve_uri", "stat"]
+
+REFRESH_TABLES = ("products", "histories", "pairs")
+PICTURE_ROOTS = "picture_roots.json"
+OPTIONAL = frozenset({"cutout", "category", "brand", "locale", "channel"})  # DESIGN section 4: "null"
+
+
+@dataclass(frozen=True)
+class InputFile:
+    """One Parquet file of a table; `stamp` is its ETag, or size and modification time."""
+
+    uri: str
+    stamp: str
+    num_rows: int
+
+
+@dataclass(frozen=True)
+class InputTable:
+    """A checked table. Pickles, so that a remote task can read its share of `files`."""
+
+    name: str
+    schema: pa.Schema
+    files: tuple[InputFile, ...]
+
+    @property
+    def num_rows(self) -> int:
+        return sum(file.num_rows for file in self.files)
+
+    def batches(
+        self, columns: Sequence[str] | None = None, batch_rows: int = 65_536, files: Sequence[InputFile] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Record batches of `columns` (default all) in `schema`'s types, file by file; absent columns are nulls."""
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        for file in self.files if files is None else files:
+            yield from _read_file(file.uri, schema, batch_rows)
+
+    def reader(self, columns: Sequence[str] | None = None, batch_rows: int = 65_536) -> pa.RecordBatchReader:
+        """The same stream as one Arrow reader, as DuckDB and Ray Data take it."""
+        schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
+        return pa.RecordBatchReader.from_batches(schema, self.batches(columns, batch_rows))
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """An inputs folder whose tables have been checked, and the places its rows may name."""
+
+    uri: str
+    tables: dict[str, InputTable]
+    allowed_roots: tuple[str, ...]
+    allowed_schemes: tuple[str, ...]
+
+    def __getitem__(self, table: str) -> InputTable:
+        return self.tables[table]
+
+    @property
+    def stamps(self) -> dict[str, str]:
+        """File URI -> stamp for every input file: the resume key's view of the inputs."""
+        return {file.uri: file.stamp for name in sorted(self.tables) for file in self.tables[name].files}
+
+    def resolve(self, uri: str) -> str:
+        """`resolve_uri` beside this folder, with this folder's roots and schemes."""
+        return resolve_uri(uri, self.uri, self.allowed_roots, self.allowed_schemes)
+
+
+def open_inputs(
+    uri: str,
+    tables: Sequence[str] = REFRESH_TABLES,
+    allowed_roots: Sequence[str] = (),
+    allowed_schemes: Sequence[str] = SCHEMES,
+    optional: Sequence[str] = (),
+) -> Inputs:
+    """Check the schemas and footers of `tables` in the folder `uri` (a path, file:// or s3://); reads no rows.
+
+    Those of `optional` tables that are not there, or empty, are not in the result.
+
+    Pictures may lie under `uri`, under `allowed_roots`, and under the folders that an import wrote into
+    `picture_roots.json`. InputError names the table, and the column, that is missing, wrong or empty.
+    """
+    uri = str(uri)
+    try:
+        folder = uri.rstrip("/") if is_s3(uri) else local_path(uri)
+        files, path = filesystem(folder)
+    except ValueError as error:
+        raise InputError(f"inputs: {error}; give a folder, file:// or s3://bucket/prefix") from None
+    except OSError as error:
+        raise InputError(f"inputs {uri}: {error}") from None
+    folder = f"s3://{path}" if is_s3(uri) else path
+    opened = {name: _open_table(name, folder, files, path) for name in tables}
+    for name in optional:
+        parts = _table_parts(name, folder, files, path)  # none where a folder of this name holds pictures only
+        if parts and (table := _checked_table(name, folder, parts)).num_rows:
+            opened[name] = table
+    roots = (*allowed_roots, *_picture_roots(folder, files, path))
+    return Inputs(folder, opened, roots, tuple(allowed_schemes))
+
+
+def _open_table(name: str, folder: str, files: pafs.FileSystem, path: str) -> InputTable:
+    parts = _table_parts(name, folder, files, path)
+    if not parts:
+        raise InputError(f"{folder}: table '{name}' is missing; expected {name}.parquet or {name}/*.parquet")
+    table = _checked_table(name, folder, parts)
+    if not table.num_rows:
+        raise InputError(f"{folder}: table '{name}' has no rows (no {table.schema.names[0]}); nothing could be done")
+    return table
+
+
+def _checked_table(name: str, folder: str, parts: Sequence[str]) -> InputTable:
+    expected = records.INPUT_TABLES[name]
+    uris = [f"{folder}/{part}" for part in parts]
+    with ThreadPoolExecutor(16) as pool:  # a table may have thousands of files, each a few round trips
+        found = tuple(pool.map(lambda uri: _open_file(name, uri, expected), uris))
+    return InputTable(name, pa.schema([field.with_nullable(True) for field in expected]), found)
+
+
+def _table_parts(name: str, folder: str, files: pafs.FileSystem, path: str) -> list[str]:
+    single = f"{name}.parquet"
+    try:
+        one = files.get_file_info(f"{path}/{single}").type == pafs.FileType.File
+        inside = files.get_file_info(pafs.FileSelector(f"{path}/{name}", allow_not_found=True))
+    except OSError as error:
+        raise InputError(f"{folder}: cannot look for table '{name}': {error}") from None
+    parts = sorted(
+        f"{name}/{item.base_name}"
+        for item in inside
+        if item.type == pafs.FileType.File and item.extension == "parquet" and item.base_name[0] not in "._"
+    )
+    if one and parts:
+        raise InputError(f"{folder}: table '{name}' is there twice, as {single} and as {name}/; remove one")
+    return [single] if one else parts
+
+
+def _open_file(name: str, uri: str, expected: pa.Schema) -> InputFile:
+    try:
+        files, path = filesystem(uri)
+        with files.open_input_file(path) as source:
+            footer = pq.ParquetFile(source)
+            schema, num_rows = footer.schema_arrow, footer.metadata.num_rows
+        stamp = stat(uri)
+    except (OSError, pa.ArrowException, PairError) as error:
+        raise InputError(f"table '{name}': {uri} cannot be read as Parquet: {error}") from None
+    for field in expected:
+        found = schema.get_all_field_indices(field.name)
+        if len(found) > 1:
+            raise InputError(f"table '{name}': column '{field.name}' is there {len(found)} times in {uri}")
+        if not found and field.name not in OPTIONAL:
+            raise InputError(f"table '{name}': column '{field.name}' ({field.type}) is missing in {uri}")
+        if found and not _fits(schema.field(found[0]).type, field.type):
+            raise InputError(
+                f"table '{name}': column '{field.name}': expected {field.type}, found {schema.field(found[0]).type} in {uri}"
+            )
+    return InputFile(uri, stamp, num_rows)
+
+
+def _fits(found: pa.DataType, expected: pa.DataType) -> bool:
+    """Whether a column of type `found` can be cast to `expected` without changing what it says."""
+    if kinds.is_dictionary(found):
+        return _fits(found.value_type, expected)
+    if kinds.is_null(found):
+        return True
+    if kinds.is_string(expected):
+        return kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_string_view(found)
+    if kinds.is_list(expected):
+        lists = kinds.is_list(found) or kinds.is_large_list(found) or kinds.is_fixed_size_list(found)
+        return lists and _fits(found.value_type, expected.value_type)
+    if kinds.is_struct(expected):  # CLICK: product_id is what it is for, clicked_at may be absent
+        if not kinds.is_struct(found) or found.get_field_index("product_id") < 0:
+            return False
+        names = [field.name for field in expected if found.get_field_index(field.name) >= 0]
+        return all(_fits(found.field(name).type, expected.field(name).type) for name in names)
+    if kinds.is_floating(expected):
+        return kinds.is_floating(found)
+    return kinds.is_timestamp(expected) and kinds.is_timestamp(found)  # without a time zone it is taken as UTC
+
+
+def _read_file(uri: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.RecordBatch]:
+    try:
+        files, path = filesystem(uri)
+        with files.open_input_file(path) as source:
+            parquet = pq.ParquetFile(source, pre_buffer=is_s3(uri))
+            present = [name for name in schema.names if name in parquet.schema_arrow.names]
+            for batch in parquet.iter_batches(batch_rows, columns=present):
+                yield _conform(batch, schema)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{uri}: cannot be read to its end: {error}") from None
+
+
+def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    columns = []
+    for field in schema:
+        if field.name in batch.schema.names:
+            columns.append(batch.column(field.name).cast(field.type, safe=False))  # ns -> us, double -> float
+        else:
+            columns.append(pa.nulls(batch.num_rows, field.type))
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
+
+
+def _picture_roots(folder: str, files: pafs.FileSystem, path: str) -> list[str]:
+    """The folders of `picture_roots.json`. It lies with the tables and is the operator's, as they are."""
+    try:
+        with files.open_input_file(f"{path}/{PICTURE_ROOTS}") as source:
+            roots = json.loads(source.read())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as error:
+        raise InputError(f"{folder}/{PICTURE_ROOTS}: not a JSON list of folders: {error}") from None
+    if not isinstance(roots, list) or not all(isinstance(root, str) and root for root in roots):
+        raise InputError(f"{folder}/{PICTURE_ROOTS}: expected a JSON list of folders, found {roots!r}")
+    return roots

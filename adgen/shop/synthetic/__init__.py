@@ -1,0 +1,1 @@
+"""The synthetic shop: drawn products, users with a style, clicks, references."""
