@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from small_examples import example
+from support.examples import example
 
 from adgen.config import load_settings
 from adgen.errors import SettingsError

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from small_models import save_small_model
+from support.models import save_small_model
 
 from adgen import records
 from adgen.errors import InputError

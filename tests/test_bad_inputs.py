@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from small_models import save_small_model
-from small_shops import SmallShop, small_shop
+from support.models import save_small_model
+from support.shops import SmallShop, small_shop
 
 from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage

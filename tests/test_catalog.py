@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_runs import Crash, CrashingStorage
-from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, small_shop, tokenize
+from support.runs import Crash, CrashingStorage
+from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, small_shop, tokenize
 
 from adgen.creatives import layout
 from adgen.creatives.storage import Storage

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small_models import save_small_model, small_config, small_model, small_prompter
+from support.models import save_small_model, small_config, small_model, small_prompter
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from adgen.errors import ModelError

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_runs import CAMPAIGN, begin, pair_ids, refresh
+from support.runs import CAMPAIGN, begin, pair_ids, refresh
 
 from adgen.cli import main
 from adgen.creatives.folder import FolderStorage

@@ -6,7 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_runs import (
+from support.runs import (
     CAMPAIGN,
     begin,
     commit_plan,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_runs import begin, commit_plan, make_rows, pair_ids
+from support.runs import begin, commit_plan, make_rows, pair_ids
 
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import finish

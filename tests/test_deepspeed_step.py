@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from small_examples import example
-from small_models import small_config, small_model, small_prompter
+from support.examples import example
+from support.models import small_config, small_model, small_prompter
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.batches import LanguageCollator

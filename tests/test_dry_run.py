@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from small_models import save_small_model
-from small_shops import small_shop
+from support.models import save_small_model
+from support.shops import small_shop
 
 from adgen.errors import SettingsError
 from adgen.on_ray.refresh.dry_run import forecast, read_benchmark

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter
+from support.models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter
 from test_generate import SAMPLED, chain, requests
 
 from adgen.config import validate_settings
@@ -105,7 +105,7 @@ def test_importing_the_engine_loads_no_deepspeed_and_deepspeed_leaves_stdout_to_
     code = """
 import sys, torch, adgen.generation.engine as engine
 print([m for m in ("deepspeed", "ray", "boto3") if m in sys.modules])
-from small_models import small_model, small_prompter
+from support.models import small_model, small_prompter
 print(engine.Engine(small_model(), small_prompter()).deepspeed)
 """
     directory = Path(__file__).parent

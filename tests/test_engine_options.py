@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import small_config, small_model, small_prompter
+from support.models import small_config, small_model, small_prompter
 from test_engine import assert_same, small_engine
 from test_generate import SAMPLED, requests
 

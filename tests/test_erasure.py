@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from small_runs import CAMPAIGN, Crash, CrashingStorage, begin, commit_plan, do_shards, pair_ids, refresh
+from support.runs import CAMPAIGN, Crash, CrashingStorage, begin, commit_plan, do_shards, pair_ids, refresh
 
 from adgen.creatives import layout
 from adgen.creatives.erasure import finish_erasures, forget, forgotten_hashes, is_forgotten, user_hash

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from rich.console import Console
-from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
-from small_judges import save_clip, save_dinov2
-from small_models import save_small_model
-from small_runs import CAMPAIGN
+from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
+from support.models import save_small_model
+from support.networks import save_clip, save_dinov2
+from support.runs import CAMPAIGN
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import finish

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from small_evaluations import draw_shop, save_small_encoder
-from small_models import save_small_model
+from support.evaluations import draw_shop, save_small_encoder
+from support.models import save_small_model
 
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.stores import open_storage

@@ -1,7 +1,7 @@
 """The floor's arithmetic against numbers worked out by hand, and FIELD's roofline of the 7B model."""
 
 import pytest
-from small_models import small_config
+from support.models import small_config
 
 from adgen.generation.benchmark.floor import (
     Workload,

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder
-from small_models import save_small_model
-from small_runs import CAMPAIGN, begin
+from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from support.models import save_small_model
+from support.runs import CAMPAIGN, begin
 
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.publish import finish, read_pointer

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 import torch
-from small_models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter, unigram_tokenizer
-from two_pass_oracle import two_pass
+from support.models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter, unigram_tokenizer
+from support.two_pass_oracle import two_pass
 
 from adgen.errors import ModelError
 from adgen.generation.generate import Request, cut_back, generate, prefill, with_unconditional_rows

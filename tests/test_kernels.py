@@ -169,7 +169,7 @@ import logging, torch
 logging.basicConfig()
 from adgen.generation.kernels import cpu
 assert cpu.library() is None and cpu.library() is None
-from small_models import small_model, small_prompter
+from support.models import small_model, small_prompter
 from test_generate import SAMPLED, requests
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import generate

@@ -9,8 +9,8 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from dying_job import MOMENTS
-from small_jobs import (
+from support.dying_job import MOMENTS
+from support.jobs import (
     CAMPAIGN,
     NUM_PAIRS,
     PER_SHARD,
@@ -103,7 +103,7 @@ def test_a_driver_killed_at_a_random_moment_loses_nothing_and_doubles_nothing(in
 
 def test_a_driver_killed_around_the_publish_loses_nothing_and_doubles_nothing(inputs, undisturbed, address, tmp_path):
     """One run that dies again and again: readers see nothing of it until the swap, and all of it from then on."""
-    store, dying = tmp_path / "store", ROOT / "tests" / "dying_job.py"
+    store, dying = tmp_path / "store", ROOT / "tests" / "support" / "dying_job.py"
     for moment in MOMENTS:
         words = command(inputs, store, "--address", address, script=dying)
         end(start([*words[:2], moment, *words[2:]]), -signal.SIGKILL)

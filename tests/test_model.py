@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from small_models import small_config, small_model
+from support.models import small_config, small_model
 
 from adgen.config import validate_settings
 from adgen.errors import SettingsError

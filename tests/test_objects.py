@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from small_runs import WrappedStorage, make_older
+from support.runs import WrappedStorage, make_older
 
 from adgen.creatives import layout
 from adgen.creatives.folder import FolderStorage

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import small_model, small_prompter
+from support.models import small_model, small_prompter
 from test_generate import SAMPLED, requests
 from torch.overrides import TorchFunctionMode
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_models import small_model
+from support.models import small_model
 from transformers import Dinov2Config, Dinov2Model
 
 from adgen.errors import PairError

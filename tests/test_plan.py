@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from small_shops import SmallShop, rules, small_shop
+from support.shops import SmallShop, rules, small_shop
 
 from adgen.creatives.erasure import user_hash
 from adgen.creatives.storage import Storage

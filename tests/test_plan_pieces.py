@@ -5,8 +5,8 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import pytest
-from small_runs import WrappedStorage
-from small_shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, small_shop, tokenize
+from support.runs import WrappedStorage
+from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, small_shop, tokenize
 
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal

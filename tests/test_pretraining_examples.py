@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_training import training_inputs
+from support.training import training_inputs
 
 from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout

@@ -1,7 +1,7 @@
 """Prompts: the published layout, and data that never becomes markup."""
 
 import pytest
-from small_models import MARKUP, bpe_tokenizer, save_small_model, small_config, small_prompter, unigram_tokenizer
+from support.models import MARKUP, bpe_tokenizer, save_small_model, small_config, small_prompter, unigram_tokenizer
 from tokenizers import AddedToken, Tokenizer, models, normalizers
 from tokenizers.processors import TemplateProcessing
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
+from support.models import save_small_model
 
 from adgen.errors import InputError, RunError, SettingsError
 from adgen.evaluation.proof.goals import GOALS, judged
@@ -36,7 +37,6 @@ from adgen.shop.synthetic.controlled_histories import NUM_CLICKS, controlled_cli
 from adgen.shop.synthetic.style_pictures import draw_style_pictures
 from adgen.shop.synthetic.synth import synthesize
 from adgen.shop.synthetic.truth import Truth, read_truth
-from tests.small_models import save_small_model
 
 JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
 REACHED = {

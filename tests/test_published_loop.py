@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import bpe_tokenizer, script_titles, small_model, small_prompter
+from support.models import bpe_tokenizer, script_titles, small_model, small_prompter
 from test_generate import GREEDY, SAMPLED, chain, requests
 
 from adgen.generation.benchmark.published import PublishedLoop

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from small_runs import (
+from support.runs import (
     CAMPAIGN,
     Crash,
     CrashingStorage,

@@ -10,7 +10,7 @@ import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
-from small_models import save_small_model
+from support.models import save_small_model
 from test_refresh import Silent, published_rows, run, settings, shop  # noqa: F401
 
 from adgen.creatives.storage import S3Access

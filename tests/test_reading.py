@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from small_runs import (
+from support.runs import (
     CAMPAIGN,
     WrappedStorage,
     pair_ids,

@@ -5,7 +5,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_models import save_small_model
+from support.models import save_small_model
 
 from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from small_models import save_small_model
+from support.models import save_small_model
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer

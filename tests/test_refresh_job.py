@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import ray
-from small_runs import begin, commit_plan, pair_ids
+from support.runs import begin, commit_plan, pair_ids
 from test_objects import CarelessStorage
 from test_refresh import Silent, model, run, settings, shop  # noqa: F401
 

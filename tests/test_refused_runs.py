@@ -8,8 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from small_models import save_small_model
-from small_shops import SmallShop, small_shop
+from support.models import save_small_model
+from support.shops import SmallShop, small_shop
 
 CAMPAIGN = "odd"
 ROOT = Path(__file__).parents[1]

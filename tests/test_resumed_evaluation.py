@@ -11,9 +11,9 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 from safetensors.torch import load_file, save_file
-from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
-from small_models import save_small_model
-from small_runs import CAMPAIGN, Crash, CrashingStorage, WrappedStorage
+from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
+from support.models import save_small_model
+from support.runs import CAMPAIGN, Crash, CrashingStorage, WrappedStorage
 from test_gate import Silent
 
 from adgen.creatives.publish import finish

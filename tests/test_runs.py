@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from small_runs import (
+from support.runs import (
     CAMPAIGN,
     LossyStorage,
     WrappedStorage,
@@ -221,7 +221,7 @@ def test_a_store_that_stays_dark_ends_the_driver(store: Storage):
 _DRIVER = """
 import sys, time
 sys.path.insert(0, sys.argv[2])
-from small_runs import begin, commit_plan, pair_ids
+from support.runs import begin, commit_plan, pair_ids
 from adgen.creatives.folder import FolderStorage
 run = begin(FolderStorage(sys.argv[1]))
 commit_plan(run, pair_ids(12))

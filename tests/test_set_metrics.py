@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_judges import save_clip, save_dinov2
+from support.networks import save_clip, save_dinov2
 from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from adgen.errors import InputError, ModelError

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from small_evaluations import save_small_encoder
-from small_judges import save_dinov2
+from support.evaluations import save_small_encoder
+from support.networks import save_dinov2
 
 from adgen.errors import PairError
 from adgen.evaluation.scoring import shop_pictures

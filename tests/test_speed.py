@@ -5,7 +5,7 @@ import sys
 
 import pytest
 import torch
-from small_models import save_small_model, small_config, small_model, small_prompter
+from support.models import save_small_model, small_config, small_model, small_prompter
 from test_engine import small_engine
 from test_generate import SAMPLED, requests
 

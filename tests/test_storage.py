@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from small_runs import make_older
+from support.runs import make_older
 
 from adgen.creatives import folder as folder_module
 from adgen.creatives import layout

@@ -4,9 +4,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import small_evaluations
-from small_evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
-from small_runs import CAMPAIGN, pair_ids
+from support import evaluations as small_evaluations
+from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
+from support.runs import CAMPAIGN, pair_ids
 from test_gate import Silent
 
 from adgen.creatives.journal import Journal

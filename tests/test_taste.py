@@ -4,15 +4,15 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
-from small_examples import example
-from small_models import small_config, small_model, small_prompter
+from support.examples import example
+from support.models import small_config, small_model, small_prompter
+from support.two_pass_oracle import two_pass
 from test_engine import assert_same
 from test_generate import GREEDY, SAMPLED, requests
 from test_training import cached_logits, rows, training_settings
 from test_training import requests as requests_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from two_pass_oracle import two_pass
 
 from adgen.errors import ModelError
 from adgen.generation.engine import Engine

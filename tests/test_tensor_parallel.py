@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
-from small_models import save_small_model, small_model, small_prompter
+from support.models import save_small_model, small_model, small_prompter
 from test_generate import SAMPLED, requests
 
 from adgen.errors import ModelError, RunError

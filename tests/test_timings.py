@@ -4,7 +4,7 @@ import time
 
 import pytest
 import torch
-from small_models import small_model, small_prompter
+from support.models import small_model, small_prompter
 from test_generate import requests
 
 from adgen.generation.engine import Engine

@@ -8,8 +8,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
-from small_examples import example
-from small_models import small_config, small_model, small_prompter
+from support.examples import example
+from support.models import small_config, small_model, small_prompter
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import Request, embed, embed_history, foreground_additions, generate, prefill

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small_examples import example
-from small_models import small_config, small_model, small_prompter
+from support.examples import example
+from support.models import small_config, small_model, small_prompter
 from test_checkpoint import save_janus
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -215,7 +215,7 @@ def test_the_follower_lags_behind_and_has_no_gradient():
 
 
 def test_a_start_of_another_kind_is_refused(tmp_path):
-    from small_models import save_small_model
+    from support.models import save_small_model
 
     save_small_model(tmp_path / "model")
     ContrastTask(new_encoder(ENCODER, 0), TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})).export(

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small_models import small_config, small_model, small_prompter
+from support.models import small_config, small_model, small_prompter
 from test_generate import GREEDY, SAMPLED
 
 from adgen.generation.benchmark.clock import StepClock

@@ -8,7 +8,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from small_models import small_model, small_prompter
+from support.models import small_model, small_prompter
 from test_engine import assert_same
 from test_generate import GREEDY, SAMPLED, requests
 

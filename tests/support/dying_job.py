@@ -39,6 +39,6 @@ if __name__ == "__main__":
     die_at(sys.argv[1])
     # The driver before this one is surely dead: no need to wait for a sign of life from it.
     refresh.start_or_resume = functools.partial(refresh.start_or_resume, patience_seconds=0.1)
-    sys.path.insert(0, str(Path(__file__).parents[1] / "jobs"))
+    sys.path.insert(0, str(Path(__file__).parents[2] / "jobs"))
     job = importlib.import_module("refresh")
     sys.exit(job.main(sys.argv[2:]))

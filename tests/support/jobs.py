@@ -9,17 +9,16 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
 
-from small_models import save_small_model
-
 from adgen.creatives.journal import Journal
 from adgen.creatives.reading import open_published
 from adgen.creatives.runs import list_runs
 from adgen.creatives.stores import open_storage
 from adgen.shop.synthetic.synth import synthesize
+from support.models import save_small_model
 
 NUM_PAIRS, PER_SHARD = 16, 2
 CAMPAIGN = "c"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UNEQUAL = {"generated_at", "seconds"}
 
 

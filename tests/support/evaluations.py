@@ -8,7 +8,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 from safetensors.torch import save_file
-from small_runs import CAMPAIGN, begin
 
 from adgen.config import FinishSettings
 from adgen.creatives import layout
@@ -28,6 +27,7 @@ from adgen.on_ray.rows import Row, raise_told
 from adgen.on_ray.scoring.workers import Scored, ScoreShard, ScoringContext, packed
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
 from adgen.shop.synthetic.synth import synthesize
+from support.runs import CAMPAIGN, begin
 
 SECRET, ROWS_PER_SHARD, CLICKS = b"a secret for tests", 5, 4
 

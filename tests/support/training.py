@@ -1,6 +1,6 @@
 """Small training runs for tests: a shop, a model of the smallest size, and settings that leave nothing to chance.
 
-    python tests/small_training.py        # writes tests/golden_losses/personal.txt anew
+    cd tests; python -m support.training        # writes tests/golden_losses/personal.txt anew
 
 The golden is the loss of each of 20 steps of the personal stage: fixed seed, no dropout within modules, so that it is the
 same with one worker and with two, whatever ZeRO shards.
@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from small_models import small_config, small_model, small_prompter
 
 from adgen.model.checkpoint import save
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.shop.synthetic.synth import synthesize
+from support.models import small_config, small_model, small_prompter
 
-GOLDEN = Path(__file__).parent / "golden_losses" / "personal.txt"
+GOLDEN = Path(__file__).parents[1] / "golden_losses" / "personal.txt"
 STEPS = 20
 
 
@@ -90,7 +90,7 @@ def write_golden() -> None:
         inputs = training_inputs(Path(folder))
         pretrain(small_run(inputs, Path(folder) / "out"), Silent())
         lines = (Path(folder) / "out" / "losses.txt").read_text()
-    GOLDEN.write_text("# step and loss; written by: python tests/small_training.py\n" + lines)
+    GOLDEN.write_text("# step and loss; written by: cd tests; python -m support.training\n" + lines)
 
 
 if __name__ == "__main__":
