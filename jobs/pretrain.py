@@ -26,7 +26,7 @@ from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.display import TrainingProgress, print_summary
+from adgen.on_ray.display import RichProgress, print_summary
 from adgen.on_ray.training.job import pretrain
 from adgen.on_ray.training.settings import PretrainSettings
 
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         command.settings.require()
-        with connected(ClusterSettings(address=command.settings.address)), TrainingProgress(console) as progress:
+        with connected(ClusterSettings(address=command.settings.address)), RichProgress(console, unit="steps") as progress:
             summary = pretrain(command.settings, progress)
     except AdgenError as error:
         console.print(f"pretrain: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

@@ -21,7 +21,7 @@ from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.display import TrainingProgress, print_summary
+from adgen.on_ray.display import RichProgress, print_summary
 from adgen.on_ray.training.ablation import Ablation, follow_ablation
 
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         command = parse(arguments)
-        with connected(ClusterSettings()), TrainingProgress(console) as progress:
+        with connected(ClusterSettings()), RichProgress(console, unit="steps") as progress:
             summaries = follow_ablation(command.ablation, progress)
     except AdgenError as error:
         console.print(f"train_ablation: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

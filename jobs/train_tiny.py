@@ -20,7 +20,7 @@ from adgen.config import load_settings
 from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.display import TrainingProgress, print_summary
+from adgen.on_ray.display import RichProgress, print_summary
 from adgen.on_ray.training.recipe import Recipe, follow, ship
 
 
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     console = Console(stderr=True)
     try:
         command = parse(arguments)
-        with connected(ClusterSettings()), TrainingProgress(console) as progress:
+        with connected(ClusterSettings()), RichProgress(console, unit="steps") as progress:
             summaries = follow(command.recipe, progress)
         if command.ship is not None:
             ship(command.recipe, command.ship)

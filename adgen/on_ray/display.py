@@ -1,6 +1,6 @@
-"""What a person sees of a running job: phases, pairs or steps done with ETA, and a summary at the end. On stderr, always."""
+"""What a person sees of a job: the phase, how much of it is done, the time left, and a summary at the end. On stderr, always."""
 
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -8,26 +8,17 @@ from rich.progress import Progress as RichBar
 from rich.table import Table
 
 
-class Progress(Protocol):
-    """What a display needs to know."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of so many pairs."""
-
-    def advance(self, pairs: int) -> None:
-        """So many more pairs are done."""
-
-
 class RichProgress:
-    """A bar in pairs, or in another unit."""
+    """A `Progress` as a bar with its remaining time; `unit` is what a phase's total counts."""
 
     def __init__(self, console: Console, unit: str = "pairs"):
         self._bar = RichBar(
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
-            BarColumn(),
+            BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn(unit),
+            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -43,56 +34,14 @@ class RichProgress:
         self._bar.stop()
 
     def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of so many pairs."""
-        if self._task is not None:
-            self._bar.stop_task(self._task)
-        self._task = self._bar.add_task(name, total=total)
-
-    def advance(self, pairs: int) -> None:
-        """So many more pairs are done."""
-        self._bar.advance(self._task, pairs)
-
-
-class TrainingProgress:
-    """A bar in steps."""
-
-    def __init__(self, console: Console):
-        self._bar = RichBar(
-            SpinnerColumn(),
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=console,
-        )
-        self._task: Any = None
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of so many steps."""
+        """A new phase begins."""
         if self._task is not None:
             self._bar.stop_task(self._task)
         self._task = self._bar.add_task(name, total=total, numbers="")
 
-    def update(self, values: dict[str, Any]) -> None:
-        """The last step's numbers."""
-        self._bar.update(self._task, completed=values.get("step", 0), numbers=numbers(values))
-
-
-def numbers(values: dict[str, Any]) -> str:
-    """Loss, tokens a second and MFU in a few characters; nothing before the first step."""
-    if values.get("loss") is None:
-        return ""
-    return f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}"
+    def advance(self, amount: int, numbers: str = "") -> None:
+        """More of the phase is done."""
+        self._bar.update(self._task, advance=amount, numbers=numbers)
 
 
 def print_summary(console: Console, title: str, values: dict[str, Any]) -> None:

@@ -59,13 +59,13 @@ class Silent:
     """A progress display that remembers."""
 
     def __init__(self) -> None:
-        self.phases, self.values = [], {}
+        self.phases, self.done, self.numbers = [], 0, ""
 
     def phase(self, name: str, total: int | None = None) -> None:
         self.phases.append(name)
 
-    def update(self, values: dict) -> None:
-        self.values = values
+    def advance(self, amount: int, numbers: str = "") -> None:
+        self.done, self.numbers = self.done + amount, numbers
 
 
 def without_references(shop: Path, into: Path) -> Path:

@@ -2,22 +2,15 @@
 
 import time
 from collections import Counter
-from typing import Any, Protocol
+from typing import Any
 
 from adgen.evaluation.pictures.encoders import device_of, patch_encoder, pbs_encoder
 from adgen.evaluation.robustness.pbs_robustness import Robustness, measure_robustness
 from adgen.evaluation.robustness.photographs import Finding, compare_scores, photograph_features, read_photographs
 from adgen.evaluation.robustness.scenes import drawn_scenes, table_scenes
 from adgen.evaluation.robustness.settings import PhotographsSettings, RobustnessSettings
+from adgen.progress import Progress
 from adgen.shop.inputs.tables import open_inputs
-
-
-class Progress(Protocol):
-    """Who shows a person how far the work is."""
-
-    def phase(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, pairs: int) -> None: ...
 
 
 def run_robustness(settings: RobustnessSettings, progress: Progress) -> tuple[Robustness, dict[str, Any]]:

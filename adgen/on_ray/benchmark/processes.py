@@ -130,7 +130,7 @@ class PhaseClock:
             self.phases.append(PhaseCost(before, now - started, cpu[0] - user, cpu[1] - system))
         self._open, self._watch.phase = (name, now, cpu), name
 
-    def advance(self, pairs: int) -> None:
+    def advance(self, amount: int, numbers: str = "") -> None:
         """Nothing to show."""
 
     def close(self) -> dict[str, PhaseCost]:

@@ -24,10 +24,10 @@ from adgen.evaluation.scoring.creatives import ROW_SCORES, SCORED
 from adgen.evaluation.scoring.networks import SCORES_OF, Judge, JudgePaths, load_judges, told_judges
 from adgen.evaluation.scoring.other_users import looks_at_strangers, panel_digest
 from adgen.on_ray.cluster import cluster_device
-from adgen.on_ray.display import Progress
 from adgen.on_ray.evaluation.settings import RunEvaluationSettings, ScoringSettings
 from adgen.on_ray.scoring.sampling import read_strangers
 from adgen.on_ray.scoring.workers import ROWS_AN_ITEM, ScoringContext, score, whole_parts
+from adgen.progress import Progress
 from adgen.records import digest
 from adgen.shop.inputs.tables import Inputs, open_inputs
 

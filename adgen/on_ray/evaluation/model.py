@@ -13,13 +13,13 @@ from adgen.creatives.reading import open_run
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.results.folder import Identity, check_unfinished, read_identity
-from adgen.on_ray.display import Progress
 from adgen.on_ray.evaluation.job import ScoredRun, check_settings, score_runs
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings
 from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.planning import maker_digest
 from adgen.on_ray.refresh.settings import CleanUpSettings, FailureSettings, PlanSettings, RefreshSettings
+from adgen.progress import Progress
 from adgen.records import PAIRS, digest
 from adgen.shipped import shipped_model
 from adgen.shop.inputs.tables import InputFile, Inputs, InputTable, open_inputs

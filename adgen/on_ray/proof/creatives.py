@@ -10,11 +10,11 @@ from PIL import Image
 from adgen.evaluation.pictures.tensors import placed_product
 from adgen.finishing.paste import compose
 from adgen.images import read_picture
-from adgen.on_ray.display import Progress
 from adgen.on_ray.proof.generation import Condition, Creative, Maker, open_maker, with_histories
 from adgen.on_ray.proof.pairs import ProofPairs, controlled_user
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.rows import Row
+from adgen.progress import Progress
 from adgen.shop.inputs.locations import read_bytes
 
 OWN, NONE, STRANGER, HIDDEN, SHEET = "own", "none", "stranger", "hidden", "sheet"

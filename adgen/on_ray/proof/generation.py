@@ -24,7 +24,6 @@ from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout
 from adgen.images import read_picture
 from adgen.on_ray.cluster import cluster_device, slot_resources
-from adgen.on_ray.display import Progress
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
@@ -33,6 +32,7 @@ from adgen.on_ray.refresh.payload import pack, product_facts, unpack
 from adgen.on_ray.refresh.planning import plan_rules, prepare, write_plan
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
 from adgen.on_ray.rows import Row, raise_told, telling
+from adgen.progress import Progress
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.inputs.tables import Inputs
 from adgen.shop.plan.histories import Histories

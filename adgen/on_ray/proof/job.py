@@ -12,13 +12,13 @@ from adgen.errors import RunError, SettingsError
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import SUFFIXES
 from adgen.model.checkpoint import read_config
-from adgen.on_ray.display import Progress
 from adgen.on_ray.proof.creatives import make_all, make_own
 from adgen.on_ray.proof.measures import comparison, measure, noise_rows
 from adgen.on_ray.proof.pairs import choose_pairs, draw_held_out_shop
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.proof.sheet import write_sheet
 from adgen.on_ray.proof.style_classifier import train_judge
+from adgen.progress import Progress
 from adgen.shipped import shipped_encoder, shipped_model
 from adgen.shop.synthetic.controlled_histories import stray_clicks
 

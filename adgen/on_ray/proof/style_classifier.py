@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from adgen.evaluation.proof.style_classifier import EPOCHS, LARGEST_SIDE, StyleClassifier, as_array, train_style_classifier
-from adgen.on_ray.display import Progress
+from adgen.progress import Progress
 from adgen.shop.synthetic.style_pictures import STYLE_NAMES, draw_style_pictures
 
 PICTURES_PER_TASK = 100

@@ -13,11 +13,11 @@ from adgen.errors import SettingsError
 from adgen.evaluation.scoring.networks import JudgePaths
 from adgen.model.pbs import load_pbs
 from adgen.on_ray.cluster import cluster_device
-from adgen.on_ray.display import Progress
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 from adgen.on_ray.rows import Row
 from adgen.on_ray.scoring.sampling import by_part, read_strangers, spread_places
 from adgen.on_ray.scoring.workers import ScoringContext, score
+from adgen.progress import Progress
 from adgen.records import OK
 from adgen.shipped import shipped_encoder
 from adgen.shop.inputs.tables import Inputs

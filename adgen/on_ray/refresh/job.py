@@ -19,7 +19,6 @@ from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.on_ray.cluster import cluster_device
-from adgen.on_ray.display import Progress
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.failures import FailureWatch, ended_on_failure
 from adgen.on_ray.refresh.gate import check_gate_settings, why_held
@@ -29,6 +28,7 @@ from adgen.on_ray.refresh.shards import run_wave, waves
 from adgen.on_ray.refresh.slot_plan import plan_slots
 from adgen.on_ray.refresh.speed import RunSpeed
 from adgen.on_ray.refresh.stages import STAGES, Stages
+from adgen.progress import Progress
 from adgen.shop.inputs.tables import Inputs
 
 log = logging.getLogger(__name__)

@@ -28,14 +28,13 @@ from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.payload import product_facts
 from adgen.on_ray.refresh.provenance import PROVENANCE, provenance, version_in
 from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.rows import Row
 from adgen.records import FAILED, OK, digest
 from adgen.shop.catalog.catalog import open_catalog
 
 Outcome = Literal["equal_bytes", "equal_tokens", "different_device", "unequal", "input_gone"]
 EXIT_CODES: dict[Outcome, int] = {"equal_bytes": 0, "equal_tokens": 3, "different_device": 4, "unequal": 5, "input_gone": 6}
 _PARTS_AT_ONCE = 16
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.rows import Row
 
 if TYPE_CHECKING:
     import torch
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
     from adgen.generation.benchmark.machine import Machine
     from adgen.generation.engine import Engine
     from adgen.generation.timings import PhaseTimings
-
-Row = dict[str, Any]
 
 
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:

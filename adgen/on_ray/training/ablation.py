@@ -32,8 +32,9 @@ from adgen.model.checkpoint import load, model_digest, save
 from adgen.model.config import CONFIG_FILE
 from adgen.model.initialize import initialize_part
 from adgen.model.preference import Preference
-from adgen.on_ray.training.job import Progress, Summary, pretrain
+from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.settings import PretrainSettings
+from adgen.progress import Progress
 from adgen.records import digest
 from adgen.training.stages import load_prompter
 

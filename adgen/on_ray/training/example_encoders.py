@@ -7,7 +7,6 @@ import io
 from collections import Counter
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,14 +15,13 @@ from PIL import Image, ImageOps
 from adgen.errors import PairError
 from adgen.finishing.finish import ProductFacts, product_cutout
 from adgen.images import read_picture, square_frame
+from adgen.on_ray.rows import Row
 from adgen.on_ray.training.run_folder import on_this_node
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.inputs.tables import Inputs
 from adgen.shop.similarity import cosines, embed_titles
 from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background
 from adgen.training.example_files import ExampleFolder, part_name
-
-Row = dict[str, Any]
 
 
 class Maker:

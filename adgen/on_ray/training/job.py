@@ -9,7 +9,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow.compute as pc
 import ray
@@ -30,6 +30,7 @@ from adgen.on_ray.training.settings import PretrainSettings
 from adgen.on_ray.training.source import Job, Source
 from adgen.on_ray.training.status import Board
 from adgen.on_ray.training.worker_function import train
+from adgen.progress import Progress
 from adgen.records import digest
 from adgen.shop.inputs.locations import is_s3
 from adgen.shop.inputs.tables import open_inputs
@@ -39,16 +40,6 @@ from adgen.training.stages import check_start
 
 START = "start"
 _POLL_SECONDS = 0.3
-
-
-class Progress(Protocol):
-    """What a display needs to know."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        """A new phase begins, of so many steps."""
-
-    def update(self, values: dict[str, Any]) -> None:
-        """step, loss, tokens_per_second, mfu, ... of the last step."""
 
 
 @dataclass
@@ -204,7 +195,7 @@ class _shown:
     """A thread that shows the board's progress while the block runs."""
 
     def __init__(self, board: Any, progress: Progress):
-        self.board, self.progress, self.stop = board, progress, threading.Event()
+        self.board, self.progress, self.stop, self.step = board, progress, threading.Event(), 0
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
@@ -213,7 +204,8 @@ class _shown:
 
     def _show(self) -> None:
         if values := ray.get(self.board.read.remote())[0]:
-            self.progress.update(values)
+            self.progress.advance(values["step"] - self.step, _numbers(values))  # less than nothing after a restart
+            self.step = values["step"]
 
     def __enter__(self) -> None:
         self.thread.start()
@@ -222,6 +214,13 @@ class _shown:
         self.stop.set()
         self.thread.join()
         self._show()
+
+
+def _numbers(values: dict[str, Any]) -> str:
+    """Loss, tokens a second and MFU; nothing before the first step."""
+    if values.get("loss") is None:
+        return ""
+    return f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}"
 
 
 def _raise_failure(board: Any) -> None:

@@ -20,9 +20,10 @@ from adgen.config import Settings
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, save
 from adgen.model.pbs import PBS_FILE
-from adgen.on_ray.training.job import Progress, Summary, pretrain
+from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.run_folder import FACTS, MODEL
 from adgen.on_ray.training.settings import PretrainSettings
+from adgen.progress import Progress
 from adgen.shop.synthetic.synth import synthesize
 from adgen.training.stages import load_prompter
 
