@@ -31,7 +31,7 @@ Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, to
 
 @app.command
 def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Save = None) -> dict:
-    """Pictures a second, ms a step, share of the floor, and how many times as fast as other loops."""
+    """Pictures a second, ms a step, share of the roofline, and how many times as fast as other loops."""
     import torch
 
     from adgen.generation.benchmark.measure import measure, settings_of

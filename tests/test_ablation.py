@@ -61,7 +61,7 @@ def test_nobody_keeps_their_own_history(tmp_path):
 def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(start, tmp_path):
     write_start(start, tmp_path / "published", 0, "published")
     plain, published = load(start), load(tmp_path / "published")
-    assert published.preference.taste_reader is None
+    assert published.preference.style_encoder is None
     assert plain.config.preference.residual
     assert not published.config.preference.residual
     for name, tensor in plain.decoder.state_dict().items():
@@ -72,14 +72,14 @@ def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(sta
 def test_the_residual_form_starts_as_the_start_without_its_taste(start, tmp_path):
     write_start(start, tmp_path / "residual", 0, "residual")
     whole, residual = load(start).state_dict(), load(tmp_path / "residual").state_dict()
-    assert {name for name in whole if name not in residual} == {name for name in whole if ".taste_reader." in name}
+    assert {name for name in whole if name not in residual} == {name for name in whole if ".style_encoder." in name}
     for name, tensor in residual.items():
         assert torch.equal(tensor, whole[name]), name
 
 
 def test_a_fresh_reader_is_one_that_was_taught_nothing(start, tmp_path):
     taught = load(start)
-    for parameter in taught.preference.taste_reader.parameters():
+    for parameter in taught.preference.style_encoder.parameters():
         parameter.data += 1.0
     taught.preference.visual_mask_generator.base_transformer.pos_encoding.data += 1.0
     save(taught, tmp_path / "taught")
@@ -87,9 +87,9 @@ def test_a_fresh_reader_is_one_that_was_taught_nothing(start, tmp_path):
     write_start(tmp_path / "taught", tmp_path / "fresh", 0, "fresh")
     taught, fresh = load(tmp_path / "taught"), load(tmp_path / "fresh")
     assert fresh.config == taught.config
-    assert not fresh.preference.taste_reader.output_proj.weight.any()
+    assert not fresh.preference.style_encoder.output_proj.weight.any()
     for name, tensor in fresh.state_dict().items():
-        assert torch.equal(tensor, taught.state_dict()[name]) == (".taste_reader." not in name), name
+        assert torch.equal(tensor, taught.state_dict()[name]) == (".style_encoder." not in name), name
 
 
 def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
@@ -113,7 +113,7 @@ def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
     with pytest.raises(SettingsError, match="no taste"):
         check_plain(tmp_path / "residual")
     model = load(start)
-    model.preference.taste_reader.output_proj.weight.data[0, 0] = 1.0  # the general stage may have taught it
+    model.preference.style_encoder.output_proj.weight.data[0, 0] = 1.0  # the general stage may have taught it
     save(model, tmp_path / "reading")
     check_plain(tmp_path / "reading")
     model.preference.dual_modality_fusion_encoder.output_proj.weight.data[0, 0] = 1.0

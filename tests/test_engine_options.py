@@ -35,7 +35,7 @@ def one_thread():
 @pytest.mark.parametrize("option", TRADES, ids=lambda option: "-".join(map(str, next(iter(option.items())))))
 def test_an_option_runs_and_is_what_the_record_names(option):
     engine = small_engine(num_slots=3, **option)
-    assert engine.settings.trades() == option
+    assert engine.settings.lossy_options() == option
     results = engine.generate(requests())
     plain = generate(small_model(), small_prompter(), requests(), SAMPLED)
     assert any(not torch.equal(a.codes, b.codes) for a, b in zip(results, plain, strict=True)), "it changed nothing"
@@ -43,8 +43,8 @@ def test_an_option_runs_and_is_what_the_record_names(option):
 
 
 def test_by_default_nothing_is_traded():
-    assert EngineSettings().trades() == {}
-    assert EngineSettings(num_slots=7, dtype="bfloat16", deepspeed=False).trades() == {}
+    assert EngineSettings().lossy_options() == {}
+    assert EngineSettings(num_slots=7, dtype="bfloat16", deepspeed=False).lossy_options() == {}
 
 
 def test_dropped_history_is_what_the_masks_zero_and_the_rest_keeps_its_positions():

@@ -30,23 +30,23 @@ from adgen.generation.attention import attend_torch, split_heads
 from adgen.generation.kernels import gpu_attention as gpu
 float8 = torch.float8_e4m3fn
 for cache_type, heads, groups, size, shared in (torch.float32, 4, 2, 32, 70), (torch.bfloat16, 3, 1, 6, 0), (float8, 2, 2, 16, 70):
-    half, *step = example(cache_type, heads, groups, size, shared)
+    branch, *step = example(cache_type, heads, groups, size, shared)
     twin, *_ = example(cache_type, heads, groups, size, shared)
-    expected, working = attend_torch(*step, twin, 1), half.active
-    torch.testing.assert_close(gpu.attend_gpu(*step, half, 1)[working], expected[working], atol=2e-6, rtol=2e-6)
+    expected, working = attend_torch(*step, twin, 1), branch.active
+    torch.testing.assert_close(gpu.attend_gpu(*step, branch, 1)[working], expected[working], atol=2e-6, rtol=2e-6)
     for layer in 0, 1:
-        for mine, theirs in (half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values):
+        for mine, theirs in (branch.cache.keys, twin.cache.keys), (branch.cache.values, twin.cache.values):
             assert torch.equal(mine[layer][working].float(), theirs[layer][working].float())
     queries, _, _ = split_heads(*step, groups)
     for stretch in 128, 64:
-        again = gpu.look(queries, half, 1, stretch)
+        again = gpu.look(queries, branch, 1, stretch)
         torch.testing.assert_close(again[working], expected[working], atol=2e-6, rtol=2e-6)
         assert not again[~working].any()
     # A larger cache, which a neighbour's long prompt may ask for, adds empty stretches and changes no bit.
     grown = [torch.cat((t, torch.randn(t.shape[0], t.shape[1], 150, t.shape[3]).to(t.dtype)), dim=2) for t in
-             (half.cache.keys[1].float(), half.cache.values[1].float())]
-    half.cache.keys[1], half.cache.values[1] = (t.to(cache_type) for t in grown)
-    assert torch.equal(gpu.look(queries, half, 1, 64)[working], again[working])
+             (branch.cache.keys[1].float(), branch.cache.values[1].float())]
+    branch.cache.keys[1], branch.cache.values[1] = (t.to(cache_type) for t in grown)
+    assert torch.equal(gpu.look(queries, branch, 1, 64)[working], again[working])
 """)
 
 

@@ -12,7 +12,7 @@ import torch
 
 from adgen.generation import attention
 from adgen.generation.attention import attend_cpu, attend_torch
-from adgen.generation.caches import Half, empty_cache
+from adgen.generation.caches import CfgBranch, empty_cache
 from adgen.generation.kernels import cpu
 from adgen.generation.sampling import PICTURE, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
 from adgen.generation.sampling_settings import SamplingSettings
@@ -30,7 +30,7 @@ def filled(cache: KeyValueCache, generator: torch.Generator) -> KeyValueCache:
 
 
 def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size: int = 32, shared: int = 0, seed: int = 0):
-    """A half of six rows with `LENGTHS` tokens, one of which waits, and what a step brings them."""
+    """A branch of six rows with `LENGTHS` tokens, one of which waits, and what a step brings them."""
     generator = torch.Generator().manual_seed(seed)
     cpu_device = torch.device("cpu")
     cache = filled(empty_cache(2, len(LENGTHS), groups, 201, head_size, cpu_device, cache_type), generator)
@@ -40,10 +40,10 @@ def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size:
         prefix = filled(empty_cache(2, 1, groups, shared, head_size, cpu_device, cache_type), generator)
     active = torch.ones(len(LENGTHS), dtype=torch.bool)
     active[2] = False
-    half = Half(cache, torch.full((len(LENGTHS),), shared), active, prefix)
+    branch = CfgBranch(cache, torch.full((len(LENGTHS),), shared), active, prefix)
     qkv = torch.randn(len(LENGTHS), (heads + 2 * groups) * head_size, generator=generator)
-    cos, sin = rope_angles(half.positions()[:, None], head_size, 10000.0)
-    return half, qkv, cos[:, 0, 0].contiguous(), sin[:, 0, 0].contiguous()
+    cos, sin = rope_angles(branch.positions()[:, None], head_size, 10000.0)
+    return branch, qkv, cos[:, 0, 0].contiguous(), sin[:, 0, 0].contiguous()
 
 
 @needs_compiler
@@ -51,18 +51,18 @@ def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size:
 @pytest.mark.parametrize(("heads", "groups", "head_size"), [(4, 2, 32), (3, 3, 64), (8, 1, 6), (2, 2, 256)])
 @pytest.mark.parametrize("cache_type", CACHE_TYPES, ids=str)
 def test_the_kernel_computes_what_torch_computes(cache_type, heads, groups, head_size, shared):
-    half, *step = example(cache_type, heads, groups, head_size, shared)
+    branch, *step = example(cache_type, heads, groups, head_size, shared)
     twin, *_ = example(cache_type, heads, groups, head_size, shared)
-    out, expected = attend_cpu(*step, (half,), 1), attend_torch(*step, twin, 1)
-    working = half.active
+    out, expected = attend_cpu(*step, (branch,), 1), attend_torch(*step, twin, 1)
+    working = branch.active
     torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
-    for mine, theirs in ((half.cache.keys, twin.cache.keys), (half.cache.values, twin.cache.values)):
+    for mine, theirs in ((branch.cache.keys, twin.cache.keys), (branch.cache.values, twin.cache.values)):
         # Rotation may round the other way, by a step of the cache's type.
         step_size = torch.finfo(cache_type).eps
         torch.testing.assert_close(mine[1].float(), theirs[1].float(), atol=1e-6, rtol=step_size)
         assert torch.equal(mine[0].float(), theirs[0].float()), "another layer's cache was touched"
     assert torch.equal(
-        half.cache.keys[1][2].float(), example(cache_type, heads, groups, head_size, shared)[0].cache.keys[1][2].float()
+        branch.cache.keys[1][2].float(), example(cache_type, heads, groups, head_size, shared)[0].cache.keys[1][2].float()
     )
 
 
@@ -70,13 +70,13 @@ def test_the_kernel_computes_what_torch_computes(cache_type, heads, groups, head
 @pytest.mark.parametrize("cache_type", CACHE_TYPES, ids=str)
 def test_a_rows_bits_depend_on_that_row_alone(cache_type):
     """Other neighbours, another capacity, another number of threads: the same bits."""
-    half, qkv, cos, sin = example(cache_type, shared=5)
+    branch, qkv, cos, sin = example(cache_type, shared=5)
     alone = empty_cache(2, 1, 2, 300, 32, torch.device("cpu"), cache_type)
-    for mine, theirs in zip(alone.keys + alone.values, half.cache.keys + half.cache.values, strict=True):
+    for mine, theirs in zip(alone.keys + alone.values, branch.cache.keys + branch.cache.values, strict=True):
         mine[:, :, :201] = theirs[-1:]
     alone.lengths.fill_(LENGTHS[-1])
-    out = attend_cpu(qkv, cos, sin, (half,), 1)
-    single = Half(alone, torch.full((1,), 5), torch.ones(1, dtype=torch.bool), half.prefix)
+    out = attend_cpu(qkv, cos, sin, (branch,), 1)
+    single = CfgBranch(alone, torch.full((1,), 5), torch.ones(1, dtype=torch.bool), branch.prefix)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     again = attend_cpu(qkv[-1:], cos[-1:], sin[-1:], (single,), 1)
@@ -100,15 +100,15 @@ def test_two_halves_in_one_go_are_what_they_are_apart():
 @needs_compiler
 def test_halves_that_share_a_cache_go_one_after_another():
     """A later one sees what an earlier one has written: several tokens of a row in one step."""
-    half, *step = example(torch.float32)
+    branch, *step = example(torch.float32)
     twin, *_ = example(torch.float32)
     ahead = lambda h: replace(h, cache=KeyValueCache(h.cache.keys, h.cache.values, h.cache.lengths.clamp(max=199) + 1), plans={})  # noqa: E731
-    half.cache.lengths.clamp_(max=199)
+    branch.cache.lengths.clamp_(max=199)
     twin.cache.lengths.clamp_(max=199)
     both = [torch.cat((part, part.flip(0))) for part in step]
-    out = attention.attend(*both, (half, ahead(half)), 1)
+    out = attention.attend(*both, (branch, ahead(branch)), 1)
     expected = torch.cat([attend_torch(*step, twin, 1), attend_torch(*(part.flip(0) for part in step), ahead(twin), 1)])
-    working = torch.cat((half.active, half.active))
+    working = torch.cat((branch.active, branch.active))
     torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
 
 
@@ -118,17 +118,17 @@ def test_values_are_rounded_into_the_cache_as_torch_rounds_them(cache_type):
     """Ties, subnormals and zeros included; what is too large for float8 saturates in C, and is NaN in torch."""
     exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
     exact = exact[exact.isfinite()].unique()
-    halves = torch.tensor([(a + b) / 2 for a, b in pairwise(exact.tolist())])
+    midpoints = torch.tensor([(a + b) / 2 for a, b in pairwise(exact.tolist())])
     smallest = torch.finfo(torch.float16).smallest_normal
     subnormal = torch.linspace(-smallest, smallest, 999)
-    values = torch.cat((exact, halves, subnormal, torch.randn(1000) * 100, torch.tensor([447.9, -448.0, 448.0])))
+    values = torch.cat((exact, midpoints, subnormal, torch.randn(1000) * 100, torch.tensor([447.9, -448.0, 448.0])))
     values = values[values.abs() <= 448]
     values = torch.cat((values, torch.zeros(-len(values) % 64)))
     rows = len(values) // 64
     cache = empty_cache(1, rows, 1, 1, 64, torch.device("cpu"), cache_type)
-    half = Half(cache, torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool))
+    branch = CfgBranch(cache, torch.zeros(rows, dtype=torch.int64), torch.ones(rows, dtype=torch.bool))
     qkv = torch.cat((torch.zeros(rows, 128), values.reshape(rows, 64)), dim=1)
-    attend_cpu(qkv, torch.ones(rows, 64), torch.zeros(rows, 64), (half,), 0)
+    attend_cpu(qkv, torch.ones(rows, 64), torch.zeros(rows, 64), (branch,), 0)
     assert torch.equal(cache.values[0].float().flatten(), values.to(cache_type).float())
 
 
@@ -212,20 +212,20 @@ def test_a_kernel_file_cut_short_is_compiled_again_and_a_folder_open_to_others_i
 
 @needs_compiler
 def test_a_cache_of_another_size_at_the_same_address_is_another_cache():
-    half, *step = example(torch.float32)
-    attend_cpu(*step, (half,), 1)
-    cache = half.cache
+    branch, *step = example(torch.float32)
+    attend_cpu(*step, (branch,), 1)
+    cache = branch.cache
     for tensors in (cache.keys, cache.values):
         tensors[1] = tensors[1].view(-1)[: 6 * 2 * 100 * 32].view(6, 2, 100, 32)  # where it lay, half as long
     cache.lengths.clamp_(max=99)
-    expected = attend_torch(*step, half, 1)
-    torch.testing.assert_close(attend_cpu(*step, (half,), 1)[half.active], expected[half.active], atol=2e-6, rtol=2e-6)
+    expected = attend_torch(*step, branch, 1)
+    torch.testing.assert_close(attend_cpu(*step, (branch,), 1)[branch.active], expected[branch.active], atol=2e-6, rtol=2e-6)
 
 
 @needs_compiler
 def test_heads_too_wide_for_the_kernel_go_through_torch():
-    half, *step = example(torch.float32, heads=1, groups=1, head_size=288)
+    branch, *step = example(torch.float32, heads=1, groups=1, head_size=288)
     twin, *_ = example(torch.float32, heads=1, groups=1, head_size=288)
-    assert torch.equal(attention.attend(*step, (half,), 0), attend_torch(*step, twin, 0))
+    assert torch.equal(attention.attend(*step, (branch,), 0), attend_torch(*step, twin, 0))
     with pytest.raises(ValueError, match="head size 288"):
-        attend_cpu(*step, (half,), 0)
+        attend_cpu(*step, (branch,), 0)

@@ -35,7 +35,7 @@ class NothingReadBack(TorchFunctionMode):
         return function(*arguments, **(keywords or {}))
 
 
-def attention_without_kernels(qkv, cos, sin, halves, layer):
+def attention_without_kernels(qkv, cos, sin, branches, layer):
     """Of the right shape; the GPU kernel's own host side is tested with Triton's interpreter."""
     return qkv[:, : qkv.shape[1] // 2] * cos.mean() + sin.mean()
 

@@ -18,7 +18,7 @@ from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, read_config
 from adgen.model.config import PRESETS
 from adgen.model.pbs import load_pbs
-from adgen.model.taste import click_shares
+from adgen.model.style_embedding import click_shares
 from adgen.model.uniadgen import UniAdGen
 from adgen.on_ray.training.recipe import Recipe
 from adgen.shipped import shipped_encoder, shipped_model
@@ -97,6 +97,6 @@ def test_its_reader_lets_strays_count_for_next_to_nothing(model, pictures):
     for name in CLEAR_STYLES:
         strays = [pictures[other][:1] for other in CLEAR_STYLES if other != name][:2]
         codes = clicked(model, np.concatenate([pictures[name][:4], *strays]))
-        shares = click_shares(model.read_clicks(codes[None]), None, model.config.preference.taste_focus)[0]
+        shares = click_shares(model.encode_clicks(codes[None]), None, model.config.preference.agreement_weighting)[0]
         assert shares[4:].sum() < 0.02, (name, shares)
         assert shares[:4].min() > 10 * shares[4:].max(), (name, shares)

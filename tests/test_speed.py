@@ -9,8 +9,8 @@ from support.models import save_small_model, small_config, small_model, small_pr
 from test_engine import small_engine
 from test_generate import SAMPLED, requests
 
-from adgen.generation.benchmark.floor import Workload, floor
 from adgen.generation.benchmark.machine import Machine
+from adgen.generation.benchmark.roofline import Workload, roofline
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
 from adgen.generation.sampling_settings import SamplingChoice
@@ -40,7 +40,7 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
         config=small_config(), element_bytes=4, batch=2, prompt_tokens=round(spent.prompt_tokens / 6),
         negative_tokens=len(small_prompter().negative_prompt()), title_tokens=round(spent.title_steps / 3),
     )  # fmt: skip
-    expected = floor(work, MACHINE).seconds / 2 * 5
+    expected = roofline(work, MACHINE).seconds / 2 * 5
     assert shard_speed(engine, spent, 5) == {"engine_seconds": spent.seconds, "floor_seconds": pytest.approx(expected)}
     assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": 0.0}
 

@@ -14,51 +14,53 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from adgen.generation.caches import Half
+from adgen.generation.caches import CfgBranch
 from adgen.generation.kernels import cpu
 from adgen.model.decoder import split_heads
 
 
-def attend(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
-    """qkv (R, W) of the halves' rows one after another, cos and sin (R, E) -> attention (R, H*E).
+def attend(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], layer: int) -> Tensor:
+    """qkv (R, W) of the branches' rows one after another, cos and sin (R, E) -> attention (R, H*E).
 
-    Keys and values are written behind each row's length, which `Half.advance` moves once all layers are done. What comes
+    Keys and values are written behind each row's length, which `CfgBranch.advance` moves once all layers are done. What comes
     out for a row that waits means nothing.
     """
     if qkv.device.type == "cuda":
         from adgen.generation.kernels.gpu_attention import attend_gpu
 
-        return _half_by_half(attend_gpu, qkv, cos, sin, halves, layer)
+        return _branch_by_branch(attend_gpu, qkv, cos, sin, branches, layer)
     if not cpu.library() or cos.shape[-1] > cpu.MAX_HEAD_SIZE:
-        return _half_by_half(attend_torch, qkv, cos, sin, halves, layer)
-    if len({id(half.cache.keys) for half in halves}) == len(halves):
-        return attend_cpu(qkv, cos, sin, halves, layer)
-    return _half_by_half(lambda *step: attend_cpu(*step[:3], (step[3],), step[4]), qkv, cos, sin, halves, layer)
+        return _branch_by_branch(attend_torch, qkv, cos, sin, branches, layer)
+    if len({id(branch.cache.keys) for branch in branches}) == len(branches):
+        return attend_cpu(qkv, cos, sin, branches, layer)
+    return _branch_by_branch(lambda *step: attend_cpu(*step[:3], (step[3],), step[4]), qkv, cos, sin, branches, layer)
 
 
-def _half_by_half(attend_half: Callable, qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
-    """In order: a half may look at what an earlier one has written."""
+def _branch_by_branch(
+    attend_branch: Callable, qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], layer: int
+) -> Tensor:
+    """In order: a branch may look at what an earlier one has written."""
     outs, first = [], 0
-    for half in halves:
-        rows = slice(first, first + len(half.offsets))
-        outs.append(attend_half(qkv[rows], cos[rows], sin[rows], half, layer))
+    for branch in branches:
+        rows = slice(first, first + len(branch.offsets))
+        outs.append(attend_branch(qkv[rows], cos[rows], sin[rows], branch, layer))
         first = rows.stop
     return outs[0] if len(outs) == 1 else torch.cat(outs)
 
 
-def attend_torch(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) -> Tensor:
+def attend_torch(qkv: Tensor, cos: Tensor, sin: Tensor, branch: CfgBranch, layer: int) -> Tensor:
     """The plain way, row by row."""
-    keys, values = half.cache.keys[layer], half.cache.values[layer]
+    keys, values = branch.cache.keys[layer], branch.cache.values[layer]
     q, k, v = split_heads(qkv, cos, sin, keys.shape[1])
-    lengths = half.cache.lengths.tolist()
+    lengths = branch.cache.lengths.tolist()
     out = torch.zeros_like(q)
     for row, length in enumerate(lengths):
-        if not half.active[row]:
+        if not branch.active[row]:
             continue
         keys[row, :, length], values[row, :, length] = k[row].to(keys.dtype), v[row].to(values.dtype)
         seen = [(keys[row, :, : length + 1], values[row, :, : length + 1])]
-        if half.prefix is not None:
-            seen.insert(0, (half.prefix.keys[layer][0], half.prefix.values[layer][0]))
+        if branch.prefix is not None:
+            seen.insert(0, (branch.prefix.keys[layer][0], branch.prefix.values[layer][0]))
         all_keys, all_values = (torch.cat(parts, dim=1).to(q.dtype) for parts in zip(*seen, strict=True))
         out[row] = F.scaled_dot_product_attention(
             q[row][None, :, None], all_keys[None], all_values[None], enable_gqa=q.shape[1] != keys.shape[1]
@@ -66,61 +68,61 @@ def attend_torch(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) 
     return out.flatten(1)
 
 
-def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, halves: Sequence[Half], layer: int) -> Tensor:
-    """The C kernel, over halves that share no cache; arithmetic in fp32 whatever the dtypes."""
+def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], layer: int) -> Tensor:
+    """The C kernel, over branches that share no cache; arithmetic in fp32 whatever the dtypes."""
     head_size = cos.shape[-1]
     fresh = qkv.float().contiguous()
-    plan = _plan(halves, layer, heads := fresh.shape[1] // head_size)
+    plan = _plan(branches, layer, heads := fresh.shape[1] // head_size)
     num_queries = heads - 2 * plan[0].groups
     out = torch.empty(len(fresh), num_queries * head_size)
     first = 0
-    for half in plan:
-        half.qkv = fresh.data_ptr() + first * heads * head_size * 4
-        half.out = out.data_ptr() + first * num_queries * head_size * 4
-        half.cosine = cos.data_ptr() + first * head_size * 4
-        half.sine = sin.data_ptr() + first * head_size * 4
-        first += half.rows
-    cpu.attend(plan, halves[0].cache.keys[layer].dtype)
+    for branch in plan:
+        branch.qkv = fresh.data_ptr() + first * heads * head_size * 4
+        branch.out = out.data_ptr() + first * num_queries * head_size * 4
+        branch.cosine = cos.data_ptr() + first * head_size * 4
+        branch.sine = sin.data_ptr() + first * head_size * 4
+        first += branch.rows
+    cpu.attend(plan, branches[0].cache.keys[layer].dtype)
     return out.to(qkv.dtype)
 
 
-def _plan(halves: Sequence[Half], layer: int, heads: int) -> ctypes.Array:
-    """The kernel's arguments, as far as they stay from step to step; kept with the first half while its tensors lie there."""
-    places = [(*_places(half, layer), len(half.offsets)) for half in halves]
-    known = halves[0].plans.get(layer)
+def _plan(branches: Sequence[CfgBranch], layer: int, heads: int) -> ctypes.Array:
+    """The kernel's arguments, as far as they stay from step to step; kept with the first branch while its tensors lie there."""
+    places = [(*_places(branch, layer), len(branch.offsets)) for branch in branches]
+    known = branches[0].plans.get(layer)
     if known is None or known[0] != places:
-        known = (places, (cpu.Attention * len(halves))(*(_arguments(half, layer, heads) for half in halves)))
-        halves[0].plans[layer] = known
+        known = (places, (cpu.Attention * len(branches))(*(_arguments(branch, layer, heads) for branch in branches)))
+        branches[0].plans[layer] = known
     return known[1]
 
 
-def _places(half: Half, layer: int) -> tuple[int, ...]:
+def _places(branch: CfgBranch, layer: int) -> tuple[int, ...]:
     return (
-        half.cache.keys[layer].data_ptr(),
-        half.cache.values[layer].data_ptr(),
-        half.cache.lengths.data_ptr(),
-        half.active.data_ptr(),
-        half.prefix.keys[layer].data_ptr() if half.prefix else 0,
-        half.num_shared,
-        *half.cache.keys[layer].shape,
+        branch.cache.keys[layer].data_ptr(),
+        branch.cache.values[layer].data_ptr(),
+        branch.cache.lengths.data_ptr(),
+        branch.active.data_ptr(),
+        branch.prefix.keys[layer].data_ptr() if branch.prefix else 0,
+        branch.num_shared,
+        *branch.cache.keys[layer].shape,
     )
 
 
-def _arguments(half: Half, layer: int, heads: int) -> cpu.Attention:
-    keys, prefix = half.cache.keys[layer], half.prefix
+def _arguments(branch: CfgBranch, layer: int, heads: int) -> cpu.Attention:
+    keys, prefix = branch.cache.keys[layer], branch.prefix
     rows, groups, capacity, head_size = keys.shape
     return cpu.Attention(
         keys=keys.data_ptr(),
-        values=half.cache.values[layer].data_ptr(),
+        values=branch.cache.values[layer].data_ptr(),
         prefix_keys=prefix.keys[layer].data_ptr() if prefix else None,
         prefix_values=prefix.values[layer].data_ptr() if prefix else None,
-        lengths=half.cache.lengths.data_ptr(),
-        active=half.active.data_ptr(),
+        lengths=branch.cache.lengths.data_ptr(),
+        active=branch.active.data_ptr(),
         rows=rows,
         heads=heads - 2 * groups,
         groups=groups,
         width=head_size,
         capacity=capacity,
-        num_shared=half.num_shared,
+        num_shared=branch.num_shared,
         scale=head_size**-0.5,
     )

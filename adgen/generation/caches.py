@@ -1,4 +1,4 @@
-"""What the decoder has read: a cache of fixed size, its rows in two halves, and one row of it.
+"""What the decoder has read: a cache of fixed size, its rows in two branches, and one row of it.
 
 Shapes: B slots, G key/value heads, K capacity, E head size.
 """
@@ -12,7 +12,7 @@ from adgen.model.decoder import KeyValueCache
 
 
 @dataclass
-class Half:
+class CfgBranch:
     """Rows that are alike: the conditional ones, which hold their own prompts, or the unconditional ones, which share one
     stored prompt and hold their image tokens alone. A row starts at index 0 and has its own length."""
 

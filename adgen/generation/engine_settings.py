@@ -76,7 +76,7 @@ class EngineSettings(Settings):
         dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
         return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
 
-    def trades(self) -> dict[str, str | bool | int]:
+    def lossy_options(self) -> dict[str, str | bool | int]:
         """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
         options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
         return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}

@@ -105,7 +105,7 @@ def generate(
 
 
 def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
-    """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles', and its taste last, if any."""
+    """The rows (R, D) that fill a request's history slots: pictures' tokens, then titles', and the style embedding last, if any."""
     if not request.has_history:
         return torch.zeros(0, model.config.decoder.hidden_size, device=model.device, dtype=model.dtype)
     tokens = history_tokens(model, prompter, request)
@@ -113,7 +113,7 @@ def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: 
 
 
 def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
-    """Which rows of `embed_history` the preference masks keep, (R,) bool; none of them stands for the taste."""
+    """Which rows of `embed_history` the preference masks keep, (R,) bool; none of them stands for the style embedding."""
     if not request.has_history:
         return torch.ones(0, dtype=torch.bool, device=model.device)
     tokens = history_tokens(model, prompter, request)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.generation.attention import attend
-from adgen.generation.caches import Half, RowCache
+from adgen.generation.caches import CfgBranch, RowCache
 from adgen.generation.linears import Prepare, joined
 from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
 from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
@@ -79,21 +79,21 @@ class StepLayers(nn.Module):
         """Width of a head."""
         return self.layers[0].head_size
 
-    def step(self, x: Tensor, halves: Sequence[Half], additions: Tensor | None = None) -> Tensor:
-        """Append one token to each row: x (R, D), the rows of all halves one after another -> normed hidden states (R, D).
+    def step(self, x: Tensor, branches: Sequence[CfgBranch], additions: Tensor | None = None) -> Tensor:
+        """Append one token to each row: x (R, D), the rows of all branches one after another -> normed hidden states (R, D).
 
         additions (L, R, D) go to the input of every interval-th layer. Nothing here waits for the device.
         """
-        positions = torch.cat([half.positions() for half in halves])
+        positions = torch.cat([branch.positions() for branch in branches])
         cos, sin = self.rope.cos[positions], self.rope.sin[positions]
         for index, layer in enumerate(self.layers):
             if additions is not None and index % self.interval == 0:
                 x = x + additions[index // self.interval]
             qkv = layer.qkv(layer.input_norm(x))
-            x = x + layer.out(attend(qkv, cos, sin, halves, index))
+            x = x + layer.out(attend(qkv, cos, sin, branches, index))
             x = layer.feed_forward(x)
-        for half in halves:
-            half.advance()
+        for branch in branches:
+            branch.advance()
         return self.norm(x)
 
     def prefill(self, embeds: Tensor, row: RowCache, positions: Tensor) -> Tensor:

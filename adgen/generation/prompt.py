@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from adgen.errors import ModelError
 from adgen.generation.template import Template, TokenNames, as_toml, load_template
-from adgen.model.config import CONFIG_FILE, TASTE_SLOT, ModelConfig
+from adgen.model.config import CONFIG_FILE, STYLE_SLOT, ModelConfig
 
 TOKENIZER_FILE, TEMPLATE_FILE = "tokenizer.json", "prompt.toml"
 # Added to a base tokenizer that lacks them, in this order: their ids are rows of the published embedding table.
@@ -35,7 +35,7 @@ class PromptFacts:
 
 @dataclass(frozen=True)
 class Prompt:
-    """Token ids, and for each the history row that replaces its embedding (-1: none; TASTE_SLOT: the taste is added to it).
+    """Token ids, and for each the history row that replaces its embedding. -1: none; STYLE_SLOT: the style embedding is added.
     Rows: pictures' tokens, then titles'."""
 
     ids: tuple[int, ...]
@@ -123,9 +123,9 @@ class Prompter:
         answer = [self.template.title_open, _Data(title), self.template.title_close]
         ids = [*self._encode(self._chat(facts, answer)), self.eos_id, self._id("begin_of_image")]
         prompt = self._expand(ids)
-        if not (self.config.preference.taste_layers and facts.num_history_pictures):
+        if not (self.config.preference.style_layers and facts.num_history_pictures):
             return prompt
-        return Prompt(prompt.ids, (*prompt.slots[:-1], TASTE_SLOT))
+        return Prompt(prompt.ids, (*prompt.slots[:-1], STYLE_SLOT))
 
     def negative_prompt(self) -> Prompt:
         """The unconditional prompt: the negative text, an empty answer, begin of image."""

@@ -6,13 +6,13 @@ Shapes: B slots, N image tokens of a picture, L additions, D hidden size.
 import torch
 from torch import Tensor
 
-from adgen.generation.caches import Half, empty_cache
+from adgen.generation.caches import CfgBranch, empty_cache
 from adgen.generation.layers import StepLayers
 from adgen.model.config import ModelConfig
 
 
 class Slots:
-    """Caches of both halves, foreground additions, seeds and codes of B creatives. Its tensors stay where they are, so a
+    """Caches of both branches, foreground additions, seeds and codes of B creatives. Its tensors stay where they are, so a
     captured step finds them again; only `make_room` moves the conditional cache."""
 
     def __init__(
@@ -33,8 +33,8 @@ class Slots:
         negative = empty_cache(len(layers.layers), 1, layers.num_groups, 0, layers.head_size, device, cache)
         counts = lambda: torch.zeros(num_slots, dtype=torch.int64, device=device)  # noqa: E731
         self._active = torch.ones(num_slots, dtype=torch.bool, device=device)
-        self.conditional = Half(self._cache(num_slots, capacity + self._ahead), counts(), self._active)
-        self.unconditional = Half(
+        self.conditional = CfgBranch(self._cache(num_slots, capacity + self._ahead), counts(), self._active)
+        self.unconditional = CfgBranch(
             self._cache(num_slots, self.num_tokens + self._ahead), counts(), torch.ones_like(self._active), negative
         )
         shape = (config.num_additions, num_slots, self.num_tokens, config.decoder.hidden_size)
@@ -60,15 +60,15 @@ class Slots:
 
     def start_pictures(self) -> None:
         """Conditional rows hold their prompts; unconditional ones nothing but the shared prefix."""
-        for half in (self.conditional, self.unconditional):
-            half.active.fill_(True)
+        for branch in (self.conditional, self.unconditional):
+            branch.active.fill_(True)
         self.unconditional.clear()
         self.steps.zero_()
 
     def state(self) -> list[Tensor]:
         """What a step changes, cache contents left out."""
-        halves = (self.conditional, self.unconditional)
-        return [self.steps, self.code, self.codes, self.hidden, *(half.cache.lengths for half in halves)]
+        branches = (self.conditional, self.unconditional)
+        return [self.steps, self.code, self.codes, self.hidden, *(branch.cache.lengths for branch in branches)]
 
     def make_room(self, capacity: int) -> bool:
         """Conditional rows can hold at least `capacity` tokens; True when the cache had to move for it."""
@@ -87,7 +87,7 @@ class Slots:
         )
         self.unconditional.prefix = prefix
         self.unconditional.offsets.fill_(len(embeds))
-        alone = Half(prefix, torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.bool, device=device))
+        alone = CfgBranch(prefix, torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.bool, device=device))
         return self._layers.prefill(embeds, alone.row(0), torch.arange(len(embeds), device=device))
 
     def _cache(self, rows: int, capacity: int):

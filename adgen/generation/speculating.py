@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from adgen.generation.caches import Half
+from adgen.generation.caches import CfgBranch
 from adgen.generation.layers import StepLayers
 from adgen.generation.sampling import guided, gumbel_noise, truncated, uniform_noise
 from adgen.generation.sampling_settings import SamplingSettings
@@ -59,14 +59,14 @@ class SpeculativePainter:
         slots, window = self._slots, self._window
         embeds = self._table[torch.cat((slots.code[:, None], codes), dim=1)]  # (B, W, D)
         # One token of every row after another: each is written before the next one looks.
-        halves = [_shifted(half, by) for half in (slots.conditional, slots.unconditional) for by in range(window)]
+        branches = [_shifted(branch, by) for branch in (slots.conditional, slots.unconditional) for by in range(window)]
         ahead = (slots.steps[:, None] - 1 + torch.arange(window, device=embeds.device)).clamp(max=slots.num_tokens - 1)
         rows = embeds.transpose(0, 1).flatten(0, 1).repeat(2, 1)
         additions = None
         if with_additions:
             shown = slots.additions[:, slots.product[:, None], ahead]  # (L, B, W, D)
             additions = shown.transpose(1, 2).flatten(1, 2).repeat(1, 2, 1)
-        hidden = self._layers.step(rows, halves, additions)
+        hidden = self._layers.step(rows, branches, additions)
         return self._distribution(self._head(hidden).unflatten(0, (2, window, -1)).transpose(1, 2).flatten(0, 1))
 
     def _verify(self, p: Tensor, drafts: "Drafts") -> "Drafts":
@@ -101,9 +101,9 @@ class SpeculativePainter:
             slots.code.copy_(codes[:, index].where(kept, slots.code))
         slots.steps += num_kept
         # The cache holds all codes but the last, which no step has read yet.
-        for half in (slots.conditional, slots.unconditional):
-            half.cache.lengths += slots.steps - before.clamp(min=1)
-            half.active.copy_(slots.steps < slots.num_tokens)
+        for branch in (slots.conditional, slots.unconditional):
+            branch.cache.lengths += slots.steps - before.clamp(min=1)
+            branch.active.copy_(slots.steps < slots.num_tokens)
 
     def _distribution(self, logits: Tensor) -> Tensor:
         """Logits (2B, n, V), conditional rows first -> what codes are drawn from (B, n, V)."""
@@ -145,7 +145,7 @@ def _draw(weights: Tensor, noise: Tensor) -> Tensor:
     return (weights.log() + noise).argmax(-1)
 
 
-def _shifted(half: Half, by: int) -> Half:
-    """The half as it is when `by` tokens more have been written."""
-    cache = half.cache
-    return replace(half, cache=KeyValueCache(cache.keys, cache.values, cache.lengths + by), plans={})
+def _shifted(branch: CfgBranch, by: int) -> CfgBranch:
+    """The branch as it is when `by` tokens more have been written."""
+    cache = branch.cache
+    return replace(branch, cache=KeyValueCache(cache.keys, cache.values, cache.lengths + by), plans={})

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -11,8 +11,11 @@ from adgen.config import Settings, validate_settings
 from adgen.errors import ModelError, SettingsError
 
 CONFIG_FILE = "adgen.json"
-TASTE_SLOT = -2
-"""Among a prompt's slots: the position whose own embedding the taste is added to."""
+STYLE_SLOT = -2
+"""Among a prompt's slots: the position whose own embedding the style embedding is added to."""
+_NAMES_ON_DISK = {"style_layers": "taste_layers", "style_gain": "taste_gain", "agreement_weighting": "taste_focus"}
+"""Fields of PreferenceConfig whose names in `adgen.json` are those of version 0.1.0: a model's digest hashes the file, so a model
+that is loaded and saved again keeps its digest."""
 
 
 class DecoderConfig(Settings):
@@ -118,16 +121,16 @@ class PreferenceConfig(Settings):
     residual_gain: float = Field(1 / 64, gt=0)
     """What the fused part is multiplied with before it is added: it comes out of a layer norm, some forty times as long as an
     embedding, and with a gain of 1 buries the raw history under one constant within a hundred steps of Adam."""
-    taste_layers: int = Field(0, ge=0)
-    """Blocks that read each clicked picture by itself; what the readings say together is added where the picture begins. 0 for
-    none: the published model has no such path."""
-    taste_gain: float = Field(8.0, gt=0)
-    """What the taste is multiplied with: after the first layer a trained decoder's hidden states are some ten times as long as
-    an embedding, and what is added at an embedding's length is lost among them."""
-    taste_focus: float = Field(0.0, ge=0)
-    """How much clicks that agree outweigh strays where a picture is made, and in held-out losses: shares of the mean go as
-    exp(taste_focus * cosine of a click's reading to the mean), twice over. 0 for equal shares, as training always has. With 8, and
-    where three clicks or more agree, one that is unlike them counts about a thousandth of one of theirs."""
+    style_layers: int = Field(0, ge=0)
+    """Blocks of the style encoder, which encodes each clicked picture by itself. The style embedding is added where the picture
+    begins. 0 for none: the published model has no such path."""
+    style_gain: float = Field(8.0, gt=0)
+    """Factor of the style embedding. After the first layer, hidden states of a trained decoder are about ten times as long as an
+    embedding. A sum at the length of an embedding would be lost among them."""
+    agreement_weighting: float = Field(0.0, ge=0)
+    """How much clicks that agree outweigh clicks that do not, in generation and in held-out losses. Weights of the mean are
+    proportional to exp(agreement_weighting * cosine of a click's embedding to the mean), applied twice. 0 gives equal weights,
+    as in training. At 8, where three or more clicks agree, a click unlike them has about a thousandth of the weight of each."""
 
 
 class ForegroundConfig(Settings):
@@ -196,22 +199,38 @@ class ModelConfig(Settings):
         return self
 
     def save(self, directory: str | Path) -> None:
-        """Write `adgen.json` into `directory`."""
-        text = json.dumps(self.model_dump(mode="json"), indent=2, sort_keys=True)
+        """Write `adgen.json` into `directory`, with the names of version 0.1.0 (`_NAMES_ON_DISK`)."""
+        values = self.model_dump(mode="json")
+        values["preference"] = {_NAMES_ON_DISK.get(name, name): value for name, value in values["preference"].items()}
+        text = json.dumps(values, indent=2, sort_keys=True)
         (Path(directory) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, directory: str | Path) -> Self:
-        """Read `adgen.json`; ModelError names the file, the field and the value."""
+        """Read `adgen.json`, with the names of any version; ModelError names the file, the field and the value."""
         path = Path(directory) / CONFIG_FILE
         try:
-            return validate_settings(cls, json.loads(path.read_text(encoding="utf-8")), str(path))
+            return validate_settings(cls, _with_current_names(json.loads(path.read_text(encoding="utf-8")), path), str(path))
         except FileNotFoundError:
             raise ModelError(f"{path}: no such file: {directory} is not an adgen model directory") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ModelError(f"{path}: not JSON: {error}") from None
         except SettingsError as error:
             raise ModelError(str(error)) from None
+
+
+def _with_current_names(values: Any, path: Path) -> Any:
+    """The document with today's names; ModelError where a value is there under both."""
+    if not isinstance(values, dict) or not isinstance(values.get("preference"), dict):
+        return values  # validation says what is wrong with it
+    preference = dict(values["preference"])
+    for name, on_disk in _NAMES_ON_DISK.items():
+        if on_disk not in preference:
+            continue
+        if name in preference:
+            raise ModelError(f"{path}: preference.{name} and preference.{on_disk} are one setting: keep one of them")
+        preference[name] = preference.pop(on_disk)
+    return values | {"preference": preference}
 
 
 def janus_pro_7b() -> ModelConfig:
@@ -264,8 +283,8 @@ def tiny() -> ModelConfig:
             tokens_per_image=16,
             tokens_per_title=16,
             residual=True,
-            taste_layers=2,
-            taste_focus=8.0,
+            style_layers=2,
+            agreement_weighting=8.0,
         ),
         foreground=ForegroundConfig(hidden_size=96, num_layers=3, num_heads=3, position_grid=8, condition_size=128, interval=2),
         history_items=6,

@@ -68,7 +68,7 @@ def _scale_residual_branches(decoder: Decoder) -> None:
 
 
 def _start_preference(preference: Preference, generator: torch.Generator) -> None:
-    """Spec 2.4's intended values; with the residual the fused part starts at nothing, and so does the taste."""
+    """Spec 2.4's intended values; with the residual the fused part starts at zero, and so does the style embedding."""
     for module in preference.modules():
         if isinstance(module, nn.Linear):
             rows, columns = module.weight.shape
@@ -78,9 +78,9 @@ def _start_preference(preference: Preference, generator: torch.Generator) -> Non
                 _normal(table, 0.01, generator)
     for mask in (preference.visual_mask_generator, preference.text_mask_generator):
         _normal(mask.base_transformer.pos_encoding, 0.01, generator)
-    if preference.taste_reader is not None:
-        _normal(preference.taste_reader.pos_encoding, 0.01, generator)
-        preference.taste_reader.output_proj.weight.zero_()
+    if preference.style_encoder is not None:
+        _normal(preference.style_encoder.pos_encoding, 0.01, generator)
+        preference.style_encoder.output_proj.weight.zero_()
     if preference.residual:
         preference.dual_modality_fusion_encoder.output_proj.weight.zero_()
 

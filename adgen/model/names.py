@@ -13,6 +13,7 @@ _PREFIXES = (
     ("foreground.adapter.", "language_model.model.adapter.model."),
     ("foreground.condition_mlp.", "language_model.model.condition_mlp.cap_proj."),
     ("foreground.", "language_model.model."),
+    ("preference.style_encoder.", "taste_reader."),  # the name of version 0.1.0: digests hash the weight files
     ("preference.", ""),
     ("image_tokenizer.vqvae.", "gen_vision_model."),
     ("image_embedding.gen_aligner.", "gen_aligner.layers."),
@@ -49,6 +50,7 @@ UNUSED = (
     (re.compile(r"\.rotary_emb\.inv_freq$"), "computed from rope_theta"),
 )
 
+_STYLE_ENCODER = re.compile(r"(^|\.)style_encoder\.")
 _PEFT_PREFIX = re.compile(r"^(module\.)?vl_gpt\.base_model\.model\.")
 
 # (transformers Janus prefix, published prefix)
@@ -80,8 +82,13 @@ def published_name(own: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """A published name without what PEFT and data parallelism put around it."""
-    return _PEFT_PREFIX.sub("", name).replace(".base_layer.", ".")
+    """A published name without what PEFT and data parallelism put around it; the style encoder under its name on disk."""
+    return _STYLE_ENCODER.sub(r"\1taste_reader.", _PEFT_PREFIX.sub("", name).replace(".base_layer.", "."))
+
+
+def current_name(own: str) -> str:
+    """A state-dict key (or its beginning) of UniAdGen as version 0.1.0 called it, as it is called now."""
+    return own.replace("taste_reader", "style_encoder")
 
 
 def from_janus_name(name: str) -> str:

@@ -2,8 +2,8 @@
 
 Shapes: B samples, N history items, T tokens an item, D width. Items come first, tokens within them second, everywhere.
 
-In a batch some samples may have fewer items than N: theirs come first, and what pads the rest is told by `real` (B, N*T)
-and never attended, kept or counted. A sample's result is then the one that it has alone.
+In a batch some samples may have fewer items than N: theirs come first. `real` (B, N*T) marks them; padding is
+never attended, kept or counted. A sample's result is then the one that it has alone.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import PreferenceConfig
-from adgen.model.taste import shared_taste
+from adgen.model.names import current_name
+from adgen.model.style_embedding import style_embedding
 
 
 class SelfAttention(nn.Module):
@@ -167,23 +168,23 @@ class DualModalityFusion(nn.Module):
         return self.output_proj(self.final_norm(x))
 
 
-class TasteReader(nn.Module):
-    """What each clicked picture says by itself: its tokens see each other and no other picture's. It starts at nothing.
+class StyleEncoder(nn.Module):
+    """Encodes each clicked picture by itself: its tokens attend to each other and to no other picture. Its output starts at zero.
 
-    Masks and fusion see the tokens of all pictures at once and cannot tell whose they are, and what attention pools of them is
-    a sum of evidence, in which one unusual click outweighs two plain ones. Readings that are settled click by click can be
-    counted, and counting tells a taste from a stray click.
+    Masks and fusion see the tokens of all pictures together and cannot know which token is whose. Attention sums what it finds, so
+    one unusual click can outweigh two plain ones. One embedding for each click can be averaged and compared, which separates the
+    user's style from single clicks that do not fit it.
     """
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
         self.norm = nn.LayerNorm(size)
         self.pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_image, size))
-        self.layers = nn.ModuleList(Block(size, config) for _ in range(config.taste_layers))
+        self.layers = nn.ModuleList(Block(size, config) for _ in range(config.style_layers))
         self.output_proj = nn.Linear(size, size)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Embedded pictures (B, N, T, D) -> a reading of each (B, N, D)."""
+        """Embedded pictures (B, N, T, D) -> an embedding of each (B, N, D)."""
         x = self.norm(images).flatten(0, 1) + _positions(self.pos_encoding, images.shape[2])
         for layer in self.layers:
             x = layer(x)
@@ -191,18 +192,19 @@ class TasteReader(nn.Module):
 
 
 class Preference(nn.Module):
-    """The whole fine step, from embedded history to what the prompt shows of it: the rows that replace its slots, and the taste
-    that is added where the picture begins."""
+    """The whole fine step: embedded history -> the rows that replace the prompt's slots, and the style embedding that is added
+    where the picture begins."""
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
         self.residual, self.residual_gain = config.residual, config.residual_gain
-        self.taste_gain, self.taste_focus = config.taste_gain, config.taste_focus
+        self.style_gain, self.agreement_weighting = config.style_gain, config.agreement_weighting
         text_layers = config.text_mask_layers or config.mask_layers
         self.visual_mask_generator = MaskGenerator(size, config.tokens_per_image, config.mask_layers, config)
         self.text_mask_generator = MaskGenerator(size, config.tokens_per_title, text_layers, config)
         self.dual_modality_fusion_encoder = DualModalityFusion(size, config)
-        self.taste_reader = TasteReader(size, config) if config.taste_layers else None
+        self.style_encoder = StyleEncoder(size, config) if config.style_layers else None
+        self.register_load_state_dict_pre_hook(_with_current_names)
 
     def forward(
         self,
@@ -239,10 +241,10 @@ class Preference(nn.Module):
         fused = self.dual_modality_fusion_encoder(images, titles, real)
         return fused[:, :num_images], fused[:, num_images:]
 
-    def taste(self, readings: Tensor, num_items: Tensor | None = None) -> Tensor:
-        """Readings (B, N, D) of the clicks -> (B, 1, D): what each sample's own say together. In training their plain mean."""
-        focus = 0.0 if self.training else self.taste_focus
-        return self.taste_gain * shared_taste(readings, num_items, focus)[:, None]
+    def style_embedding(self, clicks: Tensor, num_items: Tensor | None = None) -> Tensor:
+        """Embeddings (B, N, D) of the clicks -> the style embedding (B, 1, D). In training the plain mean of a sample's clicks."""
+        agreement = 0.0 if self.training else self.agreement_weighting
+        return self.style_gain * style_embedding(clicks, num_items, agreement)[:, None]
 
     def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
         """Which rows of `forward` come from tokens that the masks keep, (B, N*Ti + Nt*Tt) bool."""
@@ -250,6 +252,12 @@ class Preference(nn.Module):
         parts = ((self.visual_mask_generator, images), (self.text_mask_generator, titles))
         kept = [mask.kept(items, _gumbel(items, generator) if noise else None) for mask, items in parts if items.shape[1]]
         return torch.cat(kept, dim=1)
+
+
+def _with_current_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:
+    """Let a training state of version 0.1.0 load, which names the style encoder otherwise."""
+    for name in [name for name in state if name.startswith(prefix) and current_name(name) != name]:
+        state[current_name(name)] = state.pop(name)
 
 
 def _positions(table: Tensor, num_tokens: int) -> Tensor:

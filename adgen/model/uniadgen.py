@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from adgen.model.config import TASTE_SLOT, ModelConfig
+from adgen.model.config import STYLE_SLOT, ModelConfig
 from adgen.model.decoder import Decoder
 from adgen.model.foreground import ForegroundPerception
 from adgen.model.image_tokens import ImageTokenEmbedding, ImageTokenHead, ImageTokenizer
@@ -54,23 +54,23 @@ class UniAdGen(nn.Module):
         noise: bool | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         num_items: Tensor | None = None,
-        readings: Tensor | None = None,
+        clicks: Tensor | None = None,
     ) -> tuple[Tensor, ...]:
-        """Codes (B, N, Ti) and title tokens (B, Nt, Tt) -> the rows of their slots, (B, N*Ti, D) and (B, Nt*Tt, D); of a
-        model that reads tastes, and with pictures, the taste (B, 1, D) behind them.
+        """Codes (B, N, Ti) and title tokens (B, Nt, Tt) -> the rows of their slots, (B, N*Ti, D) and (B, Nt*Tt, D). A model
+        with a style encoder appends the style embedding (B, 1, D) where there are pictures.
 
-        noise, generator and num_items as in `Preference`; readings (B, N, D): of `read_clicks`, where they are known already.
+        noise, generator and num_items as in `Preference`; clicks (B, N, D): the result of `encode_clicks`, where it is known.
         """
         images, titles = self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids)
         rows = self.preference(images, titles, noise, generator, num_items)
-        if self.preference.taste_reader is None or not image_codes.shape[1]:
+        if self.preference.style_encoder is None or not image_codes.shape[1]:
             return rows
-        readings = self.preference.taste_reader(images) if readings is None else readings
-        return *rows, self.preference.taste(readings, num_items)
+        clicks = self.preference.style_encoder(images) if clicks is None else clicks
+        return *rows, self.preference.style_embedding(clicks, num_items)
 
-    def read_clicks(self, image_codes: Tensor) -> Tensor:
-        """Codes (B, N, Ti) -> what each clicked picture says by itself, (B, N, D); of a model that reads tastes."""
-        return self.preference.taste_reader(self.image_embedding(image_codes))
+    def encode_clicks(self, image_codes: Tensor) -> Tensor:
+        """Codes (B, N, Ti) -> an embedding of each clicked picture, (B, N, D); for a model with a style encoder."""
+        return self.preference.style_encoder(self.image_embedding(image_codes))
 
     def kept_history(
         self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
@@ -82,13 +82,13 @@ class UniAdGen(nn.Module):
         """Prompt tokens (B, T) with some positions taken from the history -> embeddings (B, T, D).
 
         slots (B, T) is -1 where the token's own embedding stands, else the row of history (B, R, D) that replaces it; at
-        TASTE_SLOT the last row is added to the token's own.
+        STYLE_SLOT the last row is added to the token's own.
         """
         own = self.decoder.embed_tokens(ids)
         if history.shape[1] == 0:
             return own
         rows = history.gather(1, slots.clamp_min(0)[..., None].expand(-1, -1, history.shape[-1]))
         embeds = torch.where((slots >= 0)[..., None], rows.to(own.dtype), own)
-        if self.preference.taste_reader is None:
+        if self.preference.style_encoder is None:
             return embeds
-        return embeds + torch.where((slots == TASTE_SLOT)[..., None], history[:, -1:].to(own.dtype), 0.0)
+        return embeds + torch.where((slots == STYLE_SLOT)[..., None], history[:, -1:].to(own.dtype), 0.0)

@@ -11,7 +11,7 @@ from adgen.model.names import published_name
 
 def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, read: int | None = None) -> dict[str, float]:
     """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of so many positions with so many history
-    items, an answer of so many tokens, and a picture; `read`: clicks that the taste reader reads, where the prompt shows
+    items, an answer of so many tokens, and a picture; `read`: clicks that the style encoder reads, where the prompt shows
     fewer. Matrix products only, attention over whole sequences. By the prefix of the weights' names; products of activations
     with each other, which have no weights, under `decoder.attention`."""
     read = items if read is None else read
@@ -26,7 +26,7 @@ def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, rea
         "image_head.": picture * (width + config.image.codebook_size) * config.image.head_size,
         "image_embedding.": (picture + read * config.image.tokens_per_history_picture) * (config.image.code_size + width) * width,
         "preference.": _history(config, items),
-        "preference.taste_reader.": read * _reading(config),
+        "preference.style_encoder.": read * _reading(config),
         "foreground.": _foreground(config),
     }
     return {name: 2.0 * part for name, part in parts.items()}
@@ -58,7 +58,7 @@ def _history(config: ModelConfig, items: int) -> float:
 
 def _reading(config: ModelConfig) -> float:
     """Multiply-adds of one click's reading."""
-    layers = config.preference.taste_layers
+    layers = config.preference.style_layers
     return _blocks(config, config.image.tokens_per_history_picture, layers) + (layers > 0) * config.decoder.hidden_size**2
 
 

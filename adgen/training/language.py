@@ -36,9 +36,9 @@ class LanguageTask(Task):
         self.model, self.prompter, self.settings = model, prompter, settings
         self.outlook = Outlook(model.config, settings.seed) if settings.losses.outlook else None
         self.click_outlook = Outlook(model.config, settings.seed) if settings.losses.clicks else None
-        if settings.losses.clicks and model.preference.taste_reader is None:
+        if settings.losses.clicks and model.preference.style_encoder is None:
             raise ModelError(
-                f"losses.clicks is {settings.losses.clicks:g}, but the model reads no tastes (preference.taste_layers is 0)"
+                f"losses.clicks is {settings.losses.clicks:g}, but the model has no style encoder (preference.style_layers is 0)"
             )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -65,10 +65,10 @@ class LanguageTask(Task):
 
     def readings(self, batch: Batch) -> Tensor | None:
         """What each click says by itself (B, N, D), where the model reads clicks so; in the general stage for its loss alone."""
-        shown = self.settings.stage == "personal" and self.model.preference.taste_reader is not None
+        shown = self.settings.stage == "personal" and self.model.preference.style_encoder is not None
         if not shown and self.click_outlook is None:
             return None
-        return self.model.read_clicks(_at_least_one_item(batch["history_codes"]))
+        return self.model.encode_clicks(_at_least_one_item(batch["history_codes"]))
 
     def hidden(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
         """Final hidden states (B, P + K, D)."""

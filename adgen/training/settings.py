@@ -28,7 +28,7 @@ class LossSettings(Settings):
     picture from another is the prompt, so the whole picture's weight of evidence lies on what the history and the product say.
     A part of training alone: no model has it."""
     clicks: float = Field(0.0, ge=0)
-    """Of the picture as each click foresees it by itself, from what the taste reader says of it. A sample's loss is that of a
+    """Of the picture as each click foresees it by itself, from its embedding by the style encoder. A sample's loss is that of a
     mixture, -log of the mean over its clicks of the picture's probability: the clicks that explain a picture learn from it and
     strays are let off, so pictures of one style come to be read alike. A part of training alone; in stage general, which shows no
     history, the reader learns it beside the decoder, and stage personal begins with clicks that say something."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adgen.errors import ModelError, RunError
+from adgen.model.names import current_name
 from adgen.training.optimizers import make_optimizer
 from adgen.training.settings import OptimizerSettings
 from adgen.training.task import Batch, Metrics, Task
@@ -72,7 +73,7 @@ class TorchStep:
 
 def load_task(task: Task, tensors: dict[str, Tensor], source: str) -> None:
     """`load_state_dict` whose error names the first tensor that does not fit, in one line."""
-    own = task.state_dict()
+    own, tensors = task.state_dict(), {current_name(name): tensor for name, tensor in tensors.items()}
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors:
             where = "the checkpoint lacks" if name not in tensors else "the checkpoint alone has"

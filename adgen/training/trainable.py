@@ -5,7 +5,7 @@ import torch
 from adgen.errors import SettingsError
 from adgen.model.checkpoint import trainable_names
 from adgen.model.lora import LoRALinear, add_lora
-from adgen.model.names import published_name
+from adgen.model.names import current_name, published_name
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.settings import TrainableSettings
 
@@ -16,7 +16,7 @@ def choose_trainable(
     model: UniAdGen, stage: str, settings: TrainableSettings, seed: int = 0, reads_clicks: bool = False
 ) -> list[str]:
     """Set requires_grad on every parameter for a language stage, adding low-rank updates where the preset has them; the
-    names of those that move. reads_clicks: the stage `general` trains the taste reader, too (losses.clicks). SettingsError
+    names of those that move. reads_clicks: the stage `general` trains the style encoder, too (losses.clicks). SettingsError
     when a name in `freeze` fits nothing, or nothing is left."""
     if settings.preset == "released":
         add_lora(model.decoder, settings.lora)
@@ -26,9 +26,10 @@ def choose_trainable(
                 module.reset_lora(generator)
         model.config = model.config.model_copy(update={"lora": settings.lora})
     released = set(trainable_names(model))
-    still = _NEVER_IN_LANGUAGE + settings.freeze
+    freeze = tuple(map(current_name, settings.freeze))
+    still = _NEVER_IN_LANGUAGE + freeze
     names = dict(model.named_parameters())
-    for prefix in settings.freeze:
+    for prefix in freeze:
         if not any(name.startswith(prefix) for name in names):
             raise SettingsError(f"trainable.freeze: no parameter's name begins with {prefix!r}")
     for name, parameter in names.items():
@@ -45,4 +46,4 @@ def choose_trainable(
 
 def _unused_in_general(name: str, reads_clicks: bool) -> bool:
     """What would only decay there."""
-    return name.startswith("preference.") and not (reads_clicks and name.startswith("preference.taste_reader."))
+    return name.startswith("preference.") and not (reads_clicks and name.startswith("preference.style_encoder."))

@@ -36,8 +36,8 @@ def two_pass(model: UniAdGen, prompter: Prompter, request: Request, sampling: Sa
 
     ids = [*prompt_ids(model, prompter, request, answer), prompter.eos_id, prompter._id("begin_of_image")]
     conditional = prompt_embeddings(model, prompter, ids, history)
-    if model.preference.taste_reader is not None and len(request.history_codes):
-        conditional[-1] += taste(model, request)
+    if model.preference.style_encoder is not None and len(request.history_codes):
+        conditional[-1] += style_embedding(model, request)
     template = prompter.template
     negative = [*encode(prompter, template.chat.format(user=template.negative, answer="")), prompter._id("begin_of_image")]
     unconditional = model.decoder.embed_tokens(torch.tensor(negative))
@@ -82,17 +82,17 @@ def embedded_history(model: UniAdGen, prompter: Prompter, request: Request) -> t
     return list(images[0].chunk(num_pictures)) if num_pictures else [], list(texts[0].chunk(num_titles)) if num_titles else []
 
 
-def taste(model: UniAdGen, request: Request) -> torch.Tensor:
+def style_embedding(model: UniAdGen, request: Request) -> torch.Tensor:
     """What the clicked pictures say, read one by one; (D,)."""
-    readings = [model.preference.taste_reader(model.image_embedding(codes[None, None]))[0, 0] for codes in request.history_codes]
+    readings = [model.preference.style_encoder(model.image_embedding(codes[None, None]))[0, 0] for codes in request.history_codes]
     directions = [torch.nn.functional.normalize(reading, dim=0) for reading in readings]
-    focus, shares = model.config.preference.taste_focus, [1 / len(readings)] * len(readings)
-    for _ in range(2 if focus else 0):
+    agreement, shares = model.config.preference.agreement_weighting, [1 / len(readings)] * len(readings)
+    for _ in range(2 if agreement else 0):
         centre = sum(share * direction for share, direction in zip(shares, directions, strict=True))
         centre = torch.nn.functional.normalize(centre, dim=0)
-        votes = [math.exp(focus * float(direction @ centre)) for direction in directions]
+        votes = [math.exp(agreement * float(direction @ centre)) for direction in directions]
         shares = [vote / sum(votes) for vote in votes]
-    return model.config.preference.taste_gain * sum(share * reading for share, reading in zip(shares, readings, strict=True))
+    return model.config.preference.style_gain * sum(share * reading for share, reading in zip(shares, readings, strict=True))
 
 
 def prompt_embeddings(model: UniAdGen, prompter: Prompter, ids: list[int], history: tuple[list, list]) -> torch.Tensor:

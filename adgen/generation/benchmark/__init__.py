@@ -1,1 +1,1 @@
-"""How fast the engine is: against its floor, against the published loop, against transformers. Knows no Ray."""
+"""How fast the engine is: against its roofline, against the published loop, against transformers. Knows no Ray."""

@@ -1,4 +1,4 @@
-"""What the machine can do: the speeds that a floor is made of, measured where and when the engine runs."""
+"""What the machine can do: the speeds that the roofline is made of, measured where and when the engine runs."""
 
 import platform
 from collections.abc import Callable
@@ -20,7 +20,7 @@ class Machine:
 
     read_gb_s: float
     """Reading alone, the faster of a sum and a matrix-vector product: decoding reads weights and caches and writes next to
-    nothing, so a floor counts its bytes at this speed."""
+    nothing, so the roofline counts its bytes at this speed."""
     copy_gb_s: float
     """y = x: bytes read plus bytes written."""
     triad_gb_s: float

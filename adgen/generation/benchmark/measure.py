@@ -13,9 +13,9 @@ import torch
 
 from adgen.errors import SettingsError
 from adgen.generation.benchmark.baselines import BASELINES, Baseline, Batch
-from adgen.generation.benchmark.floor import Workload
 from adgen.generation.benchmark.machine import Machine, measure_gflops, measure_machine, peak_bytes, reset_peak
 from adgen.generation.benchmark.requests import bench_prompter, bench_requests
+from adgen.generation.benchmark.roofline import Workload
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
 from adgen.generation.benchmark.sizes import random_model, sharing_copy, size
 from adgen.generation.engine import Engine

@@ -10,9 +10,9 @@ import transformers
 from rich.table import Table
 
 import adgen
-from adgen.generation.benchmark.floor import FORMULA, Floor, floor, per_thousand, picture_work
 from adgen.generation.benchmark.machine import Machine, device_name
 from adgen.generation.benchmark.measure import Measurement, typical_machine
+from adgen.generation.benchmark.roofline import FORMULA, Roofline, per_thousand, picture_work, roofline
 from adgen.generation.engine import ENGINE_VERSION
 
 PHASES = ("prefill", "title", "picture", "vq")
@@ -23,9 +23,9 @@ COLUMNS = {
     "prompt_tokens": "prompt",
     "pictures_per_second": "pictures/s",
     "ms_per_step": "ms a step",
-    "floor_ms_per_step": "floor ms",
-    "share_of_floor": "share of floor",
-    "share_of_floor_overall": "overall",
+    "roofline_ms_per_step": "roofline ms",
+    "share_of_roofline": "share of roofline",
+    "share_of_roofline_overall": "overall",
     "achieved_gb_s": "GB/s",
     "peak_bytes": "peak bytes",
     "ratio_hf": "x hf",
@@ -36,7 +36,7 @@ COLUMNS = {
 def row_of(found: Measurement) -> dict[str, Any]:
     """One setting's numbers, ready for JSON; medians over the pairs."""
     machine = typical_machine(found.machines)
-    least = floor(found.workload, machine)
+    least = roofline(found.workload, machine)
     # A batch that did not fit runs as several smaller ones.
     num_batches = found.setting.batch / found.num_slots
     seconds = {phase: statistics.median(getattr(ours, phase) for ours in found.ours) for phase in PHASES}
@@ -47,21 +47,21 @@ def row_of(found: Measurement) -> dict[str, Any]:
         "pictures_per_second": found.setting.batch / total,
         **per_thousand(total / found.setting.batch),
         "ms_per_step": ms_per_step,
-        "floor_ms_per_step": least.ms_per_step,
-        "share_of_floor": least.ms_per_step / ms_per_step,
-        "share_of_floor_overall": least.seconds * num_batches / total,
+        "roofline_ms_per_step": least.ms_per_step,
+        "share_of_roofline": least.ms_per_step / ms_per_step,
+        "share_of_roofline_overall": least.seconds * num_batches / total,
         **_work(found, machine, ms_per_step),
         "peak_bytes": found.peak_bytes,
         "seconds": seconds | {"total": total},
         "shares": {phase: value / sum(seconds.values()) for phase, value in seconds.items()},
-        "floor_seconds": _floor_seconds(least, num_batches),
+        "roofline_seconds": _roofline_seconds(least, num_batches),
         "title_steps": found.ours[0].title_steps,
         "picture_steps": found.ours[0].picture_steps,
         "pairs": len(found.ours),
     }
     for name in ("hf", "published"):
         row |= _ratio(found, name)
-    return row | _extras(found) | _surroundings(found, machine)
+    return row | _under_old_names(row) | _extras(found) | _surroundings(found, machine)
 
 
 def table_of(rows: list[dict[str, Any]]) -> Table:
@@ -76,22 +76,27 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
 
 def terms_of(row: dict[str, Any]) -> list[str]:
     """The formula, and what each of its terms came to."""
-    work, floors = row["bytes_by_term"], row["floor_seconds"]
+    work, least = row["bytes_by_term"], row["roofline_seconds"]
     lines = [f"{row['size']} {row['dtype']}, batch {row['batch']}, prompt {row['prompt_tokens']}:", f"  {FORMULA}"]
     lines += [f"  {value / 1e6:12.3f} MB  {name}" for name, value in work.items()]
     lines += [f"  {row['bytes_per_step'] / 1e6:12.3f} MB  a step, {row['flops_per_step'] / 1e9:.3f} GFLOP"]
     machine = row["machine"]
     lines.append(
         f"  machine: read {machine['read_gb_s']:.1f}, copy {machine['copy_gb_s']:.1f}, triad {machine['triad_gb_s']:.1f} GB/s, "
-        f"{machine['gflops']:.0f} GFLOP/s; the floor reckons with the read speed; image steps are bound by {row['floor_bound']}"
+        f"{machine['gflops']:.0f} GFLOP/s; the roofline uses the read speed; image steps are bound by {row['roofline_bound']}"
     )
-    phases = (f"{p} {row['seconds'][p]:.2f} s ({row['shares'][p]:.0%}, floor {floors[p]:.2f})" for p in PHASES)
+    phases = (f"{p} {row['seconds'][p]:.2f} s ({row['shares'][p]:.0%}, roofline {least[p]:.2f})" for p in PHASES)
     return [*lines, f"  a batch: {', '.join(phases)}"]
 
 
 def as_document(rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:
     """One object: the first row's numbers, and where there are more rows, all of them as `sweep`."""
     return rows[0] | about | ({"sweep": rows} if len(rows) > 1 else {})
+
+
+def _under_old_names(row: dict[str, Any]) -> dict[str, Any]:
+    """The keys of version 0.1.0, which said `floor`: kept until 0.3.0."""
+    return {name.replace("roofline", "floor"): value for name, value in row.items() if "roofline" in name}
 
 
 def _what(found: Measurement) -> dict[str, Any]:
@@ -122,7 +127,7 @@ def _work(found: Measurement, machine: Machine, ms_per_step: float) -> dict[str,
         "flops_per_step": round(flops),
         "bytes_by_term": {name: value / steps for name, value in work.bytes.items()},
         "bytes_formula": FORMULA,
-        "floor_bound": work.bound(machine),
+        "roofline_bound": work.bound(machine),
         "achieved_gb_s": moved / ms_per_step / 1e6,
         "achieved_gflops": flops / ms_per_step / 1e6,
     }
@@ -164,7 +169,7 @@ def _extras(found: Measurement) -> dict[str, Any]:
 def _surroundings(found: Measurement, machine: Machine) -> dict[str, Any]:
     versions = {"adgen": adgen.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     return {
-        "machine": asdict(machine) | {"floor_bandwidth": "read_gb_s"},
+        "machine": asdict(machine) | {"roofline_bandwidth": "read_gb_s", "floor_bandwidth": "read_gb_s"},
         "gflops": found.gflops,
         "threads": torch.get_num_threads(),
         "engine": found.engine.model_dump(mode="json"),
@@ -174,7 +179,7 @@ def _surroundings(found: Measurement, machine: Machine) -> dict[str, Any]:
     }
 
 
-def _floor_seconds(least: Floor, num_batches: float) -> dict[str, float]:
+def _roofline_seconds(least: Roofline, num_batches: float) -> dict[str, float]:
     phases = {phase: getattr(least, phase) * num_batches for phase in PHASES}
     return phases | {"total": sum(phases.values())}
 

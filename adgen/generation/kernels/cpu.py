@@ -61,10 +61,10 @@ def library_name() -> str:
     return _compiled().stem if library() else "none"
 
 
-def attend(halves: ctypes.Array, cache_type: torch.dtype) -> None:
+def attend(branches: ctypes.Array, cache_type: torch.dtype) -> None:
     """One layer's attention over the rows of an array of `Attention`, no two of which share a cache; in place."""
-    if library().adgen_attend(halves, len(halves), CACHE_TYPES[cache_type]):
-        raise ValueError(f"head size {halves[0].width} is over {MAX_HEAD_SIZE}")
+    if library().adgen_attend(branches, len(branches), CACHE_TYPES[cache_type]):
+        raise ValueError(f"head size {branches[0].width} is over {MAX_HEAD_SIZE}")
 
 
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor, stream: int, weight: float, temperature: float, codes: Tensor) -> None:

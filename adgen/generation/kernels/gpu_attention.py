@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adgen.generation.caches import Half
+from adgen.generation.caches import CfgBranch
 
 _BLOCK = 64  # tokens that one loop step reads
 _PROGRAMS_PER_PROCESSOR = 4  # enough to hide the latency of memory
@@ -77,31 +77,31 @@ def _look(
     tl.store(out + at[:, None] * E + width[None, :], result, mask=inside)
 
 
-def attend_gpu(qkv: Tensor, cos: Tensor, sin: Tensor, half: Half, layer: int) -> Tensor:
+def attend_gpu(qkv: Tensor, cos: Tensor, sin: Tensor, branch: CfgBranch, layer: int) -> Tensor:
     """As `attention.attend_torch`; rows that wait get zeros."""
     from adgen.model.decoder import split_heads
 
-    keys, values = half.cache.keys[layer], half.cache.values[layer]
+    keys, values = branch.cache.keys[layer], branch.cache.values[layer]
     q, k, v = split_heads(qkv, cos, sin, keys.shape[1])
-    _append(keys, k, half)
-    _append(values, v, half)
-    return look(q, half, layer).to(qkv.dtype)
+    _append(keys, k, branch)
+    _append(values, v, branch)
+    return look(q, branch, layer).to(qkv.dtype)
 
 
-def look(q: Tensor, half: Half, layer: int, stretch: int | None = None) -> Tensor:
+def look(q: Tensor, branch: CfgBranch, layer: int, stretch: int | None = None) -> Tensor:
     """Rotated queries (R, H, E) over the tokens of the cache, the newest included -> (R, H*E) fp32."""
-    keys, prefix = half.cache.keys[layer], half.prefix
+    keys, prefix = branch.cache.keys[layer], branch.prefix
     rows, groups, capacity, size = keys.shape
     per_group = q.shape[1] // groups
-    most = half.num_shared + capacity
+    most = branch.num_shared + capacity
     stretch = stretch or _stretch(rows * groups, _processors(q.device))
     parts = -(-most // stretch)
     out = torch.empty(rows, groups, parts, per_group, size, device=q.device, dtype=torch.float32)
     tops, sums = (torch.empty(rows, groups, parts, per_group, device=q.device, dtype=torch.float32) for _ in range(2))
-    shared = (keys, half.cache.values[layer]) if prefix is None else (prefix.keys[layer], prefix.values[layer])
+    shared = (keys, branch.cache.values[layer]) if prefix is None else (prefix.keys[layer], prefix.values[layer])
     _look[(rows, groups, parts)](
-        q.contiguous(), keys, half.cache.values[layer], *shared, half.cache.lengths, half.active, out, tops, sums,
-        half.num_shared, capacity, stretch, size**-0.5,
+        q.contiguous(), keys, branch.cache.values[layer], *shared, branch.cache.lengths, branch.active, out, tops, sums,
+        branch.num_shared, capacity, stretch, size**-0.5,
         G=groups, Q=per_group, E=size, S=parts, QP=triton.next_power_of_2(per_group), EP=triton.next_power_of_2(size), BLOCK=_BLOCK,
     )  # fmt: skip
     share = (tops - tops.amax(2, keepdim=True)).exp()  # (R, G, S, Q); a stretch without tokens has sum 0
@@ -113,9 +113,9 @@ def look(q: Tensor, half: Half, layer: int, stretch: int | None = None) -> Tenso
     return (result / total.clamp_min(1e-30)[..., None]).flatten(1)
 
 
-def _append(cached: Tensor, fresh: Tensor, half: Half) -> None:
+def _append(cached: Tensor, fresh: Tensor, branch: CfgBranch) -> None:
     """Write (R, G, E) behind each row's tokens; a waiting row's own last place is written too, and never read."""
-    at = half.cache.lengths[:, None, None, None].expand(-1, fresh.shape[1], 1, fresh.shape[2])
+    at = branch.cache.lengths[:, None, None, None].expand(-1, fresh.shape[1], 1, fresh.shape[2])
     if cached.dtype.itemsize == 1:  # scatter knows no float8: move its bytes
         cached, fresh = cached.view(torch.uint8), fresh.clamp(-448, 448).to(cached.dtype).view(torch.uint8)
     cached.scatter_(2, at, fresh[:, :, None].to(cached.dtype))

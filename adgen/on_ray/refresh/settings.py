@@ -124,4 +124,8 @@ class RefreshSettings(Settings):
 
     def creative_digests(self) -> tuple[str, ...]:
         """The same, part by part: of the engine only the options that trade something of a creative for speed."""
-        return self.sampling.of(self.model).digest(), self.finish.digest(), digest(json.dumps(self.engine.trades(), sort_keys=True))
+        return (
+            self.sampling.of(self.model).digest(),
+            self.finish.digest(),
+            digest(json.dumps(self.engine.lossy_options(), sort_keys=True)),
+        )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
     """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine. The
     pictures that were asked for count; what ran beside them to fill the slots is time lost."""
-    from adgen.generation.benchmark.floor import Workload, floor
+    from adgen.generation.benchmark.roofline import Workload, roofline
 
     if not spent.rows:
         return {"engine_seconds": 0.0, "floor_seconds": 0.0}
@@ -34,7 +34,7 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
         weight_bytes=None if settings.weights == "same" else 1,
         cache_bytes=settings.torch_cache_dtype(engine.device).itemsize,
     )
-    least = floor(work, _machine(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
+    least = roofline(work, _machine(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
     return {"engine_seconds": spent.seconds, "floor_seconds": least * num_pictures}
 
 
@@ -57,7 +57,7 @@ class RunSpeed:
         nothing was generated or no price is known."""
         if not self.pictures or not self.engine_seconds:
             return {"share_of_floor": None, "device_seconds_per_1000": None, "cost_per_1000": None}
-        trades = settings.engine.trades()
+        trades = settings.engine.lossy_options()
         # A step of several drafts, or a prompt of which tokens are left out, has no floor in this arithmetic.
         has_floor = not {"speculation", "drop_masked_history"} & trades.keys()
         seconds = 1000 * self.engine_seconds * settings.engine.tensor_parallel / self.pictures

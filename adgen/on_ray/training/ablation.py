@@ -122,7 +122,7 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
 def check_plain(start: Path) -> None:
     """SettingsError unless masks and fusion add nothing yet: only then are they, standing still, the coarse step alone."""
     model = load(start)
-    for part, there in (("residual", model.config.preference.residual), ("taste", model.config.preference.taste_layers)):
+    for part, there in (("residual", model.config.preference.residual), ("taste", model.config.preference.style_layers)):
         if not there:
             raise SettingsError(f"start: {start}: its fine step has no {part}: take a model of stage general of such a size")
     if any(weights.any() for weights in model.preference.dual_modality_fusion_encoder.output_proj.parameters()):
@@ -172,13 +172,13 @@ def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
     if _is_made(dest, CONFIG_FILE, made_from):
         return
     model = load(start, dtype=torch.float32)
-    changes = {} if form == "fresh" else {"residual": form == "residual", "taste_layers": 0}
+    changes = {} if form == "fresh" else {"residual": form == "residual", "style_layers": 0}
     preference = model.config.preference.model_copy(update=changes)
     model.config = model.config.model_copy(update={"preference": preference})
     before, model.preference = model.preference, Preference(model.config.decoder.hidden_size, preference)
     initialize_part(model.preference, seed)
     if form != "published":
-        kept = {name: tensor for name, tensor in before.state_dict().items() if not name.startswith("taste_reader.")}
+        kept = {name: tensor for name, tensor in before.state_dict().items() if not name.startswith("style_encoder.")}
         model.preference.load_state_dict(kept, strict=False)
     staging = dest.with_name(f".{dest.name}")
     shutil.rmtree(staging, ignore_errors=True)

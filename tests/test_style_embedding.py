@@ -1,9 +1,12 @@
-"""The taste: clicks read one by one, counted, and added where the picture begins. And the loss that teaches to read them."""
+"""The style embedding: clicks encoded one by one, weighted by agreement, added where the picture begins; its loss."""
+
+import json
 
 import pytest
 import torch
 from pydantic import ValidationError
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from support.examples import example
 from support.models import small_config, small_model, small_prompter
 from support.two_pass_oracle import two_pass
@@ -20,17 +23,18 @@ from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import embed, embed_history, generate, kept_history
 from adgen.generation.prompt import PromptFacts
 from adgen.generation.reading import reading
-from adgen.model.config import TASTE_SLOT
+from adgen.model.checkpoint import load, save
+from adgen.model.config import STYLE_SLOT
 from adgen.model.initialize import initialize
-from adgen.model.taste import click_shares, shared_taste
+from adgen.model.style_embedding import click_shares, style_embedding
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.batches import LanguageCollator
 from adgen.training.language import LanguageTask, foreseen_places
-from adgen.training.settings import LossSettings
-from adgen.training.step import TorchStep
+from adgen.training.settings import LossSettings, TrainableSettings
+from adgen.training.step import TorchStep, load_task
 from adgen.training.trainable import choose_trainable
 
-PREFERENCE = small_config().preference.model_copy(update={"residual": True, "taste_layers": 2, "taste_focus": 8.0})
+PREFERENCE = small_config().preference.model_copy(update={"residual": True, "style_layers": 2, "agreement_weighting": 8.0})
 CONFIG = small_config(preference=PREFERENCE)
 PROMPTER = small_prompter(config=CONFIG)
 
@@ -43,7 +47,7 @@ def _one_thread():
     torch.set_num_threads(before)
 
 
-def tasting_model(**changes: float) -> UniAdGen:
+def styled_model(**changes: float) -> UniAdGen:
     return small_model(preference=PREFERENCE.model_copy(update=changes))
 
 
@@ -51,33 +55,33 @@ def some_codes(*shape: int) -> torch.Tensor:
     return torch.randint(0, 64, shape, generator=torch.Generator().manual_seed(3))
 
 
-def test_the_published_model_has_no_taste():
-    plain, tasting = UniAdGen(small_config()).state_dict(), UniAdGen(CONFIG).state_dict()
-    assert {name for name in tasting if name not in plain} == {name for name in tasting if ".taste_reader." in name}
-    assert plain.keys() < tasting.keys()
+def test_the_published_model_has_no_style_encoder():
+    plain, styled = UniAdGen(small_config()).state_dict(), UniAdGen(CONFIG).state_dict()
+    assert {name for name in styled if name not in plain} == {name for name in styled if ".style_encoder." in name}
+    assert plain.keys() < styled.keys()
 
 
-def test_a_taste_starts_at_nothing_and_can_learn():
+def test_a_style_embedding_starts_at_zero_and_can_learn():
     model = initialize(UniAdGen(CONFIG)).eval()
-    taste = model.embed_history(some_codes(2, 3, 4), some_codes(2, 3, 6))[2]
-    assert taste.shape == (2, 1, 64)
-    assert not taste.any()
-    taste.sum().backward()
-    assert model.preference.taste_reader.output_proj.weight.grad.any()
+    style = model.embed_history(some_codes(2, 3, 4), some_codes(2, 3, 6))[2]
+    assert style.shape == (2, 1, 64)
+    assert not style.any()
+    style.sum().backward()
+    assert model.preference.style_encoder.output_proj.weight.grad.any()
 
 
-@pytest.mark.parametrize("focus", [0.0, 8.0])
-def test_a_click_is_read_by_itself_and_clicks_are_counted(focus):
-    """No reading feels another click; the taste is their mean, or what most agree on, in whatever order they come, and padding
+@pytest.mark.parametrize("agreement", [0.0, 8.0])
+def test_a_click_is_read_by_itself_and_clicks_are_counted(agreement):
+    """No embedding feels another click; the style embedding is their mean, or what most agree on, in any order, and padding
     counts for nothing."""
-    model, codes, titles = tasting_model(taste_focus=focus), some_codes(1, 4, 4), some_codes(1, 4, 6)
-    readings = model.read_clicks(codes)
+    model, codes, titles = styled_model(agreement_weighting=agreement), some_codes(1, 4, 4), some_codes(1, 4, 6)
+    readings = model.encode_clicks(codes)
     for click in range(4):
-        torch.testing.assert_close(model.read_clicks(codes[:, click, None])[:, 0], readings[:, click])
-    taste = model.embed_history(codes, titles)[2]
-    said = shared_taste(readings, None, focus) if focus else readings.mean(1)
-    torch.testing.assert_close(taste, PREFERENCE.taste_gain * said[:, None])
-    torch.testing.assert_close(model.embed_history(codes.flip(1), titles)[2], taste)
+        torch.testing.assert_close(model.encode_clicks(codes[:, click, None])[:, 0], readings[:, click])
+    style = model.embed_history(codes, titles)[2]
+    said = style_embedding(readings, None, agreement) if agreement else readings.mean(1)
+    torch.testing.assert_close(style, PREFERENCE.style_gain * said[:, None])
+    torch.testing.assert_close(model.embed_history(codes.flip(1), titles)[2], style)
     few = model.embed_history(codes, titles, num_items=torch.tensor([3]))[2]
     torch.testing.assert_close(few, model.embed_history(codes[:, :3], titles[:, :3])[2])
     assert not model.embed_history(codes, titles, num_items=torch.tensor([0]))[2].any()
@@ -87,16 +91,16 @@ def test_clicks_that_agree_outweigh_strays():
     """Four clicks that mean about the same, two that don't; as long as they like, in any order."""
     alike, strays = torch.eye(8)[:1].repeat(4, 1) + 0.1 * torch.eye(8)[4:], 3 * torch.eye(8)[1:3]
     readings = torch.cat((alike, strays))
-    equal, focused = (click_shares(readings[None], None, focus)[0] for focus in (0.0, 8.0))
+    equal, weighted = (click_shares(readings[None], None, agreement)[0] for agreement in (0.0, 8.0))
     torch.testing.assert_close(equal, torch.full((6,), 1 / 6))
-    torch.testing.assert_close(focused.sum(), torch.tensor(1.0))
-    assert focused[4:].max() < 0.003
-    assert focused[:4].min() > 0.24
+    torch.testing.assert_close(weighted.sum(), torch.tensor(1.0))
+    assert weighted[4:].max() < 0.003
+    assert weighted[:4].min() > 0.24
     order = torch.tensor([5, 2, 0, 4, 1, 3])
-    torch.testing.assert_close(click_shares(readings[order][None], None, 8.0)[0], focused[order])
-    torch.testing.assert_close(click_shares(0.01 * readings[None], None, 8.0)[0], focused)
-    taste = shared_taste(readings[None], None, 8.0)
-    assert torch.cosine_similarity(taste, alike.mean(0)[None]) > 0.999 > torch.cosine_similarity(readings.mean(0), alike.mean(0), 0)
+    torch.testing.assert_close(click_shares(readings[order][None], None, 8.0)[0], weighted[order])
+    torch.testing.assert_close(click_shares(0.01 * readings[None], None, 8.0)[0], weighted)
+    style = style_embedding(readings[None], None, 8.0)
+    assert torch.cosine_similarity(style, alike.mean(0)[None]) > 0.999 > torch.cosine_similarity(readings.mean(0), alike.mean(0), 0)
 
 
 def test_shares_are_a_samples_own():
@@ -111,7 +115,7 @@ def test_shares_are_a_samples_own():
 
 
 def test_a_tie_is_left_as_it_is():
-    """One click is the taste; clicks that are as many and as unlike one way as the other count alike: nobody leads."""
+    """One click is the style embedding; clicks that are as many and as unlike one way as the other count alike: nobody leads."""
     one, other = torch.eye(8)[:1], torch.eye(8)[1:2]
     torch.testing.assert_close(click_shares(one[None], None, 8.0), torch.ones(1, 1))
     for clicks in (torch.cat((one, other)), torch.cat((one, other, one, other))):
@@ -120,33 +124,33 @@ def test_a_tie_is_left_as_it_is():
     assert led[::2].sum() > 0.95, "three against two"
 
 
-@pytest.mark.parametrize("focus", [0.0, 8.0])
-def test_clicks_are_weighted_in_fp32_whatever_they_are_in(focus):
+@pytest.mark.parametrize("agreement", [0.0, 8.0])
+def test_clicks_are_weighted_in_fp32_whatever_they_are_in(agreement):
     readings = torch.randn(3, 6, 64, generator=torch.Generator().manual_seed(5)).bfloat16()
-    exact = shared_taste(readings.float(), torch.tensor([6, 3, 0]), focus)
-    made = shared_taste(readings, torch.tensor([6, 3, 0]), focus)
+    exact = style_embedding(readings.float(), torch.tensor([6, 3, 0]), agreement)
+    made = style_embedding(readings, torch.tensor([6, 3, 0]), agreement)
     assert made.dtype == torch.bfloat16
     assert torch.equal(made, exact.bfloat16())
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(shared_taste(readings.float(), torch.tensor([6, 3, 0]), focus), exact)
+        assert torch.equal(style_embedding(readings.float(), torch.tensor([6, 3, 0]), agreement), exact)
 
 
 def test_training_takes_the_mean_of_the_clicks_and_its_gradient_reaches_each():
-    model, codes = tasting_model(), some_codes(1, 4, 4)
-    readings = model.read_clicks(codes).detach().requires_grad_()
-    focused, mean = model.preference.taste(readings), model.train().preference.taste(readings)
-    torch.testing.assert_close(mean, PREFERENCE.taste_gain * readings.mean(1, keepdim=True))
-    assert (focused - mean).norm() > 0.01 * mean.norm(), "the clicks agree all the same: nothing is tested"
+    model, codes = styled_model(), some_codes(1, 4, 4)
+    readings = model.encode_clicks(codes).detach().requires_grad_()
+    weighted, mean = model.preference.style_embedding(readings), model.train().preference.style_embedding(readings)
+    torch.testing.assert_close(mean, PREFERENCE.style_gain * readings.mean(1, keepdim=True))
+    assert (weighted - mean).norm() > 0.01 * mean.norm(), "the clicks agree all the same: nothing is tested"
     mean.sum().backward()
-    torch.testing.assert_close(readings.grad, torch.full_like(readings, PREFERENCE.taste_gain / 4))
+    torch.testing.assert_close(readings.grad, torch.full_like(readings, PREFERENCE.style_gain / 4))
 
 
-def test_a_taste_is_added_where_the_picture_begins_and_nowhere_else():
-    model, request = tasting_model(), requests()[0]
+def test_a_style_embedding_is_added_where_the_picture_begins_and_nowhere_else():
+    model, request = styled_model(), requests()[0]
     history = embed_history(model, PROMPTER, request)
     picture, title = PROMPTER.picture_prompt(request.facts, "mug"), PROMPTER.title_prompt(request.facts)
-    assert picture.slots[-1] == TASTE_SLOT
-    assert TASTE_SLOT not in (*picture.slots[:-1], *title.slots, *PROMPTER.negative_prompt().slots)
+    assert picture.slots[-1] == STYLE_SLOT
+    assert STYLE_SLOT not in (*picture.slots[:-1], *title.slots, *PROMPTER.negative_prompt().slots)
     shown = embed(model, picture, history)
     token = model.decoder.embed_tokens(torch.tensor(picture.ids[-1]))
     torch.testing.assert_close(shown[-1], token + history[-1])
@@ -156,26 +160,26 @@ def test_a_taste_is_added_where_the_picture_begins_and_nowhere_else():
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_tokens_of_a_model_with_a_taste_equal_the_two_pass_oracle(sampling):
-    model = tasting_model()
+def test_tokens_of_a_model_with_a_style_embedding_equal_the_two_pass_oracle(sampling):
+    model = styled_model()
     results = generate(model, PROMPTER, requests(), sampling)
     for request, result in zip(requests(), results, strict=True):
         title, codes = two_pass(model, PROMPTER, request, sampling)
         assert (result.title, result.codes.tolist()) == (title, codes.tolist())
-    model.preference.taste_gain = 0.0
+    model.preference.style_gain = 0.0
     without = generate(model, PROMPTER, requests(), sampling)
     changed = [not torch.equal(one.codes, other.codes) for one, other in zip(results, without, strict=True)]
     assert any(changed)
     assert not any(change for change, request in zip(changed, requests(), strict=True) if not len(request.history_codes))
 
 
-def test_the_engine_tastes_as_the_simple_loop_does():
-    expected = generate(tasting_model(), PROMPTER, requests(), SAMPLED)
-    assert_same(Engine(tasting_model(), PROMPTER, EngineSettings(num_slots=2), SAMPLED).generate(requests()), expected)
+def test_the_engine_adds_the_style_embedding_as_the_simple_loop_does():
+    expected = generate(styled_model(), PROMPTER, requests(), SAMPLED)
+    assert_same(Engine(styled_model(), PROMPTER, EngineSettings(num_slots=2), SAMPLED).generate(requests()), expected)
 
 
-def test_dropping_masked_history_drops_no_taste():
-    model, request = tasting_model(), requests()[0]
+def test_dropping_masked_history_keeps_the_style_embedding():
+    model, request = styled_model(), requests()[0]
     history, kept = embed_history(model, PROMPTER, request), kept_history(model, PROMPTER, request)
     prompt = PROMPTER.picture_prompt(request.facts, "mug")
     read = reading(model, prompt, history, kept)
@@ -184,8 +188,8 @@ def test_dropping_masked_history_drops_no_taste():
     torch.testing.assert_close(read.embeds[-1], embed(model, prompt, history)[-1])
 
 
-def test_teacher_forced_logits_with_a_taste_are_those_of_cached_generation():
-    model, settings = tasting_model(), training_settings()
+def test_teacher_forced_logits_with_a_style_embedding_are_those_of_cached_generation():
+    model, settings = styled_model(), training_settings()
     collator, task = LanguageCollator(PROMPTER, CONFIG, settings), LanguageTask(model, PROMPTER, settings).eval()
     examples = rows(4)
     batch = collator(examples)
@@ -197,13 +201,51 @@ def test_teacher_forced_logits_with_a_taste_are_those_of_cached_generation():
             assert (pictures[row] - picture).abs().max() < 1e-4
 
 
+def test_a_model_directory_loads_with_the_names_of_any_version_and_is_saved_with_those_of_0_1_0(tmp_path):
+    model = styled_model()
+    save(model, tmp_path)
+    weights, config = tmp_path / "model.safetensors", json.loads((tmp_path / "adgen.json").read_text())
+    assert config["preference"].items() >= {"taste_layers": 2, "taste_gain": 8.0, "taste_focus": 8.0}.items()
+    tensors = load_file(weights)
+    assert any(name.startswith("taste_reader.") for name in tensors)
+    assert not any(name.startswith("style_encoder.") for name in tensors)
+    renamed = {"taste_layers": "style_layers", "taste_gain": "style_gain", "taste_focus": "agreement_weighting"}
+    config["preference"] = {renamed.get(name, name): value for name, value in config["preference"].items()}
+    as_new = tmp_path / "new"
+    as_new.mkdir()
+    (as_new / "adgen.json").write_text(json.dumps(config))
+    save_file({name.replace("taste_reader.", "style_encoder."): tensor for name, tensor in tensors.items()}, as_new / weights.name)
+    for directory in (tmp_path, as_new):
+        loaded = load(directory)
+        assert loaded.config == model.config
+        assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
+    config["preference"]["taste_gain"] = 8.0
+    (as_new / "adgen.json").write_text(json.dumps(config))
+    with pytest.raises(ModelError, match=r"adgen\.json: preference\.style_gain and preference\.taste_gain are one setting"):
+        load(as_new)
+
+
+def test_a_training_state_of_0_1_0_loads(tmp_path):
+    settings = training_settings()
+    task, other = (LanguageTask(styled_model(), PROMPTER, settings) for _ in range(2))
+    old = {name.replace("style_encoder.", "taste_reader."): tensor + 1 for name, tensor in task.state_dict().items()}
+    load_task(task, old, "old")
+    other.load_state_dict(old)  # as DeepSpeed does it
+    for loaded in (task, other):
+        assert all(torch.equal(old[name.replace("style_encoder.", "taste_reader.")], t) for name, t in loaded.state_dict().items())
+    frozen = styled_model()
+    trainable = choose_trainable(frozen, "personal", TrainableSettings(freeze=("preference.taste_reader.",)))
+    assert trainable
+    assert not [name for name in trainable if "style_encoder" in name]
+
+
 # -- the loss of clicks ------------------------------------------------------------------------------------------------
 
 
 def test_the_loss_of_clicks_is_that_of_a_mixture():
     """Against one click and one place at a time; a sample without clicks has none."""
     settings = training_settings(losses=LossSettings(clicks=0.5))
-    task = LanguageTask(tasting_model(), PROMPTER, settings).eval()
+    task = LanguageTask(styled_model(), PROMPTER, settings).eval()
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(4))
     counts, tokens = batch["num_items"].tolist(), batch["codes"].shape[1]
     assert counts == [4, 2, 0, 3]
@@ -211,7 +253,7 @@ def test_the_loss_of_clicks_is_that_of_a_mixture():
     for row, count in enumerate(counts):
         chances = []
         for click in range(count):
-            said = task.model.read_clicks(batch["history_codes"][row, None, click, None])[0, 0]
+            said = task.model.encode_clicks(batch["history_codes"][row, None, click, None])[0, 0]
             chance = 1.0
             for place in range(tokens):
                 inner = torch.nn.functional.gelu(task.click_outlook.read(said) + task.click_outlook.places[place])
@@ -225,16 +267,16 @@ def test_the_loss_of_clicks_is_that_of_a_mixture():
     assert float(metrics["clicks"][1]) == 3
 
 
-def test_the_loss_of_clicks_teaches_the_reader_and_is_no_part_of_the_model(tmp_path):
+def test_the_loss_of_clicks_trains_the_style_encoder_and_is_no_part_of_the_model(tmp_path):
     settings = training_settings(losses=LossSettings(text=0.0, image=1e-9, clicks=1.0))
-    model = tasting_model()
+    model = styled_model()
     choose_trainable(model, "personal", settings.trainable)
     task = LanguageTask(model, PROMPTER, settings).train()
     step = TorchStep(task, settings.optimizer, 1)
     step.backward(step.forward(LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4))[0])
     learned = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 1e-6}
-    assert any(name.startswith("preference.taste_reader.layers.0.") for name in learned)
-    assert not [name for name in learned if name.startswith("decoder.")], "the reader learns without the decoder"
+    assert any(name.startswith("preference.style_encoder.layers.0.") for name in learned)
+    assert not [name for name in learned if name.startswith("decoder.")], "the style encoder learns without the decoder"
     step.apply(1e-3)
     task.export(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
@@ -244,7 +286,7 @@ def test_the_loss_of_clicks_teaches_the_reader_and_is_no_part_of_the_model(tmp_p
 def test_a_click_learns_as_much_as_it_explains_of_the_picture():
     """Each click's gradient is the one that it would have alone, times its share in explaining the picture: strays are let off."""
     settings = training_settings(losses=LossSettings(clicks=1.0))
-    task = LanguageTask(tasting_model(), PROMPTER, settings).eval()
+    task = LanguageTask(styled_model(), PROMPTER, settings).eval()
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(1))
     readings = (10 * task.readings(batch)).detach().requires_grad_()
     alone = [task.click_losses(readings[:, i, None], batch | {"num_items": torch.tensor([1])}) for i in range(readings.shape[1])]
@@ -255,10 +297,10 @@ def test_a_click_learns_as_much_as_it_explains_of_the_picture():
     torch.testing.assert_close(together, shares[:, None] * own, atol=1e-6, rtol=1e-4)
 
 
-def test_the_loss_of_clicks_wants_clicks_and_a_taste():
+def test_the_loss_of_clicks_wants_clicks_and_a_style_encoder():
     with pytest.raises(ValidationError, match=r"losses\.clicks is 1, but stage tokenizer reads no clicks"):
         training_settings("tokenizer", losses=LossSettings(clicks=1.0))
-    with pytest.raises(ModelError, match=r"losses\.clicks is 1, but the model reads no tastes"):
+    with pytest.raises(ModelError, match=r"losses\.clicks is 1, but the model has no style encoder"):
         LanguageTask(small_model(), PROMPTER, training_settings(losses=LossSettings(clicks=1.0)))
 
 
@@ -271,15 +313,15 @@ def test_of_a_large_picture_some_places_are_foreseen_spread_over_it(number, most
     assert (places.max(1).values - places.min(1).values >= number * 0.9 - 2).all()
 
 
-def test_the_general_stage_teaches_the_reader_and_shows_no_history():
-    """Same prompts, losses and gradients as without the loss of clicks; beside them, the reader learns what clicks foretell."""
+def test_the_general_stage_trains_the_style_encoder_and_shows_no_history():
+    """Same prompts, losses and gradients as without the loss of clicks; in addition the style encoder learns."""
     plain, taught = training_settings("general"), training_settings("general", losses=LossSettings(clicks=1.0))
     examples, grads, batches = rows(4), [], []
     for settings in (plain, taught):
-        model = tasting_model()
+        model = styled_model()
         moving = choose_trainable(model, "general", settings.trainable, reads_clicks=settings.losses.clicks > 0)
         reader = {name for name in moving if name.startswith("preference.")}
-        assert reader == ({name for name, _ in model.named_parameters() if ".taste_reader." in name} if reader else set())
+        assert reader == ({name for name, _ in model.named_parameters() if ".style_encoder." in name} if reader else set())
         assert bool(reader) == (settings is taught)
         task, collator = LanguageTask(model, PROMPTER, settings).eval(), LanguageCollator(PROMPTER, CONFIG, settings)
         batches.append(collator(examples, [0] * 4))
@@ -289,17 +331,17 @@ def test_the_general_stage_teaches_the_reader_and_shows_no_history():
         assert (len(pictures), len(titles)) == (6, 2)
     assert [batch["num_items"].tolist() for batch in batches] == [[0] * 4, [4, 2, 0, 3]]
     assert torch.equal(batches[0]["ids"], batches[1]["ids"])
-    assert any(name.startswith("preference.taste_reader.layers.0.") for name in grads[1])
+    assert any(name.startswith("preference.style_encoder.layers.0.") for name in grads[1])
     for name in (name for name in grads[1] if name.startswith(("decoder.", "foreground."))):
         torch.testing.assert_close(grads[1][name], grads[0][name])
 
 
 @pytest.mark.parametrize("stage", ["general", "personal"])
-def test_the_flops_of_a_taste_are_counted(stage):
+def test_the_flops_of_a_style_encoder_are_counted(stage):
     settings = training_settings(stage)
-    if stage == "general":  # counted with the reader, without the loss' outlook
+    if stage == "general":  # counted with the style encoder, without the loss' outlook
         settings = training_settings(stage, losses=LossSettings(clicks=1e-9))
-    model = tasting_model()
+    model = styled_model()
     choose_trainable(model, stage, settings.trainable, reads_clicks=True)
     task = LanguageTask(model, PROMPTER, settings).eval()
     if task.click_outlook is not None:

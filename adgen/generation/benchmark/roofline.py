@@ -73,13 +73,13 @@ class Work:
         return max(sum(self.bytes.values()) / machine.read_gb_s, sum(self.flops.values()) / machine.gflops) / 1e9
 
     def bound(self, machine: Machine) -> str:
-        """What sets the floor: `bandwidth` or `matrix rate`."""
+        """What sets the roofline: `bandwidth` or `matrix rate`."""
         memory = sum(self.bytes.values()) / machine.read_gb_s
         return "bandwidth" if memory >= sum(self.flops.values()) / machine.gflops else "matrix rate"
 
 
 @dataclass(frozen=True)
-class Floor:
+class Roofline:
     """Seconds that a batch takes at least, phase by phase."""
 
     prefill: float
@@ -99,9 +99,9 @@ class Floor:
         return 1000 * self.picture / self.picture_steps
 
 
-def floor(work: Workload, machine: Machine) -> Floor:
-    """The floor of a batch on a machine whose speeds were measured in the same dtype."""
-    return Floor(
+def roofline(work: Workload, machine: Machine) -> Roofline:
+    """The roofline of a batch on a machine whose speeds were measured in the same dtype."""
+    return Roofline(
         prefill=prefill_work(work).seconds(machine),
         title=title_work(work).seconds(machine),
         picture=picture_work(work).seconds(machine),
@@ -228,8 +228,8 @@ def _parts_flops(config_json: str, history_items: int) -> tuple[int, int, int]:
         condition = torch.empty(1, 3, config.foreground.condition_size, config.foreground.condition_size)
         codes = torch.empty(1, image.tokens_per_picture, dtype=torch.int64)
         history = _count(lambda: preference(pictures, titles, False, None)) if history_items else 0
-        if history_items and preference.taste_reader is not None:
-            history += _count(lambda: preference.taste_reader(pictures))
+        if history_items and preference.style_encoder is not None:
+            history += _count(lambda: preference.style_encoder(pictures))
         return history, _count(lambda: foreground(condition)), _count(lambda: tokenizer.decode(codes))
 
 

@@ -1,22 +1,22 @@
-"""The floor's arithmetic against numbers worked out by hand, and FIELD's roofline of the 7B model."""
+"""The roofline's arithmetic against numbers worked out by hand, and FIELD's roofline of the 7B model."""
 
 import pytest
 from support.models import small_config
 
-from adgen.generation.benchmark.floor import (
+from adgen.generation.benchmark.machine import Machine
+from adgen.generation.benchmark.roofline import (
     Workload,
     decoder_parameters,
-    floor,
     head_parameters,
     kv_bytes_per_token,
     linear_parameters,
     per_thousand,
     picture_work,
     prefill_work,
+    roofline,
     title_work,
     vq_work,
 )
-from adgen.generation.benchmark.machine import Machine
 from adgen.model.config import janus_pro_7b
 from adgen.model.uniadgen import UniAdGen
 
@@ -112,7 +112,7 @@ def test_the_counted_parts_by_hand():
     assert vq_work(larger).flops["decoder"] == pytest.approx(4 * vq_work(load).flops["decoder"], rel=0.1)
 
 
-def test_the_longer_of_bytes_and_operations_is_the_floor():
+def test_the_longer_of_bytes_and_operations_is_the_roofline():
     load = Workload(janus_pro_7b(), 2, 64, 1200, negative_tokens=40, title_tokens=20)
     work = picture_work(load)
     assert work.bound(H200) == "bandwidth"
@@ -120,10 +120,10 @@ def test_the_longer_of_bytes_and_operations_is_the_floor():
     slow = Machine(read_gb_s=4800, copy_gb_s=4000, triad_gb_s=4000, gflops=1000)
     assert work.bound(slow) == "matrix rate"
     assert work.seconds(slow) == pytest.approx(sum(work.flops.values()) / 1e12)
-    made = floor(load, H200)
+    made = roofline(load, H200)
     assert made.ms_per_step == pytest.approx(1000 * work.seconds(H200) / 576)
     assert made.seconds == pytest.approx(made.prefill + made.title + made.picture + made.vq)
-    assert 0.6 * 64 / made.seconds == pytest.approx(4, rel=0.1)  # the goal: 60% of the floor, about 4 pictures a second
+    assert 0.6 * 64 / made.seconds == pytest.approx(4, rel=0.1)  # the goal: 60% of the roofline, about 4 pictures a second
 
 
 def test_the_price_of_a_thousand_creatives():
