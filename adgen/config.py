@@ -1,31 +1,85 @@
 """Typed settings: one pydantic tree a job, read from TOML, overridden on the command line, saved whole with the run."""
 
 import json
+import logging
 import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adgen.errors import SettingsError
 from adgen.records import digest
 
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Removed:
+    """A setting that is no more."""
+
+    default: Any
+    """What it was by default, as JSON holds it: a file that says so is read with a warning, any other value is an error."""
+    version: str
+    """The version that removed it."""
+
 
 class Settings(BaseModel):
-    """Base of every settings section: unknown keys are errors, fields are documented, values do not change."""
+    """Base of every settings section: unknown keys are errors, fields are documented, values do not change.
+
+    A section that changes from version to version says so in three tables. They keep old files readable, and `digest` what it was:
+    a creative is made anew only where a setting has another value.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
 
+    ADDED: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came after 0.1.0: they enter the digest only where they are not at their default."""
+    RENAMED: ClassVar[Mapping[str, str]] = {}
+    """Old name -> new name; the old one is read with a warning until 0.3.0, and stays in the digest."""
+    REMOVED: ClassVar[Mapping[str, Removed]] = {}
+    """Fields that are no more; their defaults stay in the digest."""
+
     def digest(self) -> str:
         """A hash of every value in this section, whatever order the file had."""
-        return digest(type(self).__name__, json.dumps(self.model_dump(mode="json"), sort_keys=True))
+        values = _digested(self, self.model_dump(mode="json"))
+        return digest(type(self).__name__, json.dumps(values, sort_keys=True))
+
+    @classmethod
+    def table(cls, name: str) -> dict[str, Any]:
+        """RENAMED or REMOVED of this class and those that it is made from."""
+        return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).get(name, {}).items()}
+
+
+def _digested(value: Any, dumped: Any) -> Any:
+    """A dumped value with the fields that 0.1.0 would have dumped, and those that came since where they say something."""
+    if isinstance(value, tuple | list):
+        return [_digested(each, made) for each, made in zip(value, dumped, strict=True)]
+    if isinstance(value, Mapping):
+        return {name: _digested(each, made) for (name, made), each in zip(dumped.items(), value.values(), strict=True)}
+    if not isinstance(value, Settings):
+        return dumped
+    kind = type(value)
+    added = frozenset().union(*(vars(base).get("ADDED", ()) for base in kind.__mro__))
+    old_names = {new: old for old, new in kind.table("RENAMED").items()}
+    made = {name: gone.default for name, gone in kind.table("REMOVED").items() if name not in added}
+    for name, field in kind.model_fields.items():
+        own = getattr(value, name)
+        if name in added and own == field.get_default(call_default_factory=True):
+            continue
+        made[old_names.get(name, name)] = _digested(own, dumped[name])
+    return made
 
 
 S = TypeVar("S", bound=BaseModel)
 
 
 def validate_settings(kind: type[S], values: dict[str, Any], source: str) -> S:
-    """`values` as `kind`; SettingsError names the source, each field, its value and what is wrong with it."""
+    """`values`, of this version or an earlier one, as `kind`; SettingsError names the source, each field, its value and what is
+    wrong with it."""
+    values = current_values(kind, values, source)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -37,6 +91,51 @@ def validate_settings(kind: type[S], values: dict[str, Any], source: str) -> S:
             else:
                 lines.append(f"{field}: {problem['msg']} (value {problem['input']!r})")
         raise SettingsError(f"{source}: " + "; ".join(lines)) from None
+
+
+def current_values(kind: Any, values: Any, source: str, path: str = "") -> Any:
+    """`values` of a file that an earlier version may have written, as this version names them: renamed settings under their new
+    names, removed ones left out, both with a warning. SettingsError: a removed setting that was not at its default."""
+    kind, is_table = _section_of(kind)
+    if kind is None:
+        return values
+    if isinstance(values, list | tuple):
+        return [current_values(kind, each, source, path) for each in values]
+    if not isinstance(values, Mapping):
+        return values
+    if is_table:
+        return {name: current_values(kind, each, source, f"{path}{name}.") for name, each in values.items()}
+    renamed, removed, made = kind.table("RENAMED"), kind.table("REMOVED"), {}
+    for old, value in values.items():
+        if old in removed:
+            _require_default(removed[old], value, f"{source}: {path}{old}")
+            continue
+        name = renamed.get(old, old)
+        if name != old:
+            if name in values:
+                raise SettingsError(f"{source}: {path}{old} is the old name of {path}{name}, and both are there: keep one of them")
+            log.warning("%s: %s%s is called %s now; the old name is read until 0.3.0", source, path, old, name)
+        field = kind.model_fields.get(name)
+        made[name] = current_values(field.annotation, value, source, f"{path}{name}.") if field else value
+    return made
+
+
+def _require_default(gone: Removed, value: Any, what: str) -> None:
+    """A removed setting may still be there at its default, of which a warning tells."""
+    if value != gone.default:
+        raise SettingsError(f"{what}: removed in version {gone.version} (value {value!r}, default {gone.default!r}): leave it out")
+    log.warning("%s: removed in version %s; ignored, since its value is what was the default", what, gone.version)
+
+
+def _section_of(annotation: Any) -> tuple[type[Settings] | None, bool]:
+    """The settings section in a field's type, and whether the field holds a table of such sections by name."""
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation, False
+    for inner in get_args(annotation):
+        section, is_table = _section_of(inner)
+        if section is not None:
+            return section, is_table or get_origin(annotation) is dict
+    return None, False
 
 
 def read_toml(path: str | Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from adgen.config import current_values
 from adgen.errors import InputError, RunError, StoreError
 from adgen.records import digest
 from adgen.shop.inputs.locations import filesystem, is_s3, local_path
@@ -75,7 +76,8 @@ class RunFolder:
         if found is None:
             self.write_json(RUN_FILE, facts | {"identity": identity})
             return False
-        before = _with_new_names(found["identity"], TrainingSettings().model_dump(mode="json"), identity)
+        identity_before = current_values(TrainingSettings, found["identity"], f"{self.uri}/{RUN_FILE}")
+        before = _with_new_names(identity_before, TrainingSettings().model_dump(mode="json"), identity)
         differing = _first_difference(before, identity)
         if differing:
             name, before, now = differing

@@ -1,0 +1,114 @@
+"""Settings from version to version: old files are read, and digests say only what changed."""
+
+import json
+import logging
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from adgen.config import FinishSettings, Removed, RenditionSettings, Settings, load_settings, validate_settings
+from adgen.errors import SettingsError
+from adgen.records import digest
+
+
+class Inner(Settings):
+    size: int = 3
+
+
+class Before(Settings):
+    width: int = 8
+    inner: Inner = Inner()
+    several: tuple[Inner, ...] = ()
+    by_name: dict[str, Inner] = Field(default_factory=dict)
+    maybe: Inner | None = None
+    drafts: int = 1
+
+
+class InnerNow(Settings):
+    ADDED: ClassVar = frozenset({"depth"})
+    RENAMED: ClassVar = {"size": "side"}
+    side: int = 3
+    depth: int = 0
+
+
+class Now(Settings):
+    ADDED: ClassVar = frozenset({"height"})
+    REMOVED: ClassVar = {"drafts": Removed(1, "0.2.0")}
+    width: int = 8
+    height: int | None = None
+    inner: InnerNow = InnerNow()
+    several: tuple[InnerNow, ...] = ()
+    by_name: dict[str, InnerNow] = Field(default_factory=dict)
+    maybe: InnerNow | None = None
+
+
+class NowAndMore(Now):
+    more: int = 0
+
+
+OLD = {
+    "width": 9,
+    "inner": {"size": 4},
+    "several": [{"size": 5}],
+    "by_name": {"a": {"size": 6}},
+    "maybe": {"size": 7},
+    "drafts": 1,
+}
+
+
+def under_the_name_before(settings: Settings) -> str:
+    """The digest that these values would have under the class name `Before`."""
+    return type("Before", (type(settings),), {"__module__": __name__})(**dict(settings)).digest()
+
+
+def test_the_digest_is_that_of_the_version_that_wrote_it():
+    before, now = Before(**OLD), validate_settings(Now, OLD, "old.toml")
+    assert now == Now(width=9, inner={"side": 4}, several=[{"side": 5}], by_name={"a": {"side": 6}}, maybe={"side": 7})
+    assert under_the_name_before(now) == before.digest()
+    assert under_the_name_before(Now()) == Before().digest()
+
+
+@pytest.mark.parametrize("change", [{"height": 4}, {"inner": {"depth": 1}}, {"width": 10}, {"several": [{"side": 5, "depth": 1}]}])
+def test_a_value_that_says_something_changes_the_digest(change):
+    assert Now(**change).digest() != Now().digest()
+
+
+def test_the_digest_of_0_1_0_has_every_value():
+    """As stores hold it; of settings with a list of sections."""
+    settings = FinishSettings(renditions=(RenditionSettings(width=300, height=600),), visible_labels={"*": "AI"})
+    assert settings.digest() == digest("FinishSettings", json.dumps(settings.model_dump(mode="json"), sort_keys=True))
+
+
+def test_old_names_and_removed_settings_at_their_default_are_read_with_a_warning(caplog, tmp_path):
+    file = tmp_path / "old.toml"
+    file.write_text("width = 9\ndrafts = 1\n[inner]\nsize = 4\n[by_name.a]\nsize = 6\n[[several]]\nsize = 5\n")
+    with caplog.at_level(logging.WARNING):
+        made = load_settings(NowAndMore, file)
+    assert (made.inner.side, made.several[0].side, made.by_name["a"].side) == (4, 5, 6)
+    assert caplog.messages == [
+        f"{file}: drafts: removed in version 0.2.0; ignored, since its value is what was the default",
+        f"{file}: inner.size is called side now; the old name is read until 0.3.0",
+        f"{file}: by_name.a.size is called side now; the old name is read until 0.3.0",
+        f"{file}: several.size is called side now; the old name is read until 0.3.0",
+    ]
+
+
+def test_a_removed_setting_at_another_value_names_the_version():
+    with pytest.raises(SettingsError, match=r"old\.toml: drafts: removed in version 0\.2\.0 \(value 4, default 1\): leave it out"):
+        validate_settings(NowAndMore, {"drafts": 4}, "old.toml")
+
+
+def test_both_names_together_are_an_error():
+    with pytest.raises(SettingsError, match=r"old\.toml: inner\.size is the old name of inner\.side, and both are there"):
+        validate_settings(Now, {"inner": {"size": 1, "side": 1}}, "old.toml")
+
+
+@pytest.mark.parametrize("values", [{"inner": 3}, {"several": "x"}, {"several": [3]}, {"by_name": [1]}, {"other": 1}, {"maybe": 1}])
+def test_what_is_no_section_is_still_named(values):
+    with pytest.raises(SettingsError, match=rf"old\.toml: .*{next(iter(values))}"):
+        validate_settings(Now, values, "old.toml")
+
+
+def test_a_section_that_is_left_out_is_fine():
+    assert validate_settings(Now, {"maybe": None}, "old.toml") == Now()
