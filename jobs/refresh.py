@@ -54,17 +54,17 @@ def main(arguments: list[str]) -> int:
         with redirect_stdout(sys.stderr), connected(command.settings.cluster):
             outcomes = {campaign: attempt(command, campaign, console) for campaign in command.campaign}
     except AdgenError as error:
-        tell(console, "refresh", error)
+        print_error(console, "refresh", error)
         return 1
-    well = all(outcome.get("published", True) for outcome in outcomes.values())  # a forecast publishes nothing
+    succeeded = all(outcome.get("published", True) for outcome in outcomes.values())  # a forecast publishes nothing
     if command.json:
-        together = {"campaigns": outcomes} | ({} if command.dry_run else {"published": well})
+        together = {"campaigns": outcomes} | ({} if command.dry_run else {"published": succeeded})
         print(json.dumps(together if len(outcomes) > 1 else outcomes[command.campaign[0]]))
-    return 0 if well else 1
+    return 0 if succeeded else 1
 
 
 def attempt(command: Command, campaign: str, console: Console) -> dict[str, Any]:
-    """Refresh one campaign and tell people of it; what a program is told."""
+    """Refresh one campaign and print what came of it for people; the record for programs."""
     settings = command.settings.of(campaign)
     try:
         if command.dry_run:
@@ -73,7 +73,7 @@ def attempt(command: Command, campaign: str, console: Console) -> dict[str, Any]
             with RichProgress(console) as progress:
                 made = refresh(settings, progress).as_dict()
     except AdgenError as error:
-        tell(console, campaign, error)
+        print_error(console, campaign, error)
         return {"published": False, "error": str(error)}
     except Exception as error:  # a fault of ours: it must not cost the other campaigns their night
         console.print_exception()
@@ -82,7 +82,7 @@ def attempt(command: Command, campaign: str, console: Console) -> dict[str, Any]
     return made
 
 
-def tell(console: Console, what: str, error: AdgenError) -> None:
+def print_error(console: Console, what: str, error: AdgenError) -> None:
     """An error for people."""
     console.print(f"{what}: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
 

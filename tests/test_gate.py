@@ -23,7 +23,7 @@ from adgen.model.pbs import PBS_FILE
 from adgen.on_ray.evaluation.job import evaluate_run
 from adgen.on_ray.evaluation.settings import RunEvaluationSettings
 from adgen.on_ray.refresh import gate as module
-from adgen.on_ray.refresh.gate import check_gate_settings, judge, sample_items
+from adgen.on_ray.refresh.gate import check_gate_settings, sample_items, verdict_of
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 
@@ -81,9 +81,9 @@ def test_what_falls_short_is_named_and_what_nobody_asked_for_is_not_judged():
         copied=[0.0, 1.0, 1.0],
         product_iou=[0.9, 0.8, None],
     )
-    assert judge(GateSettings(), tables)["passed"]
-    assert judge(GateSettings(allowed_words_min=0.9, copy_rate_max=0.5, product_kept_min=0.85), tables)["passed"]
-    verdict = judge(GateSettings(allowed_words_min=0.91, copy_rate_max=0.4, history_margin_min=0.0), tables)
+    assert verdict_of(GateSettings(), tables)["passed"]
+    assert verdict_of(GateSettings(allowed_words_min=0.9, copy_rate_max=0.5, product_kept_min=0.85), tables)["passed"]
+    verdict = verdict_of(GateSettings(allowed_words_min=0.91, copy_rate_max=0.4, history_margin_min=0.0), tables)
     assert not verdict["passed"]
     assert verdict["reasons"] == [
         "history_margin_min: none of 3 rows has a pbs_history_margin",

@@ -238,8 +238,8 @@ def test_a_user_without_history_clicked_nothing(shop, tmp_path):
 def test_the_truth_is_read_where_it_lies(shop, tmp_path):
     assert read_truth(str(tmp_path)) is None
     assert read_truth("s3://bucket/shop") is None
-    assert Truth({"a": ("wood", "neon"), "b": ("neon",), "c": ("snow",)}, {}).are_strangers("a", "c")
-    assert not Truth({"a": ("wood", "neon"), "b": ("neon",)}, {}).are_strangers("a", "b")
+    assert Truth({"a": ("wood", "neon"), "b": ("neon",), "c": ("snow",)}, {}).have_no_common_style("a", "c")
+    assert not Truth({"a": ("wood", "neon"), "b": ("neon",)}, {}).have_no_common_style("a", "b")
     assert len(read_truth(str(shop)).favourites) == 24
 
 

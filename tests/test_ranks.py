@@ -22,7 +22,7 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.ranks import GenerateTogether, remove_groups
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.on_ray.rows import raise_told
+from adgen.on_ray.rows import raise_row_error
 
 UNEQUAL = ("generated_at", "seconds")
 SIZES = {"plan": {"pairs_per_shard": 2}}
@@ -175,7 +175,7 @@ def test_a_group_that_loses_a_rank_is_replaced(stage):
 def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage):
     told = stage(deaths=99)({"index": 1})
     with pytest.raises(EngineLost, match=r"2 tensor-parallel ranks was lost 3 times in a row: .*start it again when"):
-        raise_told(told)
+        raise_row_error(told)
 
 
 def test_a_group_without_memory_is_followed_by_one_with_half_the_slots(stage):
@@ -183,13 +183,13 @@ def test_a_group_without_memory_is_followed_by_one_with_half_the_slots(stage):
     assert large({"index": 1, "fits": 125}) == {"index": 1, "fits": 125, "made": True}
     assert large.context.settings.engine.num_slots == 125, "from 1000, by halves; which are no tries"
     with pytest.raises(EngineLost, match=r"out of memory with engine\.num_slots 1 on"):
-        raise_told(large({"index": 1, "fits": 0}))
+        raise_row_error(large({"index": 1, "fits": 0}))
 
 
 def test_a_refused_request_leaves_the_group_as_it_is(stage):
     well = stage(deaths=0)
     with pytest.raises(ModelError, match="not this one"):
-        raise_told(well({"index": 666}))
+        raise_row_error(well({"index": 666}))
     before = well.ranks
     assert well({"index": 1})["made"]
     assert well.ranks is before

@@ -19,7 +19,7 @@ from adgen.errors import EngineLost, ModelError, OwnedElsewhere, PairError, RunE
 from adgen.on_ray.refresh import job as module
 from adgen.on_ray.refresh.failures import FailureWatch
 from adgen.on_ray.refresh.settings import FailureSettings
-from adgen.on_ray.rows import raise_told, telling
+from adgen.on_ray.rows import as_row_error, raise_row_error
 
 ROOT = Path(__file__).parents[1]
 
@@ -145,18 +145,18 @@ def test_a_stages_error_passes_the_stages_behind_it_and_keeps_its_kind():
     class Taken(StoreError):
         """A kind that the driver does not know."""
 
-    @telling
+    @as_row_error
     def first(stage: None, row: dict) -> dict:
         raise {1: SettingsError("this"), 2: Taken("that"), 3: PairError("never", "leaves its row")}[row["index"]]
 
-    @telling
+    @as_row_error
     def second(stage: None, row: dict) -> dict:
         raise AssertionError("reached")
 
     for index, kind, message in ((1, SettingsError, "this"), (2, StoreError, "that")):
         with pytest.raises(kind, match=message) as raised:
-            raise_told(second(None, first(None, {"index": index})))
+            raise_row_error(second(None, first(None, {"index": index})))
         assert raised.type is kind
     with pytest.raises(PairError):
         first(None, {"index": 3})
-    assert raise_told({"index": 4}) == {"index": 4}
+    assert raise_row_error({"index": 4}) == {"index": 4}

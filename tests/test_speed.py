@@ -45,12 +45,13 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
     assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": 0.0}
 
 
-def test_a_run_reports_share_of_the_floor_device_seconds_and_cost():
+def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
     run = RunSpeed()
     for seconds, least, pictures in ((3.0, 1.5, 10), (5.0, 2.5, 30)):
         run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures})
     priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
-    assert run.report(priced) == {"share_of_floor": 0.5, "device_seconds_per_1000": 400.0, "cost_per_1000": 0.4}
+    speed = {"share_of_roofline": 0.5, "share_of_floor": 0.5, "device_seconds_per_1000": 400.0, "cost_per_1000": 0.4}
+    assert run.report(priced) == speed
     assert run.report(RefreshSettings())["cost_per_1000"] is None
     assert set(RunSpeed().report(priced).values()) == {None}
 

@@ -14,7 +14,7 @@ class ClusterSettings(Settings):
     address: Annotated[str | None, arg(aliases=["--address"])] = None
     """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
     actors: int | None = Field(default=None, gt=0)
-    """Engines at most; default one for every engine.tensor_parallel GPUs, or CPUs (two at least). Say it where a cluster
+    """Engines at most; default one for every engine.tensor_parallel GPUs, or CPUs (two at least). Set it where a cluster
     grows on demand."""
     shards_per_wave: int = Field(default=2000, gt=0)
     """Shards of one dataset execution: bounds the driver's memory."""

@@ -54,7 +54,7 @@ def _fold(title: str) -> str:
 
 
 def _embed(texts: list[str]) -> np.ndarray:
-    padded = [f" {text} " if text else "" for text in texts]  # the blanks tell a word's start from its middle
+    padded = [f" {text} " if text else "" for text in texts]  # the blanks mark a word's start and end
     lengths = np.array([len(text) for text in padded])
     starts = np.cumsum(lengths) - lengths
     hashes, rows = [], []

@@ -23,7 +23,7 @@ from adgen.model.pbs_config import PBSConfig
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.refresh.commit import vars_of
 from adgen.on_ray.refresh.payload import lossless
-from adgen.on_ray.rows import Row, raise_told
+from adgen.on_ray.rows import Row, raise_row_error
 from adgen.on_ray.scoring.workers import Scored, ScoreShard, ScoringContext, packed
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
 from adgen.shop.synthetic.synth import synthesize
@@ -97,7 +97,7 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
 def score_here(context: ScoringContext, items: Sequence[Row], cluster: ClusterSettings) -> Iterator[Scored]:
     """`score` in this process: what workers do, without Ray."""
     stage = ScoreShard(context)
-    for done in map(raise_told, (stage(packed(item)) for item in items)):
+    for done in map(raise_row_error, (stage(packed(item)) for item in items)):
         yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
 
 

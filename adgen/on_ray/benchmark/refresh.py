@@ -36,7 +36,7 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.payload import lossless, pack, unpack
-from adgen.on_ray.refresh.planning import prepare, tonights_catalog
+from adgen.on_ray.refresh.planning import build_run_catalog, prepare
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.stages import Stages
 from adgen.on_ray.rows import Row
@@ -140,7 +140,7 @@ def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured
         clock = PhaseClock(watch)
         clock.phase("catalog")
         with tempfile.TemporaryDirectory(prefix="adgen-benchmark-") as scratch:
-            tonights_catalog(settings, open_storage(settings.store), prepare(settings), Path(scratch))
+            build_run_catalog(settings, open_storage(settings.store), prepare(settings), Path(scratch))
         summary = refresh(settings, clock, stages)
         phases = clock.close()
     if not summary.published or summary.generated != pairs or summary.rejected:

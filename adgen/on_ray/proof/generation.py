@@ -31,7 +31,7 @@ from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.payload import pack, product_facts, unpack
 from adgen.on_ray.refresh.planning import plan_rules, prepare, write_plan
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
-from adgen.on_ray.rows import Row, raise_told, telling
+from adgen.on_ray.rows import Row, as_row_error, raise_row_error
 from adgen.progress import Progress
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.inputs.tables import Inputs
@@ -88,7 +88,7 @@ class Maker:
             for index, part in enumerate(_parts(condition.rows))
         ]
         made: dict[tuple[str, int], list[Creative]] = {}
-        for done in map(raise_told, _dataset(self.context, self.catalog, shards).iter_rows()):
+        for done in map(raise_row_error, _dataset(self.context, self.catalog, shards).iter_rows()):
             pairs, pictures = unpack(done["shard"])
             made[done["condition"], done["index"]] = [_creative(pair) for pair in pairs]
             self.pictures |= pictures
@@ -146,7 +146,7 @@ class MakeShard:
         self.generate = Generate(context)
         self.context = context
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """One shard."""
         pairs, _ = unpack(row["shard"])

@@ -161,7 +161,7 @@ def _strangers(users: list[str], truth: Truth | None) -> dict[str, str]:
         start = int(unit_interval("stranger", user) * len(users))
         for turn in range(len(users)):
             other = users[(start + turn) % len(users)]
-            if other != user and (truth is None or truth.are_strangers(user, other)):
+            if other != user and (truth is None or truth.have_no_common_style(user, other)):
                 strangers[user] = other
                 break
         else:

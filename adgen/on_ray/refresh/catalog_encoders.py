@@ -81,7 +81,7 @@ class catalog_encoders:
         if not batches:
             return iter(())
         if not self.actors:
-            # As many as find room: a batch given to one that waits for a CPU would wait for ever.
+            # As many as find room: a batch given to one that waits for a CPU might never start.
             self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
         return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)

@@ -15,7 +15,7 @@ from adgen.errors import PairError
 from adgen.finishing.finish import Finished, finish
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
-from adgen.on_ray.rows import Row, telling
+from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.plan.rows import carried_rows
 
@@ -30,7 +30,7 @@ class FinishAndCommit:
         self.context = context
         self.journal = context.journal()
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "failed", "committed"}."""
         pairs, pictures = unpack(row["shard"])

@@ -1,4 +1,4 @@
-"""What a refresh would do, without doing it: the plan is made beside the store, and nothing is generated or published.
+"""What a refresh would do, without doing it: the plan goes to a temporary folder, and nothing is generated or published.
 
 The catalog is brought up to date on the way: it is a cache, and the real run reads the same one.
 """

@@ -50,7 +50,7 @@ class ended_on_failure:
         if isinstance(error, RunError) and not isinstance(error, (StoreError, EngineLost)):
             self.run.end("FAILED", str(error)[:500])
         elif self.run.document.unfinished:
-            with suppress(StoreError):  # the heartbeat that stops tells the next driver as well, only later
+            with suppress(StoreError):  # a heartbeat that stops says the same to the next driver, only later
                 self.run.release(f"stopped by {type(error).__name__}")
         if error is cause:
             raise error

@@ -59,7 +59,7 @@ def gate_encoder(gate: GateSettings) -> Path | None:
 
 
 def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Progress) -> str:
-    """Judge the run, whose shards are done, and write the verdict to run.json; why it must be held, or "" to publish it."""
+    """Score a sample of the finished run and write the verdict to run.json; why it must be held, or "" to publish it."""
     gate = settings.gate
     if not gate.is_on:
         return ""
@@ -82,7 +82,7 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
         run.check()
         progress.advance(done.rows.num_rows)
         tables.append(done.rows)
-    verdict = judge(gate, tables)
+    verdict = verdict_of(gate, tables)
     verdict["published_anyway"] = settings.publish_anyway and not verdict["passed"]
     run.update(gate=verdict)
     return "" if verdict["passed"] or settings.publish_anyway else "held by its gate: " + "; ".join(verdict["reasons"])
@@ -97,7 +97,7 @@ def sample_items(parts: Sequence[PlanPart], size: int, key: str) -> list[Row]:
     return [{"index": index, "parts": list(item), "offsets": list(item.values())} for index, item in enumerate(items)]
 
 
-def judge(gate: GateSettings, tables: Iterable[pa.Table]) -> dict[str, Any]:
+def verdict_of(gate: GateSettings, tables: Iterable[pa.Table]) -> dict[str, Any]:
     """The verdict of scored rows: what each threshold's score came to over the rows with status ok, and what fell short."""
     rows = [row for table in tables for row in table.to_pylist()]
     good = [row for row in rows if row["status"] == OK]

@@ -12,7 +12,7 @@ from adgen.on_ray.refresh.payload import lossless, pack, product_facts, unpack
 from adgen.on_ray.refresh.provenance import provenance
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.speed import shard_speed
-from adgen.on_ray.rows import Row, telling
+from adgen.on_ray.rows import Row, as_row_error
 
 if TYPE_CHECKING:
     from adgen.generation.engine import Engine
@@ -30,7 +30,7 @@ class Generate:
 
     @cached_property
     def engine(self) -> "Engine":
-        """Built for the first shard, so that `telling` can tell what goes wrong."""
+        """Built for the first shard, so that `as_row_error` reports what goes wrong."""
         return build_engine(self.context.settings)
 
     @cached_property
@@ -40,7 +40,7 @@ class Generate:
 
         return read_config(self.context.settings.model)
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
         pairs, pictures = unpack(row["shard"])

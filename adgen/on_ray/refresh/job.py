@@ -51,8 +51,10 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
+    share_of_roofline: float | None = None
+    """The least time that its pictures can take on the engines' machines (bytes, operations), as a share of what they took."""
     share_of_floor: float | None = None
-    """What its pictures must take on the engines' machines (bytes, operations), as a share of what they took."""
+    """The old name of share_of_roofline; goes away with 0.3.0."""
     device_seconds_per_1000: float | None = None
     """Of engines' devices, for 1,000 creatives."""
     cost_per_1000: float | None = None
@@ -84,7 +86,7 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
             progress.phase("plan")
             make_plan(settings, storage, run, planned)
         if run.document.state == "RUNNING":
-            speed = _work_off(settings, storage, run, planned, progress, stages)
+            speed = run_shards(settings, storage, run, planned, progress, stages)
             summary.engine_calls = speed.pictures
             for name, value in speed.report(settings).items():
                 setattr(summary, name, value)
@@ -113,7 +115,7 @@ def _finish_earlier(what: str, act: Callable[[], object]) -> str:
         return f"{what} failed, and is tried again by the next refresh: {error}"
 
 
-def _work_off(
+def run_shards(
     settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages
 ) -> RunSpeed:
     """Do every shard that has no journal part; what engines generated, and how fast."""

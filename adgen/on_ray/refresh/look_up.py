@@ -8,7 +8,7 @@ from adgen.errors import PairError
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import pack, plan_part
 from adgen.on_ray.refresh.provenance import PROVENANCE
-from adgen.on_ray.rows import Row, telling
+from adgen.on_ray.rows import Row, as_row_error
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.inputs.locations import read_bytes
 
@@ -24,7 +24,7 @@ class LookUp:
         self.journal = context.journal()
         self.catalog = catalog
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
         pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()

@@ -1,4 +1,4 @@
-"""Before generation: what is asked for, tonight's catalog, and the plan."""
+"""Before generation: checks of what is asked for, the run's catalog, and the plan."""
 
 import tempfile
 from dataclasses import dataclass
@@ -63,7 +63,7 @@ def maker_digest(model: Path) -> str:
 
 
 def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
-    """What run.json says of a new run beside its protocol; no secret is among it."""
+    """What run.json says of a new run apart from its protocol; no secret is among it."""
     import deepspeed
     import torch
     import transformers
@@ -79,7 +79,7 @@ def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
 
 
 def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned) -> None:
-    """Tonight's catalog, then the plan; its commit is the last write."""
+    """The run's catalog, then the plan; its commit is the last write."""
     pointer, etag = read_pointer(storage, settings.campaign)
     base_run = pointer.run_id if pointer else None
     journal = Journal(storage, settings.campaign, run.run_id)
@@ -101,7 +101,7 @@ def write_plan(
 ) -> tuple[Catalog, list[PlanPart], PlanSummary]:
     """Bring the catalog in `storage` up to date and write the plan's parts through `journal`; nothing is committed."""
     with tempfile.TemporaryDirectory(prefix="adgen-plan-") as folder:
-        catalog = tonights_catalog(settings, storage, planned, Path(folder) / "products")
+        catalog = build_run_catalog(settings, storage, planned, Path(folder) / "products")
         parts, summary = plan_pairs(
             plan_rules(settings, planned, base_run),
             planned.inputs,
@@ -134,7 +134,7 @@ def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None
     )
 
 
-def tonights_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
+def build_run_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
     """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
     with catalog_encoders() as run:
         return build_catalog(

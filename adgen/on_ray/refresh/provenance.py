@@ -1,4 +1,4 @@
-"""What a creative's bytes may depend on beside its inputs, as the lineage keeps it: where it was made, and its tokens."""
+"""What a creative's bytes may depend on apart from its inputs, as the lineage keeps it: where it was made, and its tokens."""
 
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version

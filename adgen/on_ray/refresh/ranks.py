@@ -17,7 +17,7 @@ from adgen.errors import AdgenError, EngineLost, ModelError, SettingsError
 from adgen.on_ray.cluster import slot_resources
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
-from adgen.on_ray.rows import Row, raise_told, telling
+from adgen.on_ray.rows import Row, as_row_error, raise_row_error
 
 TRIES = 3
 """How often a shard is given to a new group of ranks before the run stops."""
@@ -39,7 +39,7 @@ class GenerateTogether:
         ray.get(self.slots.ready())
         self.ranks: Ranks | None = None
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason. EngineLost: TRIES groups died over this shard.
 
@@ -97,12 +97,12 @@ class Ranks:
             ray.kill(actor)
 
     def _ask(self, answers: list[ray.ObjectRef]) -> list[Any]:
-        """The answers, unless a rank fails first: the others may wait for it for ever."""
+        """The answers, unless a rank fails first: without it the others might never end."""
         waiting = [*answers, *self.serving]
         while not set(answers).isdisjoint(waiting):
             [ended], waiting = ray.wait(waiting)
             error = _error(ended)
-            # Only a refusal leaves the group well, or would be the same in another group.
+            # Only a refusal leaves the group intact, and would be the same in another group.
             if isinstance(error, (ModelError, SettingsError)):
                 raise error
             if error is not None:
@@ -114,7 +114,7 @@ class Ranks:
         said = [f"{type(error).__name__}: {str(error).strip().splitlines()[0]}" for error in map(_error, ended) if error]
         return EngineLost(
             f"an engine of {len(self.actors)} tensor-parallel ranks was lost {TRIES} times in a row: {'; '.join(said)}. The run "
-            "is kept: start it again when memory and network are well, or lower engine.num_slots"
+            "is kept: start it again when memory and network are healthy, or lower engine.num_slots"
         )
 
 
@@ -144,7 +144,7 @@ class _Rank:
         return serve_rank(self.engine)
 
     def generate(self, row: Row) -> Row:
-        return raise_told(Generate(self.context, self.engine)(row))
+        return raise_row_error(Generate(self.context, self.engine)(row))
 
 
 def _actor(context: Context, rank: int, slots: PlacementGroup) -> Any:

@@ -23,7 +23,7 @@ class PlanSettings(Settings):
     pairs_per_shard: Annotated[int, arg(aliases=["--pairs-per-shard"])] = Field(default=256, gt=0)
     """Pairs of a shard: the unit of work, of commit, and of what a crash can cost."""
     limit: Annotated[int | None, arg(aliases=["--limit"])] = Field(default=None, gt=0)
-    """Only the first N pairs. Such a run ends PARTIAL and is published only when told."""
+    """Only the first N pairs. Such a run ends PARTIAL and is published only with `publish_partial`."""
     history_items: int | None = Field(default=None, ge=0)
     """Clicks drawn for a prompt; default what the model was made for."""
     campaign_seed: int = 0
@@ -46,12 +46,12 @@ class FailureSettings(Settings):
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done."""
     after_rows: int = Field(default=200, gt=0)
-    """Rows before the share is judged."""
+    """Rows before the share is looked at."""
 
 
 class GateSettings(Settings):
     """What a sample of a run's creatives must come to before the run is published; null asks for nothing. A run that falls
-    short, or has no row that a threshold can be judged by, ends HELD and the campaign's pointer stays where it is."""
+    short, or has no row with the score of a threshold, ends HELD and the campaign's pointer stays where it is."""
 
     sample: int = Field(default=200, gt=0)
     """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok."""
@@ -60,8 +60,8 @@ class GateSettings(Settings):
     allowed_words_min: float | None = Field(default=None, ge=0, le=1)
     """Share of a title's words that are the product's own, or stop words."""
     copy_rate_max: float | None = Field(default=None, ge=0, le=1)
-    """Share of pictures that are near-duplicates of one that the user clicked. See it beside that of real pictures, which is
-    not quite 0."""
+    """Share of pictures that are near-duplicates of one that the user clicked. Compare it with that of real pictures, which is not
+    quite 0."""
     product_kept_min: float | None = Field(default=None, ge=0, le=1)
     """Overlap of the product found in the picture with where it should be (IoU)."""
     encoder: Path | None = None
@@ -74,7 +74,7 @@ class GateSettings(Settings):
 
 
 class ForecastSettings(Settings):
-    """What `--dry-run` reckons with: the first of these two that is given, else the speed of the published run."""
+    """What `--dry-run` computes with: the first of these two that is given, else the speed of the published run."""
 
     seconds_a_creative: float | None = Field(default=None, gt=0)
     """Of one engine."""

@@ -12,7 +12,7 @@ from adgen.on_ray.refresh.commit import commit_carried
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.ranks import STAGE_CPUS, GenerateTogether, remove_groups
 from adgen.on_ray.refresh.stages import Stages
-from adgen.on_ray.rows import raise_told
+from adgen.on_ray.rows import raise_row_error
 from adgen.shop.catalog.catalog import Catalog
 
 
@@ -22,7 +22,7 @@ def run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stage
     fresh = [part.model_dump() for part in wave if part.kind == "generate"]
     if fresh:
         try:
-            yield from map(raise_told, shards_dataset(context, fresh, catalog, stages).iter_rows())
+            yield from map(raise_row_error, shards_dataset(context, fresh, catalog, stages).iter_rows())
         finally:
             remove_groups(context.run_id)
     for reference in carried:

@@ -8,7 +8,7 @@ from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import read_config
 from adgen.on_ray.refresh.settings import RefreshSettings
 
-_A_LITTLE = 0.01  # of a GPU: enough to see it
+PROBE_GPU_SHARE = 0.01  # of a GPU: enough to see it
 
 
 def plan_slots(settings: RefreshSettings, device: str) -> int:
@@ -30,7 +30,7 @@ def smallest_memory() -> int:
     return min(ray.get([_gpu_memory.options(scheduling_strategy=place).remote() for place in here]))
 
 
-@ray.remote(num_cpus=0, num_gpus=_A_LITTLE)
+@ray.remote(num_cpus=0, num_gpus=PROBE_GPU_SHARE)
 def _gpu_memory() -> int:
     import torch
 

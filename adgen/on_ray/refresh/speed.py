@@ -1,4 +1,4 @@
-"""How fast a run's engines were, beside the least time that their machines could have taken."""
+"""How fast a run's engines were, and the least time that their machines could have taken (the roofline)."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
     """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine. The
-    pictures that were asked for count; what ran beside them to fill the slots is time lost."""
+    pictures that were asked for count; rows that only fill the slots are time lost."""
     from adgen.generation.benchmark.roofline import Workload, roofline
 
     if not spent.rows:
@@ -53,17 +53,19 @@ class RunSpeed:
         self.pictures += done["engine_calls"]
 
     def report(self, settings: RefreshSettings) -> Row:
-        """share_of_floor (0..1), device_seconds_per_1000 creatives, and cost_per_1000 in the price's currency; null where
-        nothing was generated or no price is known."""
+        """share_of_roofline (0..1), device_seconds_per_1000 creatives, and cost_per_1000 in the price's currency; null where
+        nothing was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
-            return {"share_of_floor": None, "device_seconds_per_1000": None, "cost_per_1000": None}
-        trades = settings.engine.lossy_options()
-        # A step of several drafts, or a prompt of which tokens are left out, has no floor in this arithmetic.
-        has_floor = not {"speculation", "drop_masked_history"} & trades.keys()
+            return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
+        lossy = settings.engine.lossy_options()
+        # A step of several drafts, or a prompt of which tokens are left out, has no roofline in this arithmetic.
+        has_roofline = not {"speculation", "drop_masked_history"} & lossy.keys()
         seconds = 1000 * self.engine_seconds * settings.engine.tensor_parallel / self.pictures
+        share = round(self.floor_seconds / self.engine_seconds, 4) if has_roofline else None
         price = settings.forecast.price_an_hour
         return {
-            "share_of_floor": round(self.floor_seconds / self.engine_seconds, 4) if has_floor else None,
+            "share_of_roofline": share,
+            "share_of_floor": share,
             "device_seconds_per_1000": round(seconds, 1),
             "cost_per_1000": round(seconds / 3600 * price, 4) if price else None,
         }

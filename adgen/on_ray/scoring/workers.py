@@ -31,7 +31,7 @@ from adgen.evaluation.scoring.shop_rows import ShopRows
 from adgen.evaluation.titles.scores import ProductTexts
 from adgen.on_ray.cluster import slot_resources
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.rows import Row, raise_told, telling
+from adgen.on_ray.rows import Row, as_row_error, raise_row_error
 from adgen.on_ray.scoring.sampling import journal_rows
 from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
 from adgen.records import OK
@@ -89,7 +89,7 @@ def score(context: ScoringContext, items: Sequence[Row], cluster: ClusterSetting
     """The scores of work items (`index`, `parts`, `offsets` of a part's rows; [] is all), in any order."""
     for start in range(0, len(items), cluster.shards_per_wave):
         wave = list(items[start : start + cluster.shards_per_wave])
-        for done in map(raise_told, _dataset(context, wave, cluster).iter_rows()):
+        for done in map(raise_row_error, _dataset(context, wave, cluster).iter_rows()):
             yield Scored(done["index"], from_parquet(done["scores"]), from_parquet(done["features"]))
 
 
@@ -128,7 +128,7 @@ class ScoreShard:
 
     @cached_property
     def shop(self) -> ShopRows:
-        """Built for the first item, so that `telling` can tell what goes wrong."""
+        """Built for the first item, so that `as_row_error` reports what goes wrong."""
         return ShopRows(self.context.inputs)
 
     @cached_property
@@ -151,7 +151,7 @@ class ScoreShard:
         known = (products.get(click, {}) for click in clicks)
         return tuple(ShopPicture(self._resolved(each.get("image")), self._resolved(each.get("cutout"))) for each in known)
 
-    @telling
+    @as_row_error
     def __call__(self, row: Row) -> Row:
         """One work item."""
         item = json.loads(row["item"])

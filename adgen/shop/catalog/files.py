@@ -1,6 +1,6 @@
 """A catalog's files in the store: written once under their hash, named by an index that is itself named by its hash.
 
-Whoever holds an index reads the same catalog for ever. `<name>.json` beside the indexes says which one was written last
+Whoever holds an index always reads the same catalog. `<name>.json` next to the indexes says which one was written last
 for a campaign; it is only where the next catalog starts from, so losing a race for it loses nothing.
 """
 

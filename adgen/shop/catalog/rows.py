@@ -48,7 +48,7 @@ _FACTS = [
     pa.field("product_hash", pa.string()),
 ]
 _MODEL = [pa.field("title_ids", pa.list_(pa.int32())), pa.field("codes", pa.binary())]  # codes: uint16, little-endian
-_ASKED = [pa.field(name, pa.bool_()) for name in ("clicked", "read_image", "read_cutout", "judged")]
+_ASKED = [pa.field(name, pa.bool_()) for name in ("clicked", "read_image", "read_cutout", "cutout_checked")]
 
 
 def row_schema(embedding_size: int = EMBEDDING_SIZE) -> pa.Schema:
@@ -116,8 +116,8 @@ def _work(row: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
     if old and old["cutout"] is None:
         last["cutout_hash"] = None  # it was the picture's
     work = row | last
-    work["judged"] = bool(old) and old["cutout"] == row["cutout"] and old["cutout_reason"] in (None, NO_CUTOUT)
-    if work["judged"] and row["cutout_reason"] is None:
+    work["cutout_checked"] = bool(old) and old["cutout"] == row["cutout"] and old["cutout_reason"] in (None, NO_CUTOUT)
+    if work["cutout_checked"] and row["cutout_reason"] is None:
         work |= {name: old[name] for name in ("cutout_reason", "cutout_detail")}
     for name in ("image", "cutout"):
         known = old and last[f"{name}_hash"] and old[f"{name}_reason"] in (None, NO_CUTOUT)
@@ -162,18 +162,18 @@ def _read_and_encode(rows: list[dict[str, Any]], encoder: Encoder) -> None:
 
 
 def _read_files(row: dict[str, Any]) -> Image.Image | None:
-    """Hash and judge the files that have to be read; the product's picture if its codes have to be made."""
+    """Hash and check the files that have to be read; the product's picture if its codes have to be made."""
     if row["read_cutout"]:
-        _judge(row, _read_file(row, "cutout", known=row["judged"]))
+        _check_cutout(row, _read_file(row, "cutout", known=row["cutout_checked"]))
     if not row["read_image"]:
         return None
     is_product, encoded, before = _is_cut_from_image(row), row["codes"] is not None, row["image_hash"]
     if not row["clicked"] and not is_product:
         _read_file(row, "image", decode=False)
         return None
-    picture = _read_file(row, "image", known=encoded and (row["judged"] or not is_product))
+    picture = _read_file(row, "image", known=encoded and (row["cutout_checked"] or not is_product))
     if is_product:
-        _judge(row, picture)
+        _check_cutout(row, picture)
     return None if not row["clicked"] or (encoded and row["image_hash"] == before) else picture
 
 
@@ -192,7 +192,7 @@ def _read_file(row: dict[str, Any], name: str, decode: bool = True, known: bool 
     return picture
 
 
-def _judge(row: dict[str, Any], picture: Image.Image | None) -> None:
+def _check_cutout(row: dict[str, Any], picture: Image.Image | None) -> None:
     """Whether the product of a picture that was decoded tonight can be cut out and seen."""
     if picture is None:
         return

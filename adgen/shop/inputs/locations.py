@@ -1,6 +1,6 @@
 """Where bytes come from: local paths, file:// and s3:// URIs, and which of them a table's rows may name.
 
-A row's URI was written by a stranger. It is resolved once, by `resolve_uri`, which lets it name only files under the
+A row's URI is not to be trusted. It is resolved once, by `resolve_uri`, which lets it name only files under the
 allowed roots; `read_bytes` and `stat` then take what `resolve_uri` returned.
 """
 
@@ -61,7 +61,7 @@ def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> paf
 
 
 def resolve_uri(uri: str, base: str, allowed_roots: Iterable[str] = (), allowed_schemes: Iterable[str] = SCHEMES) -> str:
-    """What a row's `uri` means beside the table folder `base`: an absolute real path or an s3:// URI.
+    """What a row's `uri` means in the table folder `base`: an absolute real path or an s3:// URI.
 
     Only files under `base` or one of `allowed_roots` (folders or URIs) are named, `..` and symlinks followed first.
     PairError: missing_file (empty), scheme_not_allowed, outside_roots, unreadable (no possible path).
@@ -144,7 +144,7 @@ def stat(uri: str) -> str:
 
 def _regular_file(path: str) -> os.stat_result:
     found = os.stat(path)
-    if not stat_module.S_ISREG(found.st_mode):  # opening a FIFO would wait for ever
+    if not stat_module.S_ISREG(found.st_mode):  # opening a FIFO might never return
         raise PairError("unreadable", f"{path} is not a regular file")
     return found
 

@@ -1,7 +1,7 @@
 """The input tables of DESIGN section 4, as Parquet at any URI: checked before any work, then read as streams.
 
 A table is one file `products.parquet` or a folder `products/` of Parquet files. Whichever it is, a row's relative
-picture URI means a file beside the inputs folder itself, so that splitting a table does not move its pictures.
+picture URI means a file in the inputs folder itself, so that splitting a table does not move its pictures.
 Nulls in rows are let through: one null is that row's trouble, not the run's.
 """
 
@@ -79,7 +79,7 @@ class Inputs:
         return {file.uri: file.stamp for name in sorted(self.tables) for file in self.tables[name].files}
 
     def resolve(self, uri: str) -> str:
-        """`resolve_uri` beside this folder, with this folder's roots and schemes."""
+        """`resolve_uri` in this folder, with this folder's roots and schemes."""
         return resolve_uri(uri, self.uri, self.allowed_roots, self.allowed_schemes)
 
 

@@ -5,7 +5,7 @@ the same whatever the number of buckets, and its first N pairs are the same N. A
 campaign; where there are more buckets than files can be open, they are split in two steps.
 
 Manifest rows name no user, and the secret behind user_key may have changed since. So the published rows are taken from
-the journal parts of their run, each with its lineage beside it, which does name the user: no join over all pairs is
+the journal parts of their run, each together with its lineage, which does name the user: no join over all pairs is
 needed to find a row's bucket.
 """
 
@@ -40,7 +40,7 @@ _OPTIONS = pa.ipc.IpcWriteOptions(compression="zstd")
 
 @dataclass(frozen=True)
 class Bucket:
-    """The rows of a range of users; each table has a column user_rank (uint64) beside its own."""
+    """The rows of a range of users; each table has a column user_rank (uint64) after its own."""
 
     pairs: pa.Table
     histories: pa.Table
@@ -48,7 +48,7 @@ class Bucket:
 
 
 def plan_bucket_count(num_pairs: int) -> int:
-    """Buckets for a plan of so many pairs; a power of two."""
+    """Buckets for a plan of `num_pairs` pairs; a power of two."""
     return bucket_count(num_pairs, PAIRS_PER_BUCKET)
 
 

@@ -1,4 +1,4 @@
-"""The synthetic shop: the embedded data of demo, tests and training, with its hidden truth beside it.
+"""The synthetic shop: the embedded data of demo, tests and training, with its hidden truth.
 
 `styles.parquet` says which style each product's picture has and which each user likes; evaluation reads it, nothing
 else may. The same arguments give the same bytes on the same machine and library versions, in any number of processes.

@@ -20,13 +20,13 @@ class Truth:
     styles: dict[str, str]
     """Of each product's picture."""
 
-    def are_strangers(self, user: str, other: str) -> bool:
+    def have_no_common_style(self, user: str, other: str) -> bool:
         """Whether two users share no favourite style."""
         return not set(self.favourites[user]) & set(self.favourites[other])
 
 
 def read_truth(inputs: str) -> Truth | None:
-    """The truth that lies beside the tables in the folder `inputs`; None where there is none, as for real shops."""
+    """The truth that lies next to the tables in the folder `inputs`; None where there is none, as for real shops."""
     if is_s3(inputs) or not (path := Path(local_path(inputs)) / TRUTH_FILE).is_file():
         return None
     rows = pq.read_table(path, columns=["entity", "id", "styles"]).to_pylist()

@@ -38,7 +38,7 @@ def lamp(s: Sketch) -> None:
 
 
 def phone(s: Sketch) -> None:
-    """A phone's back beside its front."""
+    """A phone's back next to its front."""
     tall = s.vary(0.02, 0.06)
     s.box(0.4, 0.1 + tall, 0.83, 0.98, INK, "soft", 0.06)
     s.box(0.42, 0.12 + tall, 0.81, 0.96, lighter(s.colour, 0.55), "glass", 0.045)
