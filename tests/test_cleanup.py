@@ -73,11 +73,13 @@ def test_clean_up_goes_by_the_longest_run(folder_store: Storage):
 
 def test_clean_up_keeps_unfinished_runs_their_base_and_their_objects(store: Storage):
     base = refresh(store, pair_ids(4), "base")
+    newer = [refresh(store, pair_ids(4), f"look {night}", resume_key="other") for night in range(3)]
+    rollback(store, CAMPAIGN, base.run_id)
     unfinished = begin(store, "interrupted")
     journal = commit_plan(unfinished, pair_ids(8))
     pairs = journal.read_plan_part(journal.unfinished()[0])["pair_id"].to_pylist()
     journal.commit_part(journal.unfinished()[0], make_rows(store, pairs, "half done"))
-    newer = [refresh(store, pair_ids(4), f"look {night}", resume_key="other") for night in range(3)]
+    rollback(store, CAMPAIGN, newer[2].run_id)
     clean_up(store, CAMPAIGN, keep_runs=2, now=time.time() + 10 * DAYS)
     left = {run.run_id for run in list_runs(store, CAMPAIGN)}
     assert left == {base.run_id, unfinished.run_id, newer[1].run_id, newer[2].run_id}

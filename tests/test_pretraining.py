@@ -339,7 +339,7 @@ def test_a_deepspeed_file_is_read_where_the_command_is_given(ray_cluster, inputs
 
 def test_two_jobs_cannot_have_one_folder(inputs, tmp_path):
     holder = Ownership(str(tmp_path / "out"), beat_seconds=0.1)
-    with holder, pytest.raises(OwnedElsewhere, match=f"is driven by {holder.me}"):
+    with holder, pytest.raises(OwnedElsewhere, match=f"is driven by {holder.owner}"):
         pretrain(small_run(inputs, tmp_path / "out"), Silent())
     assert not (tmp_path / "out" / "run.json").exists()
 

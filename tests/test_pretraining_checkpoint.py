@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -132,9 +131,9 @@ def owner_of(uri: str) -> str | None:
 
 def test_a_second_driver_stops_and_names_the_first(store_uri, aws_environment):
     with Ownership(store_uri, beat_seconds=0.05) as first:
-        with pytest.raises(OwnedElsewhere, match=f"{first.me}.*give another --out"), Ownership(store_uri):
+        with pytest.raises(OwnedElsewhere, match=f"{first.owner}.*give another --out"), Ownership(store_uri):
             pass
-        assert owner_of(store_uri) == first.me
+        assert owner_of(store_uri) == first.owner
     assert owner_of(store_uri) is None
     began = time.monotonic()
     with Ownership(store_uri):
@@ -142,29 +141,30 @@ def test_a_second_driver_stops_and_names_the_first(store_uri, aws_environment):
 
 
 def test_a_dead_process_of_this_machine_is_not_waited_for(folder_store):
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    dead = json.dumps({"owner": f"{socket.gethostname()}:{process.pid}:abc", "beats": 7})
+    process = subprocess.run(
+        [sys.executable, "-c", "from adgen.creatives.ownership import *; print(new_owner())"], stdout=subprocess.PIPE, text=True
+    )
+    dead = json.dumps({"owner": process.stdout.strip(), "heartbeat": 7})
     folder_store.swap(OWNER_FILE, dead.encode(), None)
     began = time.monotonic()
     with Ownership(folder_store.uri) as owner:
         assert time.monotonic() - began < 5
-        assert owner_of(folder_store.uri) == owner.me
+        assert owner_of(folder_store.uri) == owner.owner
 
 
 def test_a_silent_driver_is_taken_over_and_finds_out(folder_store):
     told = threading.Event()
     with Ownership(folder_store.uri, beat_seconds=0.4) as first:
-        first.tell = lambda message: told.set()
+        first.on_lost = lambda message: told.set()
         alone = json.loads(open_storage(folder_store.uri).read(OWNER_FILE))
-        alone |= {"owner": "elsewhere:1:abc", "writer": "elsewhere:1:abc"}
+        alone |= {"owner": "elsewhere:1:abc"}
         stored = folder_store.get(OWNER_FILE)
         folder_store.swap(OWNER_FILE, json.dumps(alone).encode(), stored.etag)
         assert told.wait(5)
-        with pytest.raises(OwnedElsewhere, match="was taken over by another driver"):
+        with pytest.raises(OwnedElsewhere, match="is now driven by elsewhere"):
             first.check()
         with Ownership(folder_store.uri, patience_seconds=0.2) as second:
-            assert owner_of(folder_store.uri) == second.me
+            assert owner_of(folder_store.uri) == second.owner
 
 
 def unheard(owner: Ownership, monkeypatch) -> list[int]:
@@ -174,7 +174,7 @@ def unheard(owner: Ownership, monkeypatch) -> list[int]:
     def swap_once_unheard(key, data, etag):
         landed = swap(key, data, etag)
         if not beats:
-            beats.append(json.loads(data)["beats"])
+            beats.append(json.loads(data)["heartbeat"])
             raise StoreError("away")
         return landed
 
@@ -185,7 +185,7 @@ def unheard(owner: Ownership, monkeypatch) -> list[int]:
 def test_a_beat_that_landed_unheard_is_gone_on_from(folder_store, monkeypatch):
     with Ownership(folder_store.uri, beat_seconds=0.05) as owner:
         beats, deadline = unheard(owner, monkeypatch), time.monotonic() + 5
-        while not beats or json.loads(folder_store.read(OWNER_FILE))["beats"] <= beats[0]:
+        while not beats or json.loads(folder_store.read(OWNER_FILE))["heartbeat"] <= beats[0]:
             owner.check()
             assert time.monotonic() < deadline, "no beat after the one that was not heard"
             time.sleep(0.02)
@@ -196,5 +196,5 @@ def test_a_driver_lets_go_after_a_beat_that_landed_unheard(folder_store, monkeyp
     with Ownership(folder_store.uri, beat_seconds=60) as owner:
         unheard(owner, monkeypatch)
         with pytest.raises(StoreError, match="away"):
-            owner._write(owner.me)
+            owner.beat()
     assert owner_of(folder_store.uri) is None

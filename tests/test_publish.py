@@ -76,7 +76,9 @@ def test_publishing_needs_a_sealed_run(store: Storage):
 def test_a_run_overtaken_by_another_is_held_and_names_it(store: Storage):
     slow = begin(store)
     do_shards(commit_plan(slow, pair_ids(4)))
-    quick = refresh(store, pair_ids(4), resume_key="other settings")
+    quick = begin(store, "other settings", end_planned=False)
+    do_shards(commit_plan(quick, pair_ids(4)))
+    finish(quick)
     with pytest.raises(StoreError, match=f"run {quick.run_id} was published while run {slow.run_id}"):
         finish(slow)
     assert read_run(store, CAMPAIGN, slow.run_id).state == "HELD"
@@ -87,7 +89,7 @@ def test_a_run_overtaken_by_another_is_held_and_names_it(store: Storage):
 def test_of_two_first_publishes_one_wins(store: Storage):
     runs = []
     for key in ("one", "two"):
-        runs.append(begin(store, key))
+        runs.append(begin(store, key, end_planned=False))
         do_shards(commit_plan(runs[-1], pair_ids(4)))
 
     def attempt(run) -> str:

@@ -1,11 +1,13 @@
 """Runs: who drives one, what is resumed, and how a shard is committed once."""
 
+import errno
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,14 +19,16 @@ from support.runs import (
     WrappedStorage,
     begin,
     commit_plan,
+    do_shards,
     pair_ids,
     refresh,
 )
 
 from adgen.creatives.folder import FolderStorage
 from adgen.creatives.journal import Journal
+from adgen.creatives.publish import finish, read_pointer
 from adgen.creatives.runs import Run, list_runs, read_run
-from adgen.creatives.storage import Storage
+from adgen.creatives.storage import Storage, Taken
 from adgen.errors import OwnedElsewhere, StoreError
 
 
@@ -58,9 +62,72 @@ def test_the_same_key_resumes_and_another_key_starts_anew(store: Storage):
     other = begin(store, "tomorrow")
     assert not other.resumed
     commit_plan(other, pair_ids(4))
-    assert begin(store).run_id == first.run_id
     assert begin(store, "tomorrow").run_id == other.run_id
     assert [run.run_id for run in list_runs(store, CAMPAIGN)] == [other.run_id, first.run_id]
+
+
+def test_who_claims_a_campaign_ends_its_other_unfinished_runs(store: Storage):
+    """Their drivers, when they wake, find them ended; they are not resumed by their own command either."""
+    first = begin(store)
+    commit_plan(first, pair_ids(4))
+    other = begin(store, "tomorrow", patience_seconds=0.2)
+    ended = read_run(store, CAMPAIGN, first.run_id)
+    assert (ended.state, ended.owner, ended.note) == ("ABANDONED", None, f"run {other.run_id} took its place")
+    with pytest.raises(OwnedElsewhere, match="driven by nobody, state ABANDONED"):
+        first.beat()
+    assert begin(store).run_id not in (first.run_id, other.run_id)
+
+
+def test_a_living_run_of_another_key_stops_the_newcomer(store: Storage):
+    first = begin(store)
+    commit_plan(first, pair_ids(4))
+    with first.beating(every_seconds=0.05), pytest.raises(OwnedElsewhere, match=first.owner):
+        begin(store, "tomorrow", patience_seconds=5.0)
+    assert state_of(store, first.run_id) == "RUNNING"
+
+
+def test_a_published_run_whose_driver_could_not_say_so_is_not_ended(store: Storage):
+    run = begin(store)
+    do_shards(commit_plan(run, pair_ids(4)))
+    run.storage = SwapsNoMore(store, run.key)
+    with pytest.raises(StoreError, match="killed here"):
+        finish(run)
+    begin(store, "tomorrow")
+    document = read_run(store, CAMPAIGN, run.run_id)
+    assert (document.state, document.pointer, document.generation) == ("COMPLETE", "moved", 1)
+    assert read_pointer(store, CAMPAIGN)[0].run_id == run.run_id
+
+
+class SwapsNoMore(WrappedStorage):
+    """run.json cannot be written any more once the pointer moved."""
+
+    def __init__(self, inner: Storage, key: str):
+        super().__init__(inner)
+        self.key, self.moved = key, False
+
+    def act(self, name: str, *arguments):
+        if name == "swap" and arguments[0] == self.key and self.moved:
+            raise StoreError("killed here")
+        self.moved |= name == "swap" and arguments[0].endswith("latest.json")
+        return super().act(name, *arguments)
+
+
+def test_a_driver_that_was_ended_before_it_moved_the_pointer_moves_it_back(store: Storage):
+    class Sleeps(WrappedStorage):
+        def act(self, name: str, *arguments):
+            if name == "swap" and arguments[0].endswith("latest.json") and not newcomers:
+                newcomers.append(begin(store, "tomorrow"))
+            return super().act(name, *arguments)
+
+    newcomers: list[Run] = []
+    published = refresh(store, pair_ids(4))
+    late = begin(store, "late")
+    do_shards(commit_plan(late, pair_ids(4)), "late")
+    late.storage = Sleeps(store)
+    with pytest.raises(OwnedElsewhere, match="state ABANDONED"):
+        finish(late)
+    assert read_pointer(store, CAMPAIGN)[0].run_id == published.run_id
+    assert state_of(store, newcomers[0].run_id) == "RUNNING"
 
 
 def test_a_run_without_a_plan_is_abandoned_never_resumed(store: Storage):
@@ -214,8 +281,80 @@ def test_a_store_that_stays_dark_ends_the_driver(store: Storage):
     run.storage = Dark(store)
     with run.beating(every_seconds=0.02, patience_seconds=0.1):
         time.sleep(0.5)
-        with pytest.raises(StoreError, match="no route"):
+        with pytest.raises(StoreError, match=r"no heartbeat for .*no route"):
             run.check()
+
+
+def test_a_write_that_the_store_keeps_refusing_is_an_error(store: Storage):
+    """Though nobody else wrote: it answers 409 again and again."""
+
+    class Refuses(WrappedStorage):
+        def act(self, name: str, *arguments):
+            if name == "swap":
+                raise Taken("409")
+            return super().act(name, *arguments)
+
+    run = begin(store)
+    run.storage = Refuses(store)
+    with pytest.raises(StoreError, match="refuses every write"):
+        run.update(note="refused")
+    run.storage = store
+    run.update(note="taken")
+    assert read_run(store, CAMPAIGN, run.run_id).note == "taken"
+
+
+def test_a_heartbeat_survives_any_error_of_the_system_and_says_so(folder_store: Storage, caplog: pytest.LogCaptureFixture):
+    class NoHandles(WrappedStorage):
+        def act(self, name: str, *arguments):
+            if name == "swap" and len(failed) < 2:
+                failed.append(name)
+                raise OSError(errno.EMFILE, "Too many open files")
+            return super().act(name, *arguments)
+
+    failed: list[str] = []
+    run = begin(folder_store)
+    run.storage = NoHandles(folder_store)
+    with run.beating(every_seconds=0.02):
+        deadline = time.monotonic() + 10
+        while read_run(folder_store, CAMPAIGN, run.run_id).heartbeat < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    run.check()
+    assert "Too many open files" in caplog.text
+
+
+@pytest.mark.parametrize("at", ["before it looks", "between look and write", "while it refreshes the copy"])
+def test_a_beat_revives_no_removed_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str):
+    store = FolderStorage(tmp_path)
+    run = begin(store)
+    run.beat()
+    remove = lambda: FolderStorage(tmp_path).drop(run.key)  # noqa: E731
+    if at == "before it looks":
+        remove()
+    elif at == "between look and write":
+        _do_first(monkeypatch, "_link", remove)
+    else:
+        store.swap(
+            run.key, run.document.model_copy(update={"owner": "another", "heartbeat": 9}).to_bytes(), store.get(run.key).etag
+        )
+        _do_first(monkeypatch, "_replace", remove)
+        (tmp_path / run.key).unlink()  # so that the copy is made again
+    with pytest.raises(OwnedElsewhere):
+        run.beat()
+    assert store.get(run.key) is None
+    assert list_runs(store, CAMPAIGN) == []
+
+
+def _do_first(monkeypatch: pytest.MonkeyPatch, name: str, act: Callable[[], object]) -> None:
+    """Let `act` happen just before the next call of FolderStorage's method."""
+    real = getattr(FolderStorage, name)
+
+    def act_first(self, *arguments):
+        monkeypatch.setattr(FolderStorage, name, real)
+        act()
+        return real(self, *arguments)
+
+    monkeypatch.setattr(FolderStorage, name, act_first)
 
 
 _DRIVER = """

@@ -109,6 +109,7 @@ class Pointer(Document):
     run_id: str
     published_at: datetime
     manifest_digest: str
+    previous_run_id: str | None = None  # what was published before; consumers may still be reading it
 
 
 class PlanPart(Document):

@@ -18,9 +18,10 @@ from adgen.creatives import layout
 from adgen.creatives.cleanup import mark_for_removal, named_hashes, remove_run
 from adgen.creatives.documents import Document, Plan, RunDocument, utc_now
 from adgen.creatives.journal import Journal
+from adgen.creatives.ownership import PATIENCE_SECONDS
 from adgen.creatives.publish import finish, read_pointer
 from adgen.creatives.references import COLUMNS, references_of
-from adgen.creatives.runs import PATIENCE_SECONDS, list_runs, start_or_resume
+from adgen.creatives.runs import list_runs, start_or_resume
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import StoreError
 from adgen.records import canonical_bytes, digest
@@ -126,7 +127,9 @@ def _publish_without(storage: Storage, campaign: str, users: set[str], resume_ke
     if not pairs:
         return
     kept = old.model_dump(include={"settings", "digests", "versions", "key_ids"})
-    run = start_or_resume(storage, campaign, resume_key, patience_seconds=patience_seconds, base_run=old.run_id, **kept)
+    # The night's work of a driver that died is not lost by it: its own command resumes it.
+    kept |= {"base_run": old.run_id}
+    run = start_or_resume(storage, campaign, resume_key, patience_seconds=patience_seconds, end_planned=False, **kept)
     source, target = Journal(storage, campaign, old.run_id), Journal(storage, campaign, run.run_id)
     with run.beating():
         if not run.resumed:

@@ -85,10 +85,12 @@ class FolderStorage(Storage):
             self._refresh_copy(path)
             raise
         # We may have slept so long that later generations were made and ours, trimmed, was free again. Then our file
-        # is below the newest and has no successor: nobody reads it, and we lost.
+        # is below the newest and has no successor: nobody reads it, and we lost. Or the document was dropped meanwhile:
+        # then ours has no predecessor, and we must not revive it.
         generations = _generations(path)
-        lost = max(generations, default=generation) != generation and generation + 1 not in generations
-        if lost:
+        trimmed = max(generations, default=generation) != generation and generation + 1 not in generations
+        dropped = generation > 1 and min(generations, default=generation) == generation
+        if lost := trimmed or dropped:
             _unless_missing(_generation_path(path, generation).unlink)
         self._refresh_copy(path)
         for old in generations[:-KEPT_GENERATIONS]:
@@ -99,9 +101,11 @@ class FolderStorage(Storage):
 
     def drop(self, key: str) -> None:
         path = self._path(key)
-        # The newest generation goes last: killed half-way, the document still is what it was.
-        for generation in _generations(path):
-            _unless_missing(_generation_path(path, generation).unlink)
+        # The newest generation goes last: killed half-way, the document still is what it was. Again until none is left: a
+        # writer may have added one.
+        while generations := _generations(path):
+            for generation in generations:
+                _unless_missing(_generation_path(path, generation).unlink)
         _unless_missing(path.unlink)
         _remove_if_empty(path.with_suffix(""))  # a killed writer's temporary file may be left in it
 
@@ -134,6 +138,8 @@ class FolderStorage(Storage):
             copied = generations[-1]
             if _unless_missing(path.read_bytes) != data:
                 self._replace(path, data)
+        if copied > 0 and not generations:  # dropped meanwhile: a copy alone would be taken for the document
+            _unless_missing(path.unlink)
 
     def _link(self, path: Path, data: Data) -> None:
         temporary = self._temporary(path, data)

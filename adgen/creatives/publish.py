@@ -10,7 +10,7 @@ from adgen.creatives.documents import Pointer, RunDocument, parse_document, utc_
 from adgen.creatives.journal import Journal
 from adgen.creatives.runs import Run, read_run
 from adgen.creatives.storage import Storage
-from adgen.errors import RunError, StoreError
+from adgen.errors import OwnedElsewhere, RunError, StoreError
 
 
 def read_pointer(storage: Storage, campaign: str) -> tuple[Pointer | None, str | None]:
@@ -44,11 +44,15 @@ def publish(run: Run) -> Pointer:
         raise RunError(f"run {run.run_id} is {run.document.state} and not sealed for publishing; call seal() first")
     plan = Journal(run.storage, run.campaign, run.run_id).read_plan()
     try:
-        pointer = _swap(run.storage, run.document, plan.pointer_generation + 1, plan.pointer_etag)
+        pointer = _swap(run.storage, run.document, plan.pointer_generation + 1, plan.pointer_etag, plan.base_run)
     except _OtherPublished as error:
         run.update(state="HELD", pointer="untouched", owner=None, note=str(error))
         raise StoreError(str(error)) from None
-    run.update(pointer="moved", generation=pointer.generation, owner=None)
+    try:
+        run.update(pointer="moved", generation=pointer.generation, owner=None)
+    except OwnedElsewhere:
+        _take_back(run, pointer, plan.base_run)
+        raise
     return pointer
 
 
@@ -81,28 +85,36 @@ def rollback(storage: Storage, campaign: str, run_id: str) -> Pointer:
         raise StoreError(f"campaign {campaign}: nothing is published, so there is nothing to roll back")
     if now.run_id == run_id:
         return now
-    pointer = _swap(storage, document, now.generation + 1, etag)
+    pointer = _swap(storage, document, now.generation + 1, etag, now.run_id)
     # A clean-up marks a run before it looks at the pointer; we look at the mark after moving it. One sees the other.
     try:
         _check_publishable(storage, read_run(storage, campaign, run_id))
     except StoreError:
-        _swap(storage, read_run(storage, campaign, now.run_id), pointer.generation + 1, _etag(storage, campaign))
+        _swap(storage, read_run(storage, campaign, now.run_id), pointer.generation + 1, _etag(storage, campaign), run_id)
         raise
     return pointer
+
+
+def _take_back(run: Run, pointer: Pointer, before: str | None) -> None:
+    """Point at the run published before again, where another driver ended this run before the pointer moved to it."""
+    if before and read_run(run.storage, run.campaign, run.run_id).state == "ABANDONED":
+        document = read_run(run.storage, run.campaign, before)
+        _swap(run.storage, document, pointer.generation + 1, _etag(run.storage, run.campaign), run.run_id)
 
 
 class _OtherPublished(StoreError):
     """The pointer moved to another run since it was read."""
 
 
-def _swap(storage: Storage, run: RunDocument, generation: int, etag: str | None) -> Pointer:
-    """The pointer made to name `run`, or found naming it although the swap's response said otherwise."""
+def _swap(storage: Storage, run: RunDocument, generation: int, etag: str | None, previous: str | None) -> Pointer:
+    """The pointer made to name `run` after `previous`, or found naming it although the swap's response said otherwise."""
     key = layout.pointer(run.campaign)
     pointer = Pointer(
         generation=generation,
         run_id=run.run_id,
         published_at=utc_now(),
         manifest_digest=run.manifest_digest(),
+        previous_run_id=previous,
     )
     try:
         storage.swap(key, pointer.to_bytes(), etag)

@@ -107,7 +107,7 @@ def run_workers(
     folder.prepare_for_ray()
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how long a report may wait for the controller
     board = Board.remote()
-    owner.tell = lambda message: ray.get(board.fail.remote(OwnedElsewhere.__name__, message))
+    owner.on_lost = lambda message: ray.get(board.fail.remote(OwnedElsewhere.__name__, message))
     owner.check()
     source = Source(settings, start, prepared.examples, prepared.backgrounds, settings.dinov2 or None)
     facts = {"stage": settings.stage, "seed": settings.seed, "settings": settings.identity(), "examples_digest": prepared.digest}
