@@ -13,6 +13,7 @@ from pydantic import SecretStr
 from adgen.creatives.s3 import s3_client
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
+from adgen.shop.synthetic.synth import synthesize
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +69,23 @@ def aws_environment(s3_access: S3Access, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_access.access_key_id.get_secret_value())
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", s3_access.secret_access_key.get_secret_value())
     monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+
+
+@pytest.fixture(scope="session")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn shop of twelve pairs; tests copy what they change."""
+    folder = tmp_path_factory.mktemp("inputs") / "shop"
+    synthesize(folder, num_users=6, num_products=30, num_pairs=12, num_references=0, picture_side=64)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random model's directory; tests copy what they change."""
+    from support.models import save_small_model
+
+    save_small_model(directory := tmp_path_factory.mktemp("model"))
+    return directory
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.models import save_small_model
+from support.progress import Silent
 from support.shops import SmallShop, small_shop
 
 from adgen.creatives.reading import open_published
@@ -21,12 +22,6 @@ from adgen.on_ray.refresh.settings import RefreshSettings
 CAMPAIGN = "odd"
 GATES = ("title_empty", "forbidden_words", "numbers_and_units", "picture_blank", "product_visible")
 RED, BLUE, WHITE = (200, 20, 20), (20, 20, 200), (255, 255, 255)
-
-
-class Silent:
-    def phase(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, pairs: int) -> None: ...
 
 
 def two_colours(side: int = 32) -> Image.Image:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.janus import save_janus, transformers_config
 from support.models import save_small_model, small_config, small_model, small_prompter
 from transformers import JanusConfig, JanusForConditionalGeneration
 
@@ -24,7 +25,7 @@ from adgen.model.checkpoint import (
     save,
     trainable_names,
 )
-from adgen.model.config import LoRAConfig, ModelConfig, janus_pro_1b, janus_pro_7b
+from adgen.model.config import LoRAConfig, janus_pro_1b, janus_pro_7b
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.pbs import PBSEncoder, load_pbs
 from adgen.model.pbs_config import PBSConfig
@@ -97,54 +98,7 @@ def test_1b_round_trip_through_the_janus_names():
     assert all(re.search(r"adapter|condition_|mask_generator|dual_modality", key) for key in new)
 
 
-def transformers_config(config: ModelConfig, tied: bool = False) -> JanusConfig:
-    image, decoder = config.image, config.decoder
-    return JanusConfig(
-        tie_word_embeddings=tied,
-        text_config={
-            "model_type": "llama",
-            "hidden_size": decoder.hidden_size,
-            "intermediate_size": decoder.intermediate_size,
-            "num_hidden_layers": decoder.num_layers,
-            "num_attention_heads": decoder.num_heads,
-            "num_key_value_heads": decoder.num_key_value_heads,
-            "vocab_size": decoder.vocab_size,
-            "max_position_embeddings": decoder.max_positions,
-            "rms_norm_eps": decoder.rms_norm_eps,
-        },
-        vq_config={
-            "embed_dim": image.code_size,
-            "num_embeddings": image.codebook_size,
-            "latent_channels": image.latent_channels,
-            "base_channels": image.base_channels,
-            "channel_multiplier": list(image.channel_multiplier),
-            "num_res_blocks": image.num_res_blocks,
-            "num_patches": image.image_size // image.factor,
-            "projection_dim": decoder.hidden_size,
-            "image_token_embed_dim": decoder.hidden_size,
-        },
-        vision_config={
-            "hidden_size": 16,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "image_size": 32,
-            "projection_dim": decoder.hidden_size,
-        },
-    )
-
-
 # -- Janus directories -----------------------------------------------------------------------------------------------
-
-
-def save_janus(directory: Path, tied: bool) -> JanusForConditionalGeneration:
-    torch.manual_seed(0)
-    config = small_config()
-    config = config.model_copy(update={"image": config.image.model_copy(update={"head_size": config.decoder.hidden_size})})
-    model = JanusForConditionalGeneration(transformers_config(config, tied)).eval()
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    model.save_pretrained(directory)
-    return model
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.models import save_small_model
+from support.progress import Silent
 from support.shops import small_shop
 
 from adgen.errors import SettingsError
@@ -13,12 +14,6 @@ from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.settings import ForecastSettings, RefreshSettings
 
 RECORD = {"pictures_per_second": 4.0, "model": "small", "device": "cpu", "dtype": "float32", "batch": 5, "more": [1]}
-
-
-class Silent:
-    def phase(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, pairs: int) -> None: ...
 
 
 def write(path: Path, **changes) -> Path:

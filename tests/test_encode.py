@@ -1,5 +1,6 @@
 """adgen/finishing/encode.py and finish.py: deterministic files, and the whole way from background to creative."""
 
+import hashlib
 import io
 import subprocess
 import sys
@@ -8,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from support.creatives import BACKGROUND, PRODUCT, file_of
+from support.processes import python
 
 from adgen.config import FinishSettings, RenditionSettings
 from adgen.errors import PairError
@@ -15,23 +18,6 @@ from adgen.finishing.encode import encode
 from adgen.finishing.finish import ProductFacts, finish
 from adgen.finishing.marking import read_marking
 from adgen.records import MANIFEST
-
-BACKGROUND = np.asarray(Image.fromarray(np.random.default_rng(9).integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((64, 64)))
-
-
-def file_of(picture: Image.Image, format="PNG") -> bytes:
-    out = io.BytesIO()
-    picture.save(out, format=format)
-    return out.getvalue()
-
-
-def mug() -> Image.Image:
-    rgba = Image.new("RGBA", (120, 160), (0, 0, 0, 0))
-    rgba.paste((180, 40, 40, 255), (30, 40, 95, 130))
-    return rgba
-
-
-PRODUCT = ProductFacts("Red mug 300ml", ("dishwasher safe",), cutout=file_of(mug()), scale=0.7)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +57,15 @@ def test_same_input_gives_the_same_bytes(format):
 
 
 def test_same_input_gives_the_same_bytes_in_another_process():
-    code = (
-        "import hashlib, sys; sys.path.insert(0, 'tests'); from test_encode import *;"
-        "print(hashlib.sha256(finish(BACKGROUND, 'Red mug', PRODUCT, FinishSettings()).picture.data).hexdigest())"
-    )
-    runs = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in "ab"}
-    assert len(runs) == 1
+    code = """
+import hashlib
+from adgen.config import FinishSettings
+from adgen.finishing.finish import finish
+from support.creatives import BACKGROUND, PRODUCT
+print(hashlib.sha256(finish(BACKGROUND, "Red mug", PRODUCT, FinishSettings()).picture.data).hexdigest())
+"""
+    here = hashlib.sha256(finish(BACKGROUND, "Red mug", PRODUCT, FinishSettings()).picture.data).hexdigest()
+    assert python(code).stdout.strip() == here
 
 
 def test_creative_is_finished():

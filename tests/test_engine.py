@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.engine import SAMPLED, assert_same, chain, requests, small_engine
 from support.models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter
-from test_generate import SAMPLED, chain, requests
 
 from adgen.config import validate_settings
 from adgen.errors import ModelError, RunError, SettingsError
@@ -31,17 +31,6 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-def small_engine(**settings) -> Engine:
-    return Engine(small_model(), small_prompter(), EngineSettings(**settings), SAMPLED)
-
-
-def assert_same(results, expected):
-    for one, other in zip(results, expected, strict=True):
-        assert (one.title, one.title_closed) == (other.title, other.title_closed)
-        assert torch.equal(one.codes, other.codes)
-        assert torch.equal(one.picture, other.picture)
 
 
 @pytest.mark.parametrize("deepspeed", [True, False])

@@ -2,9 +2,8 @@
 
 import pytest
 import torch
+from support.engine import SAMPLED, assert_same, requests, small_engine
 from support.models import small_config, small_model, small_prompter
-from test_engine import assert_same, small_engine
-from test_generate import SAMPLED, requests
 
 from adgen.errors import SettingsError
 from adgen.generation.engine import Engine

@@ -16,6 +16,7 @@ from rich.console import Console
 from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
 from support.models import save_small_model
 from support.networks import save_clip, save_dinov2
+from support.progress import Silent
 from support.runs import CAMPAIGN
 
 from adgen.creatives.journal import Journal
@@ -635,13 +636,3 @@ def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, e
     again = evaluate_model(asked, Silent())
     assert again["parts"] == {"found": 1, "scored": 1}
     assert (again["run_id"], again["scores"]["bleu"]) == (record["run_id"], record["scores"]["bleu"])
-
-
-class Silent:
-    """A progress display that shows nothing."""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, pairs: int) -> None:
-        pass

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder
 from support.models import save_small_model
+from support.progress import Silent
 from support.runs import CAMPAIGN, begin
 
 from adgen.creatives.documents import PlanPart
@@ -26,19 +27,6 @@ from adgen.on_ray.refresh import gate as module
 from adgen.on_ray.refresh.gate import check_gate_settings, sample_items, verdict_of
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
-
-
-class Silent:
-    """A progress display that counts."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, pairs: int) -> None:
-        self.rows += pairs
 
 
 def parts(*sizes: int) -> list[PlanPart]:
@@ -183,7 +171,7 @@ def _evaluate_held(shop: Path, store: str, run_id: str, judges: dict[str, Path],
     """The whole evaluation, and that no user is named in it."""
     asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=str(out), **judges)
     record = evaluate_run(asked, progress := Silent())
-    assert progress.rows == record["rows"] == sum(record["by_status"].values()) == 12
+    assert progress.done == record["rows"] == sum(record["by_status"].values()) == 12
     assert json.loads((out / "summary.json").read_text()) == record
     assert "pbs_history_margin" in record["scores"]
     assert (out / "report.html").stat().st_size > 10_000

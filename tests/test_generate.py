@@ -1,9 +1,8 @@
 """The simple loop against the two-pass oracle, and what it promises: rows do not feel their neighbours."""
 
-import itertools
-
 import pytest
 import torch
+from support.engine import GREEDY, SAMPLED, chain, requests
 from support.models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter, unigram_tokenizer
 from support.two_pass_oracle import two_pass
 
@@ -11,31 +10,6 @@ from adgen.errors import ModelError
 from adgen.generation.generate import Request, cut_back, generate, prefill, with_unconditional_rows
 from adgen.generation.prompt import Prompt
 from adgen.generation.sampling_settings import SamplingSettings
-
-GREEDY = SamplingSettings(title_temperature=0, picture_temperature=0, max_title_tokens=12)
-SAMPLED = SamplingSettings(max_title_tokens=12)
-
-
-def requests() -> list[Request]:
-    """Short and long, with and without history and product; the texts spell no special token."""
-    generator = torch.Generator().manual_seed(7)
-    codes = lambda n: torch.randint(0, 64, (n, 4), generator=generator)  # noqa: E731
-    picture = lambda: torch.rand(3, 64, 64, generator=generator) * 2 - 1  # noqa: E731
-    return [
-        Request("fresh mug", 11, ("steel", "warm"), ("red lamp", "a mug"), codes(2), picture()),
-        Request("a lamp with a very long title that goes on and on", 12, (), ("x",), codes(3), picture()),
-        Request("红色茶杯", 13, ("新款",), (), codes(0), picture()),
-        Request("mug", 2**63 - 1, ("a",), ("lamp", "", "mug", "warm 500ml"), codes(4), None),
-        Request("", 0, (), (), torch.zeros(0, 0, dtype=torch.int64), None),
-    ]
-
-
-def chain(prompter, written: list[str]) -> dict[int, int]:
-    """Token to token from the end of the open tag through `written`, each of which is one token."""
-    vocabulary = prompter._full.get_vocab()
-    tokens = [prompter.title_prompt(requests()[0].facts).ids[-1], *(vocabulary[text] for text in written)]
-    assert len(set(tokens[:-1])) == len(tokens) - 1, "a chain cannot leave a token twice"
-    return dict(itertools.pairwise(tokens))
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])

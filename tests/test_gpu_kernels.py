@@ -3,29 +3,21 @@
 The interpreter must be chosen before Triton is imported, so this file's kernels run in a process of their own.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+from support.processes import python
 
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 
 
 def interpreted(code: str) -> None:
     """Run `code` beside the tests, kernels interpreted."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    python(code, TRITON_INTERPRET="1")
 
 
 def test_attention_computes_what_torch_computes_in_any_number_of_stretches():
     interpreted("""
 import torch
-from test_kernels import example
+from support.caches import example
 from adgen.generation.attention import attend_torch, split_heads
 from adgen.generation.kernels import gpu_attention as gpu
 float8 = torch.float8_e4m3fn

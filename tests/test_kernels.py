@@ -1,14 +1,12 @@
 """The C kernels against their torch twins: attention over caches of every kind, and the draw of image tokens."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import pairwise
-from pathlib import Path
 
 import pytest
 import torch
+from support.caches import LENGTHS, example
+from support.processes import python
 
 from adgen.generation import attention
 from adgen.generation.attention import attend_cpu, attend_torch
@@ -16,34 +14,10 @@ from adgen.generation.caches import CfgBranch, empty_cache
 from adgen.generation.kernels import cpu
 from adgen.generation.sampling import PICTURE, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
 from adgen.generation.sampling_settings import SamplingSettings
-from adgen.model.decoder import KeyValueCache, rope_angles
+from adgen.model.decoder import KeyValueCache
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler on this machine")
 CACHE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
-LENGTHS = (0, 1, 63, 64, 65, 200)
-
-
-def filled(cache: KeyValueCache, generator: torch.Generator) -> KeyValueCache:
-    for tensor in cache.keys + cache.values:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator))
-    return cache
-
-
-def example(cache_type: torch.dtype, heads: int = 4, groups: int = 2, head_size: int = 32, shared: int = 0, seed: int = 0):
-    """A branch of six rows with `LENGTHS` tokens, one of which waits, and what a step brings them."""
-    generator = torch.Generator().manual_seed(seed)
-    cpu_device = torch.device("cpu")
-    cache = filled(empty_cache(2, len(LENGTHS), groups, 201, head_size, cpu_device, cache_type), generator)
-    cache.lengths.copy_(torch.tensor(LENGTHS))
-    prefix = None
-    if shared:
-        prefix = filled(empty_cache(2, 1, groups, shared, head_size, cpu_device, cache_type), generator)
-    active = torch.ones(len(LENGTHS), dtype=torch.bool)
-    active[2] = False
-    branch = CfgBranch(cache, torch.full((len(LENGTHS),), shared), active, prefix)
-    qkv = torch.randn(len(LENGTHS), (heads + 2 * groups) * head_size, generator=generator)
-    cos, sin = rope_angles(branch.positions()[:, None], head_size, 10000.0)
-    return branch, qkv, cos[:, 0, 0].contiguous(), sin[:, 0, 0].contiguous()
 
 
 @needs_compiler
@@ -170,18 +144,14 @@ logging.basicConfig()
 from adgen.generation.kernels import cpu
 assert cpu.library() is None and cpu.library() is None
 from support.models import small_model, small_prompter
-from test_generate import SAMPLED, requests
+from support.engine import SAMPLED, requests
 from adgen.generation.engine import Engine, EngineSettings
 from adgen.generation.generate import generate
 made = Engine(small_model(), small_prompter(), EngineSettings(num_slots=3, deepspeed=False), SAMPLED).generate(requests())
 wanted = generate(small_model(), small_prompter(), requests(), SAMPLED)
 assert all(torch.equal(a.codes, b.codes) and a.title == b.title for a, b in zip(made, wanted, strict=True))
 """
-    environment = os.environ | {"CC": "no-such-compiler", "XDG_CACHE_HOME": str(tmp_path)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parent, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
+    done = python(code, CC="no-such-compiler", XDG_CACHE_HOME=str(tmp_path))
     assert done.stderr.count("no C kernels on this machine") == 1
     assert "no C compiler" in done.stderr
 

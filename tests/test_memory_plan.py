@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support.engine import SAMPLED, requests
 from support.models import small_config, small_model, small_prompter
-from test_generate import SAMPLED, requests
 
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings

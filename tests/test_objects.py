@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.runs import WrappedStorage, make_older
+from support.runs import CarelessStorage, make_older
 
 from adgen.creatives import layout
 from adgen.creatives.folder import FolderStorage
@@ -33,23 +33,6 @@ def test_an_old_object_is_written_again_so_that_clean_up_spares_it(tmp_path: Pat
 
 
 # -- the probe -------------------------------------------------------------------------------------------------
-
-
-class CarelessStorage(WrappedStorage):
-    """Ignores the named precondition, as some S3-compatible servers do."""
-
-    def __init__(self, inner: Storage, ignored: str):
-        super().__init__(inner)
-        self.ignored = ignored
-
-    def act(self, name: str, *arguments):
-        if name == self.ignored == "create":
-            return self.inner.put(*arguments)
-        if name == self.ignored == "swap":
-            key, data, _ = arguments
-            stored = self.inner.get(key)
-            return self.inner.swap(key, data, stored.etag if stored else None)
-        return super().act(name, *arguments)
 
 
 def test_a_good_store_passes_the_probe_and_keeps_nothing_of_it(store: Storage):

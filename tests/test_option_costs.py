@@ -32,8 +32,7 @@ def test_what_is_not_lossless_moves_the_distribution_and_what_is_does_not_claim_
 
 
 def test_the_plain_engine_moves_nothing():
-    from test_engine import small_engine
-    from test_generate import requests
+    from support.engine import requests, small_engine
 
     engine, again = small_engine(num_slots=2), small_engine(num_slots=2)
     made = engine.generate(requests()[:2])

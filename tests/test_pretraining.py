@@ -14,7 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from support.training import STEPS, Silent, golden, losses, small_run, training_inputs, without_references
+from support.progress import Silent
+from support.training import STEPS, golden, losses, small_run, training_inputs, without_references
 
 from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, OwnedElsewhere, RunError, SettingsError, StoreError

@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pyarrow.fs import LocalFileSystem, copy_files
-from test_deepspeed_step import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
+from support.steps import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
 
 from adgen.creatives.stores import open_storage
 from adgen.errors import OwnedElsewhere, RunError, StoreError

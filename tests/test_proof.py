@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 from safetensors.torch import save_file
 from support.models import save_small_model
+from support.progress import Silent
 
 from adgen.errors import InputError, RunError, SettingsError
 from adgen.evaluation.proof.goals import GOALS, judged
@@ -414,16 +415,6 @@ def job():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-class Silent:
-    """Progress that nobody sees."""
-
-    def phase(self, *_):
-        pass
-
-    def advance(self, *_):
-        pass
 
 
 def _tables_of(shop: Path, folder: Path, *names: str) -> Path:

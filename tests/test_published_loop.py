@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support.engine import GREEDY, SAMPLED, chain, requests
 from support.models import bpe_tokenizer, script_titles, small_model, small_prompter
-from test_generate import GREEDY, SAMPLED, chain, requests
 
 from adgen.generation.benchmark.published import PublishedLoop
 from adgen.generation.generate import generate

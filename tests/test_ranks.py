@@ -11,7 +11,8 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 from support.models import save_small_model
-from test_refresh import Silent, published_rows, run, settings, shop  # noqa: F401
+from support.progress import Silent
+from support.refreshes import published_rows, run, settings
 
 from adgen.creatives.storage import S3Access
 from adgen.errors import EngineLost, ModelError, RunError
@@ -43,13 +44,13 @@ def model(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def unsharded(ray_cluster, shop, model, tmp_path_factory):  # noqa: F811
+def unsharded(ray_cluster, shop, model, tmp_path_factory):
     made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), model, **SIZES)
     assert run(made).published
     return creatives(made)
 
 
-def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
+def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):
     """One of them gets its slots, the others wait and hold none. The creatives are those of one rank."""
     made = settings(shop, str(tmp_path), model, cluster={"actors": 3}, **TOGETHER)
     began = time.monotonic()
@@ -78,7 +79,7 @@ class Killing(Silent):
         self.killed.append(process.pid)
 
 
-def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):  # noqa: F811
+def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):
     made, killing = settings(shop, str(tmp_path), model, **TOGETHER), Killing()
     assert refresh(made, killing).published
     assert len(killing.killed) == 2

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.models import save_small_model
+from support.progress import Silent
 
 from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage
@@ -16,12 +17,6 @@ from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.shop.inputs.pad1m import import_pad1m
 
 CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
-
-
-class Silent:
-    def phase(self, name: str, total: int | None = None) -> None: ...
-
-    def advance(self, pairs: int) -> None: ...
 
 
 @pytest.mark.skipif(not CLOTHING.exists(), reason="the clothing set is not beside this checkout")

@@ -7,82 +7,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.models import save_small_model
+from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
-from adgen.creatives.reading import open_published
-from adgen.creatives.storage import S3Access
 from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
 from adgen.on_ray.refresh.dry_run import forecast
-from adgen.on_ray.refresh.job import Summary, refresh
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.shop.synthetic.synth import synthesize
-
-CAMPAIGN = "spring"
-
-
-class Silent:
-    """A progress display that shows nothing and counts."""
-
-    def __init__(self) -> None:
-        self.pairs = 0
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        pass
-
-    def advance(self, pairs: int) -> None:
-        self.pairs += pairs
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("model")
-    save_small_model(directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def shop(tmp_path_factory) -> Path:
-    directory = tmp_path_factory.mktemp("inputs") / "shop"
-    synthesize(directory, num_users=6, num_products=30, num_pairs=12, num_references=0, picture_side=64)
-    return directory
 
 
 @pytest.fixture
 def own_shop(shop: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(shop, tmp_path / "own-shop"))
-
-
-def settings(inputs: Path, store: str, model: Path, access: S3Access | None = None, **changes) -> RefreshSettings:
-    values = {
-        "inputs": str(inputs),
-        "store": store,
-        "campaign": CAMPAIGN,
-        "model": str(model),
-        "plan": {"pairs_per_shard": 5},
-        "sampling": {"max_title_tokens": 8},
-        "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
-        "keys": {"allow_development_keys": True},
-    }
-    made = RefreshSettings.model_validate(values | changes)
-    return made.model_copy(update={"s3": access}) if access else made
-
-
-def run(made: RefreshSettings) -> Summary:
-    return refresh(made, Silent())
-
-
-def published_rows(made: RefreshSettings) -> dict[str, dict]:
-    storage = open_storage(made.store, made.s3)
-    return {row["pair_id"]: row for row in open_published(storage, made.campaign).rows()}
-
-
-def access_of(store_uri: str, request) -> S3Access | None:
-    return request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None
 
 
 def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, store_uri, request):

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import ray
-from support.runs import begin, commit_plan, pair_ids
-from test_objects import CarelessStorage
-from test_refresh import Silent, model, run, settings, shop  # noqa: F401
+from support.refreshes import run, settings
+from support.runs import CarelessStorage, begin, commit_plan, pair_ids
 
 from adgen.creatives.runs import list_runs, read_run
 from adgen.creatives.storage import Storage
@@ -32,7 +31,7 @@ def job():
         return importlib.import_module("refresh")
 
 
-def words(shop: Path, model: Path, store: Path, *more: str) -> list[str]:  # noqa: F811
+def words(shop: Path, model: Path, store: Path, *more: str) -> list[str]:
     return [
         str(ROOT / "jobs" / "refresh.toml"),
         "--inputs", str(shop.parent / "{campaign}"), "--store", str(store), "--model", str(model),
@@ -41,7 +40,7 @@ def words(shop: Path, model: Path, store: Path, *more: str) -> list[str]:  # noq
     ]  # fmt: skip
 
 
-def test_one_campaign_failing_does_not_stop_the_others(ray_cluster, job, shop, model, tmp_path, capsys):  # noqa: F811
+def test_one_campaign_failing_does_not_stop_the_others(ray_cluster, job, shop, model, tmp_path, capsys):
     store = tmp_path / "store"
     assert job.main(words(shop, model, store, "--campaign", "nowhere", "shop")) == 1
     told = capsys.readouterr()
@@ -57,14 +56,14 @@ def test_one_campaign_failing_does_not_stop_the_others(ray_cluster, job, shop, m
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["carried"] == 2
 
 
-def test_a_campaign_is_named_once_at_least_and_at_most(job, shop, model, tmp_path, capsys):  # noqa: F811
+def test_a_campaign_is_named_once_at_least_and_at_most(job, shop, model, tmp_path, capsys):
     assert job.main(words(shop, model, tmp_path)) == 1
     assert "gives --campaign" in capsys.readouterr().err
     assert job.main(words(shop, model, tmp_path, "--campaign", "a", "b", "a")) == 1
     assert "names a campaign twice" in capsys.readouterr().err
 
 
-def test_a_refresh_removes_what_is_no_longer_kept_and_goes_on_where_it_cannot(ray_cluster, shop, model, tmp_path, monkeypatch):  # noqa: F811
+def test_a_refresh_removes_what_is_no_longer_kept_and_goes_on_where_it_cannot(ray_cluster, shop, model, tmp_path, monkeypatch):
     made = settings(shop, str(tmp_path), model, plan={"limit": 2}, publish_partial=True, clean_up={"keep_runs": 2})
     summaries = [run(made) for _ in range(3)]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from test_refresh import CAMPAIGN, access_of, model, published_rows, run, settings, shop  # noqa: F401
+from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
 
 from adgen.cli import main
 from adgen.creatives import layout
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("aws_environment")
 
 
 @pytest.fixture(scope="module")
-def published(ray_cluster, shop, model, tmp_path_factory):  # noqa: F811
+def published(ray_cluster, shop, model, tmp_path_factory):
     """A refreshed folder store and its settings; tests copy what they change."""
     folder = tmp_path_factory.mktemp("published")
     inputs = Path(shutil.copytree(shop, folder / "shop"))
@@ -42,8 +42,8 @@ def replayed(made, pair: str, **options):
 
 def test_a_creative_is_made_again_byte_by_byte_and_a_carried_one_from_the_run_that_made_it(
     ray_cluster,
-    shop,  # noqa: F811
-    model,  # noqa: F811
+    shop,
+    model,
     store_uri,
     request,
     capsys,

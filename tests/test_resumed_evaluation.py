@@ -13,8 +13,8 @@ from rich.console import Console
 from safetensors.torch import load_file, save_file
 from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
 from support.models import save_small_model
+from support.progress import Silent
 from support.runs import CAMPAIGN, Crash, CrashingStorage, WrappedStorage
-from test_gate import Silent
 
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
@@ -43,7 +43,7 @@ class Counting(Silent):
 
     def advance(self, pairs: int) -> None:
         super().advance(pairs)
-        if self.dies_after is not None and self.rows >= self.dies_after:
+        if self.dies_after is not None and self.done >= self.dies_after:
             raise Crash("advance")
 
 
@@ -113,7 +113,7 @@ def test_a_second_start_scores_only_what_is_missing_and_says_so(asked, store_uri
     assert not {"summary.json", REPORT} & set(keys(storage))
 
     record = evaluate_run(asked(), bar := Counting())
-    assert (bar.rows, record["rows"], record["parts"]) == (2, 12, {"found": 2, "scored": 1})
+    assert (bar.done, record["rows"], record["parts"]) == (2, 12, {"found": 2, "scored": 1})
     assert bar.phases[0] == ("score (2 of 3 parts are there)", 2)
     print_scores(Console(width=120), record)
     assert "2 of 3 parts were there from an earlier start" in capsys.readouterr().out
@@ -129,7 +129,7 @@ def test_a_second_start_scores_only_what_is_missing_and_says_so(asked, store_uri
 def test_an_evaluation_that_had_all_parts_scores_nothing(asked, store_uri, access):
     stop_after(12, asked())
     record = evaluate_run(asked(), bar := Counting())
-    assert (bar.rows, record["rows"], record["parts"]) == (0, 12, {"found": 3, "scored": 0})
+    assert (bar.done, record["rows"], record["parts"]) == (0, 12, {"found": 3, "scored": 0})
 
 
 def test_another_evaluation_s_parts_are_refused(asked, store_uri, access, shop, store, tmp_path):

@@ -1,11 +1,9 @@
 """Hashed n-gram similarity: stable everywhere, sensible in English and Chinese, exact where it is rounded."""
 
 import hashlib
-import os
-import subprocess
-import sys
 
 import numpy as np
+from support.processes import python
 
 from adgen.shop.similarity import EMBEDDING_SIZE, cosines, embed_titles
 
@@ -23,11 +21,9 @@ def test_the_embedding_is_the_recorded_one():
 
 
 def test_the_embedding_is_the_same_in_another_process():
-    code = "import hashlib,sys;from adgen.shop.similarity import embed_titles as e;import test_similarity as t;"
-    code += "print(hashlib.sha256(e(t.TITLES).astype('<f2').tobytes()).hexdigest()[:16])"
-    environment = os.environ | {"PYTHONHASHSEED": "5", "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path])}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == RECORDED
+    code = "import hashlib; from adgen.shop.similarity import embed_titles\n"
+    code += f"print(hashlib.sha256(embed_titles({TITLES!r}).astype('<f2').tobytes()).hexdigest()[:16])"
+    assert python(code, PYTHONHASHSEED="5").stdout.strip() == RECORDED
 
 
 def test_a_title_does_not_depend_on_its_neighbours_nor_on_the_batch():

@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
+from support.engine import SAMPLED, requests, small_engine
 from support.models import save_small_model, small_config, small_model, small_prompter
-from test_engine import small_engine
-from test_generate import SAMPLED, requests
 
 from adgen.generation.benchmark.machine import Machine
 from adgen.generation.benchmark.roofline import Workload, roofline

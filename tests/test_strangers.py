@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from support import evaluations as small_evaluations
 from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder, score_here
+from support.progress import Silent
 from support.runs import CAMPAIGN, pair_ids
-from test_gate import Silent
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.layout import private_run

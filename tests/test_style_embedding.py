@@ -7,13 +7,12 @@ import torch
 from pydantic import ValidationError
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from support.engine import GREEDY, SAMPLED, assert_same, requests
 from support.examples import example
+from support.language import cached_logits, rows, training_settings
+from support.language import requests as requests_of
 from support.models import small_config, small_model, small_prompter
 from support.two_pass_oracle import two_pass
-from test_engine import assert_same
-from test_generate import GREEDY, SAMPLED, requests
-from test_training import cached_logits, rows, training_settings
-from test_training import requests as requests_of
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

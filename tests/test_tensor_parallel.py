@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.multiprocessing as mp
+from support.engine import SAMPLED, requests
 from support.models import save_small_model, small_model, small_prompter
-from test_generate import SAMPLED, requests
 
 from adgen.errors import ModelError, RunError
 from adgen.generation import engine as engine_module

@@ -4,8 +4,8 @@ import time
 
 import pytest
 import torch
+from support.engine import requests
 from support.models import small_model, small_prompter
-from test_generate import requests
 
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings

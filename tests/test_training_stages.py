@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from support.examples import example
+from support.janus import save_janus
 from support.models import small_config, small_model, small_prompter
-from test_checkpoint import save_janus
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -327,7 +327,7 @@ def test_a_stage_without_a_formula_counts_a_pass_and_leaves_nothing_behind():
 
 
 def test_costs_are_those_of_the_arithmetic_page():
-    from test_arithmetic import inputs_and_results
+    from support.arithmetic import inputs_and_results
 
     names, _ = inputs_and_results(("1B", "7B"))
     for column, preset in (("1B", "janus-pro-1b"), ("7B", "janus-pro-7b")):

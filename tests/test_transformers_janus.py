@@ -2,8 +2,8 @@
 
 import pytest
 import torch
+from support.engine import GREEDY, SAMPLED
 from support.models import small_config, small_model, small_prompter
-from test_generate import GREEDY, SAMPLED
 
 from adgen.generation.benchmark.clock import StepClock
 from adgen.generation.benchmark.transformers_janus import TransformersJanus

@@ -8,9 +8,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from support.engine import GREEDY, SAMPLED, assert_same, requests
 from support.models import small_model, small_prompter
-from test_engine import assert_same
-from test_generate import GREEDY, SAMPLED, requests
 
 from adgen.generation import batch
 from adgen.generation.engine import Engine

@@ -17,6 +17,7 @@ from adgen.model.checkpoint import save
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.shop.synthetic.synth import synthesize
 from support.models import small_config, small_model, small_prompter
+from support.progress import Silent
 
 GOLDEN = Path(__file__).parents[1] / "golden_losses" / "personal.txt"
 STEPS = 20
@@ -53,19 +54,6 @@ def losses(out: Path) -> list[float]:
 
 def golden() -> list[float]:
     return [float(line.split()[1]) for line in GOLDEN.read_text().splitlines() if not line.startswith("#")]
-
-
-class Silent:
-    """A progress display that remembers."""
-
-    def __init__(self) -> None:
-        self.phases, self.done, self.numbers = [], 0, ""
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        self.phases.append(name)
-
-    def advance(self, amount: int, numbers: str = "") -> None:
-        self.done, self.numbers = self.done + amount, numbers
 
 
 def without_references(shop: Path, into: Path) -> Path:

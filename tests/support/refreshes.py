@@ -1,0 +1,40 @@
+"""Refreshes of a small shop by a small random model, on the Ray of the test session."""
+
+from pathlib import Path
+
+from adgen.creatives.reading import open_published
+from adgen.creatives.storage import S3Access
+from adgen.creatives.stores import open_storage
+from adgen.on_ray.refresh.job import Summary, refresh
+from adgen.on_ray.refresh.settings import RefreshSettings
+from support.progress import Silent
+
+CAMPAIGN = "spring"
+
+
+def settings(inputs: Path, store: str, model: Path, access: S3Access | None = None, **changes) -> RefreshSettings:
+    values = {
+        "inputs": str(inputs),
+        "store": store,
+        "campaign": CAMPAIGN,
+        "model": str(model),
+        "plan": {"pairs_per_shard": 5},
+        "sampling": {"max_title_tokens": 8},
+        "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
+        "keys": {"allow_development_keys": True},
+    }
+    made = RefreshSettings.model_validate(values | changes)
+    return made.model_copy(update={"s3": access}) if access else made
+
+
+def run(made: RefreshSettings) -> Summary:
+    return refresh(made, Silent())
+
+
+def published_rows(made: RefreshSettings) -> dict[str, dict]:
+    storage = open_storage(made.store, made.s3)
+    return {row["pair_id"]: row for row in open_published(storage, made.campaign).rows()}
+
+
+def access_of(store_uri: str, request) -> S3Access | None:
+    return request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None

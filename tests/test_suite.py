@@ -1,0 +1,36 @@
+"""The tests themselves: what they share lies in tests/support/."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+
+
+def imported(code: str) -> set[str]:
+    """The modules that `code` imports, also in strings that are code: what another process runs."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        match node:
+            case ast.Import():
+                found |= {alias.name for alias in node.names}
+            case ast.ImportFrom(module=str(module)):
+                found.add(module)
+            case ast.Constant(value=str(text)) if "import " in text:
+                try:
+                    found |= imported(text)
+                except (SyntaxError, ValueError):
+                    continue
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_test_imports_another(path):
+    modules = {name.rpartition(".")[2] for name in imported(path.read_text())}
+    assert not modules & {other.stem for other in TESTS.rglob("test_*.py")}
+
+
+def test_an_import_is_found_in_code_and_in_a_string_of_code():
+    code = "from a.b import c\nimport d\nrun('from test_e import f; x = 1')\nsay('import is a word')"
+    assert imported(code) == {"a.b", "d", "test_e"}
