@@ -6,7 +6,7 @@ from typing import Any
 
 from adgen.evaluation.report.charts import interval_svg
 from adgen.evaluation.report.labels import label, verdict
-from adgen.evaluation.report.parts import figure, interval, pair, table, text
+from adgen.evaluation.report.parts import effective, figure, interval, pair, table, text
 from adgen.evaluation.results.comparison import Comparison
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.statistics import Change, Difference
@@ -14,7 +14,7 @@ from adgen.evaluation.statistics import Change, Difference
 
 def differences_html(found: Comparison, here: StoredPictures, there: StoredPictures) -> str:
     """here, there: where creatives of this and of the other evaluation lie."""
-    head = ("score", "this", "that", "difference", "95% interval", "", "p", "", "pairs")
+    head = ("score", "this", "that", "difference", "95% interval", "", "p", "", "pairs", "effective users")
     rows = (_row(name, each) for name, each in found.differences.items())
     notes = [
         f"{found.pairs:,} creatives of the same pairs; {found.only_here:,} only here, {found.only_there:,} only there. A bar has a "
@@ -36,7 +36,7 @@ def _row(name: str, each: Change) -> str:
     return (
         f"<tr><td>{text(label(name))}</td><td>{each.here:.4g}</td><td>{each.there:.4g}</td><td>{difference.mean:+.4g}</td>"
         f"<td>{interval(difference, 3)}</td><td>{interval_svg(difference, reach)}</td><td>{_p_value(difference)}</td>"
-        f"{_told(name, difference)}<td>{difference.rows:,}</td></tr>"
+        f"{_told(name, difference)}<td>{difference.rows:,}</td><td>{effective(difference.effective_users)}</td></tr>"
     )
 
 

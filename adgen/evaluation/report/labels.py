@@ -46,6 +46,7 @@ _LABELS = {
 UNCERTAIN = {
     "one_row": "of one creative, so without an interval",
     "one_user": "of one user's creatives, so without an interval",
+    "few_effective_users": "of fewer than four effective users (few, or most creatives are of a few), so without an interval",
     "no_variance": "the same everywhere, so without an interval",
     "too_few_pictures": "not told, since there are fewer than two pictures on a side",
 }

@@ -13,7 +13,7 @@ from typing import Any
 from adgen.evaluation.report.charts import groups_svg, histogram_svg
 from adgen.evaluation.report.differences import differences_html
 from adgen.evaluation.report.labels import UNCERTAIN, label, meaning
-from adgen.evaluation.report.parts import cell, figure, interval, pair, table, text
+from adgen.evaluation.report.parts import cell, effective, figure, interval, pair, table, text
 from adgen.evaluation.results.comparison import Comparison
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.summary import PAINTED, Summary, by_length
@@ -99,10 +99,11 @@ def _scores(scores: Mapping[str, Estimate]) -> str:
     if not scores:
         return "<p>No creative has a score.</p>"
     rows = (
-        f"<tr>{_named(name)}<td>{each.mean:.4g}</td><td>{interval(each)}</td><td>{each.rows:,}</td><td>{each.users:,}</td></tr>"
+        f"<tr>{_named(name)}<td>{each.mean:.4g}</td><td>{interval(each)}</td><td>{each.rows:,}</td><td>{each.users:,}</td>"
+        f"<td>{effective(each.effective_users)}</td></tr>"
         for name, each in scores.items()
     )
-    return table(("score", "mean", "95% interval", "creatives", "users"), rows)
+    return table(("score", "mean", "95% interval", "creatives", "users", "effective users"), rows)
 
 
 def _sets(summary: Summary) -> str:

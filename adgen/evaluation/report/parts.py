@@ -23,6 +23,11 @@ def interval(each: Estimate | Difference | SetScore, digits: int = 4) -> str:
     return "–" if each.low is None or each.high is None else f"{each.low:.{digits}g} to {each.high:.{digits}g}"
 
 
+def effective(users: float | None) -> str:
+    """A number of effective users; a dash where none is told."""
+    return "–" if users is None else f"{users:,.1f}".removesuffix(".0")
+
+
 def cell(each: Estimate | None) -> str:
     """The mean, and of how many creatives."""
     return f'{each.mean:.3g} <i title="{interval(each)}">{each.rows:,}</i>' if each else "–"

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from adgen.evaluation.report.labels import UNCERTAIN
+from adgen.evaluation.report.parts import effective
 from adgen.evaluation.robustness.pbs_robustness import Robustness
 from adgen.evaluation.robustness.photographs import Finding
 
@@ -42,12 +43,13 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
     if found := record["parts"]["found"]:
         console.print(f"{found} of {found + record['parts']['scored']} parts were there from an earlier start")
     title = f"{record['rows']} creatives of {record['campaign']}"
-    table = Table("score", "mean", "95% interval", "creatives", "users", title=title)
+    table = Table("score", "mean", "95% interval", "creatives", "users", "effective users", title=title)
     for name, each in record["scores"].items():
-        table.add_row(name, f"{each['mean']:.4g}", _interval(each), str(each["rows"]), str(each["users"]))
+        counts = str(each["rows"]), str(each["users"]), effective(each["effective_users"])
+        table.add_row(name, f"{each['mean']:.4g}", _interval(each), *counts)
     for name, each in record["sets"].items():
         of = ", ".join(f"{count} {what}" for what, count in each["of"].items())
-        table.add_row(name, f"{each['value']:.4g}", _interval(each), of, "")
+        table.add_row(name, f"{each['value']:.4g}", _interval(each), of, "", effective(each["effective_users"]))
     console.print(table)
     if against := record["against"]:
         _print_differences(console, against)
@@ -59,13 +61,16 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
 
 
 def _print_differences(console: Console, against: dict[str, Any]) -> None:
-    table = Table("score", "this", "that", "difference", "95% interval", "p", "pairs", title=f"against {against['against']}")
+    head = ("score", "this", "that", "difference", "95% interval", "p", "pairs", "effective users")
+    table = Table(*head, title=f"against {against['against']}")
     for name, each in against["differences"].items():
         p_value = "-" if each["p_value"] is None else _p_value(each["p_value"]) + (" *" if each["significant"] else "")
         here, there = f"{each['here']:.4g}", f"{each['there']:.4g}"
-        table.add_row(name, here, there, f"{each['mean']:+.4g}", _interval(each), p_value, str(each["rows"]))
+        counts = str(each["rows"]), effective(each["effective_users"])
+        table.add_row(name, here, there, f"{each['mean']:+.4g}", _interval(each), p_value, *counts)
     for name, each in against["sets"].items():
-        table.add_row(name, f"{each['here']:.4g}", f"{each['there']:.4g}", f"{each['here'] - each['there']:+.4g}", "-", "-", "-")
+        here, there = each["here"], each["there"]
+        table.add_row(name, f"{here:.4g}", f"{there:.4g}", f"{here - there:+.4g}", *"----")
     console.print(table)
     here, there = against["only_here"], against["only_there"]
     console.print(f"{against['pairs']} creatives of the same pairs; {here} only here, {there} only there")

@@ -14,7 +14,7 @@ from adgen.evaluation.results.diversity import compare_diversity
 from adgen.evaluation.results.extremes import Extremes
 from adgen.evaluation.results.rows import check_rows, count_rows, joined_by_user, values_of
 from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORES
-from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Change
+from adgen.evaluation.statistics import RESAMPLES, Change, ClusteredMeans
 from adgen.evaluation.titles.bleu import NUM_COUNTS, CorpusBleu
 
 SHEET_SCORES = ("pbs_history_margin", "pbs_reference", "background_history_margin", "product_iou", "allowed_words")
@@ -59,7 +59,7 @@ def compare(here: Path, there: Path, resamples: int = RESAMPLES, seed: int = 0, 
         tally.count(batch)
     found.only_here, found.only_there = (count_rows(folder) - found.pairs for folder in (here, there))
     found.differences = tally.changes()
-    diversities = compare_diversity(here, there, resamples, seed)
+    diversities = compare_diversity(here, there)
     found.differences |= {name: each for name, each in diversities.items() if name not in not_compared}
     found.sheet_score = next((name for name in SHEET_SCORES if name in found.differences), None)
     if found.sheet_score:
@@ -76,7 +76,7 @@ def _columns(names: tuple[str, ...]) -> str:
 class _Tally:
     def __init__(self, names: tuple[str, ...], resamples: int, seed: int):
         self.names = names
-        self.bootstrap = Bootstrap(names, resamples, seed)
+        self.means = ClusteredMeans(names)
         self.titles = tuple(CorpusBleu(resamples, seed) for _ in range(2))
         self.sums = np.zeros((2, len(names)))
         sheets = [name for name in SHEET_SCORES if name in names]
@@ -86,7 +86,7 @@ class _Tally:
         here, there = (values_of(batch, [f"{side}{name}" for name in self.names]) for side in ("", "there_"))
         difference = here - there
         self.sums += [np.where(np.isfinite(difference), each, 0).sum(0) for each in (here, there)]
-        self.bootstrap.add(batch["user_key"].to_pylist(), difference)
+        self.means.add(batch["user_key"].to_pylist(), difference)
         self._count_titles(batch)
         for name, both in self.extremes.items():
             for extremes in both:
@@ -101,7 +101,7 @@ class _Tally:
 
     def changes(self) -> dict[str, Change]:
         means = lambda name, rows: self.sums[:, self.names.index(name)] / rows  # noqa: E731
-        found = self.bootstrap.differences()
+        found = self.means.differences()
         changes = {name: Change(*map(float, means(name, each.rows)), each) for name, each in found.items()}
         if titles := self.titles[0].change_from(self.titles[1]):
             changes[CORPUS_BLEU] = titles

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from adgen.evaluation.results.features import FEATURES, from_bytes
 from adgen.evaluation.results.rows import opened
-from adgen.evaluation.statistics import Bootstrap, Change, Estimate
+from adgen.evaluation.statistics import Change, ClusteredMeans, Estimate
 
 DIVERSITY = "diversity.parquet"
 SEED_DIVERSITY, USER_DIVERSITY = "seed_diversity", "user_diversity"
@@ -31,7 +31,7 @@ _ROWS = pa.schema(
         pa.field("value", pa.float64(), nullable=False),
     ]
 )
-"""Which diversity, of which pair or product, whom the bootstrap draws (a user, or the product), 1 - cosine."""
+"""Which diversity, of which pair or product, whose rows are alike (a user's, or the product's), 1 - cosine."""
 _BATCH = 4096
 
 
@@ -43,30 +43,30 @@ def write_diversity(folder: Path, has_seeds: bool) -> None:
             writer.write_table(pa.Table.from_pylist(batch, _ROWS))
 
 
-def mean_diversity(folder: Path, resamples: int, seed: int) -> dict[str, Estimate]:
-    """SEED_DIVERSITY: mean over pairs that have several creatives, users drawn for the interval. USER_DIVERSITY: mean over
-    products that several users got, products drawn. One that nothing has is left out."""
-    bootstrap = Bootstrap(_NAMES, resamples, seed)
+def mean_diversity(folder: Path) -> dict[str, Estimate]:
+    """SEED_DIVERSITY: mean over pairs that have several creatives, users taken for the interval. USER_DIVERSITY: mean over
+    products that several users got, products taken. One that nothing has is left out."""
+    means = ClusteredMeans(_NAMES)
     with pq.ParquetFile(folder / DIVERSITY) as file:
         for batch in file.iter_batches(_BATCH):
-            bootstrap.add(batch["drawn"].to_pylist(), _by_name(batch, "value"))
-    return bootstrap.estimates()
+            means.add(batch["drawn"].to_pylist(), _by_name(batch, "value"))
+    return means.estimates()
 
 
-def compare_diversity(here: Path, there: Path, resamples: int, seed: int) -> dict[str, Change]:
+def compare_diversity(here: Path, there: Path) -> dict[str, Change]:
     """By name, over the pairs and products that both evaluations have."""
     if not ((here / DIVERSITY).is_file() and (there / DIVERSITY).is_file()):
         return {}
-    bootstraps = {column: Bootstrap(_NAMES, resamples, seed) for column in ("here", "there", "difference")}
+    means = {column: ClusteredMeans(_NAMES) for column in ("here", "there", "difference")}
     query = """SELECT name, here.drawn, here.value AS here, there.value AS there, here.value - there.value AS difference
         FROM read_parquet($here) here JOIN read_parquet($there) there USING (name, key) ORDER BY name, drawn, key"""
     files = {"here": str(here / DIVERSITY), "there": str(there / DIVERSITY)}
     with duckdb.connect() as base:
         for batch in base.sql(query, params=files).to_arrow_reader(_BATCH):
-            for column, bootstrap in bootstraps.items():
-                bootstrap.add(batch["drawn"].to_pylist(), _by_name(batch, column))
-    mine, theirs = bootstraps["here"].estimates(), bootstraps["there"].estimates()
-    return {name: Change(mine[name].mean, theirs[name].mean, each) for name, each in bootstraps["difference"].differences().items()}
+            for column, each in means.items():
+                each.add(batch["drawn"].to_pylist(), _by_name(batch, column))
+    mine, theirs = means["here"].estimates(), means["there"].estimates()
+    return {name: Change(mine[name].mean, theirs[name].mean, each) for name, each in means["difference"].differences().items()}
 
 
 def _by_name(batch: pa.RecordBatch, column: str) -> np.ndarray:

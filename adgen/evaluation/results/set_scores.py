@@ -18,13 +18,15 @@ class SetScore(NamedTuple):
     high: float | None
     of: dict[str, int]
     """What it is of: so many pairs, products, creatives."""
+    effective_users: float | None = None
+    """Of a diversity: what its users (or products) of unequal numbers of rows are worth."""
 
     @property
     def why_no_interval(self) -> str | None:
         """Of a diversity; None where there is one, and for a distance, which never has one."""
         if self.low is not None or "creatives" in self.of:
             return None
-        return why_no_interval(next(iter(self.of.values())), self.of.get("users", self.of.get("products")))
+        return why_no_interval(next(iter(self.of.values())), self.of.get("users", self.of.get("products")), self.effective_users)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -36,11 +38,11 @@ def has_features(folder: Path) -> bool:
     return any((folder / FEATURES).glob("*.parquet"))
 
 
-def set_scores(folder: Path, has_seeds: bool, network: str, resamples: int, seed: int) -> dict[str, SetScore]:
+def set_scores(folder: Path, has_seeds: bool, network: str, seed: int) -> dict[str, SetScore]:
     """By name, those that there are pictures for: diversities, which are written into the folder, and where `network`
     made features the distances of `SetDistance`."""
     write_diversity(folder, has_seeds)
-    diversities = mean_diversity(folder, resamples, seed)
+    diversities = mean_diversity(folder)
     found = {name: _of(each, _counted(name, each)) for name, each in diversities.items()}
     if network:
         distances, counts = set_distance(folder, network, seed)
@@ -50,7 +52,7 @@ def set_scores(folder: Path, has_seeds: bool, network: str, resamples: int, seed
 
 def _of(each: Estimate, of: dict[str, int]) -> SetScore:
     low, high = (None, None) if each.low is None else (max(0.0, each.low), min(2.0, each.high))  # 1 - cosine is nothing else
-    return SetScore(each.mean, low, high, of)
+    return SetScore(each.mean, low, high, of, each.effective_users)
 
 
 def _counted(name: str, each: Estimate) -> dict[str, int]:

@@ -21,7 +21,7 @@ from adgen.evaluation.results.set_scores import SetScore, has_features, set_scor
 from adgen.evaluation.scoring.backgrounds import BACKGROUND_SCORES
 from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORES
 from adgen.evaluation.scoring.networks import SCORES_OF
-from adgen.evaluation.statistics import RESAMPLES, Bootstrap, Estimate, same_within
+from adgen.evaluation.statistics import RESAMPLES, ClusteredMeans, Estimate, same_within
 from adgen.evaluation.titles.bleu import NUM_COUNTS, CorpusBleu
 
 GROUPS = ("locale", "category", "history_length")
@@ -74,7 +74,8 @@ class Summary:
     sets: dict[str, SetScore] = field(default_factory=dict)
     """What only many pictures say together."""
     uncertain: dict[str, list[str]] = field(default_factory=dict)
-    """Scores by why they have no interval (one_row, one_user, no_variance), or no value at all (too_few_pictures)."""
+    """Scores by why they have no interval (one_row, one_user, few_effective_users, no_variance), or no value at all
+    (too_few_pictures)."""
     groups: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
     """Scores by kind of group and group."""
     histograms: dict[str, Histogram] = field(default_factory=dict)
@@ -101,7 +102,7 @@ def summarize(folder: Path, resamples: int = RESAMPLES, seed: int = 0, network: 
     for batch in rows_by_user(folder, [*dict.fromkeys((*_SHOWN, "user_key", "bleu_counts", *GROUPS)), *ROW_SCORES]):
         tally.count(batch)
     scores = tally.whole.estimates()
-    sets = set_scores(folder, survey.variants > 1, network, resamples, seed) if has_features(folder) else {}
+    sets = set_scores(folder, survey.variants > 1, network, seed) if has_features(folder) else {}
     return Summary(
         rows=survey.rows,
         by_status=dict(sorted(survey.statuses.items())),
@@ -219,7 +220,7 @@ class _Scores:
     """Scores of rows, and of their titles together."""
 
     def __init__(self, resamples: int, seed: int):
-        self._rows, self._titles = Bootstrap(ROW_SCORES, resamples, seed), CorpusBleu(resamples, seed)
+        self._rows, self._titles = ClusteredMeans(ROW_SCORES), CorpusBleu(resamples, seed)
 
     def add(self, users: np.ndarray, values: np.ndarray, bleu_counts: pa.ListArray) -> None:
         self._rows.add(users, values)

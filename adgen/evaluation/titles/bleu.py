@@ -4,6 +4,7 @@ What BLEU counts of a row (n-grams found and made, lengths) adds up: a corpus is
 held, and resamples of its users are scored from theirs.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
@@ -11,7 +12,7 @@ import numpy as np
 import regex
 
 from adgen.errors import InputError
-from adgen.evaluation.statistics import RESAMPLES, Change, Difference, Estimate, interval, p_value, poisson_weights
+from adgen.evaluation.statistics import RESAMPLES, Change, Difference, Estimate, UserSizes, interval, p_value, poisson_weights
 
 NUM_COUNTS = 10
 """Of a row: n-grams found for n 1..4, n-grams made, length of the title, length of the nearest reference."""
@@ -76,8 +77,9 @@ class CorpusBleu:
         self.seed = seed
         self._counts = np.zeros(NUM_COUNTS, np.int64)
         self._resampled = np.zeros((resamples, NUM_COUNTS))  # whole numbers, in the type that multiplies fast
-        self._rows = self._users = 0
-        self._last: str | None = None
+        self._rows = 0
+        self._sizes: Counter[int] = Counter()  # users by their number of rows
+        self._last: tuple[str | None, int] = (None, 0)  # the newest user and its rows, which may go on in the next batch
 
     def add(self, users: Sequence[str], counts: np.ndarray) -> None:
         """Rows of these users: counts (n, NUM_COUNTS). The rows of a user come one after the other, if need be over batches."""
@@ -89,18 +91,26 @@ class CorpusBleu:
         self._counts += by_user.sum(0)
         self._resampled += poisson_weights(found, len(self._resampled), self.seed).T @ by_user.astype(float)
         self._rows += len(users)
-        self._users += len(found) - (self._last in found)
-        self._last = str(users[-1])
+        self._count_users(Counter(map(str, users)), str(users[-1]))
+
+    def _count_users(self, rows: Counter[str], newest: str) -> None:
+        last, so_far = self._last
+        rows[last] += so_far
+        self._last = newest, rows.pop(newest)
+        self._sizes.update(filter(None, rows.values()))
+
+    def _users(self) -> UserSizes:
+        sizes = self._sizes + Counter([self._last[1]])
+        return UserSizes(np.array(list(sizes), float), np.array(list(sizes.values()), float))
 
     def estimate(self) -> Estimate | None:
-        """None where there was no row; without an interval where all rows are of one user."""
+        """None where there was no row; without an interval where there are too few effective users."""
         if not self._rows:
             return None
-        return Estimate(bleu_of_counts(self._counts), *self._interval(), self._rows, self._users)
-
-    def _interval(self) -> tuple[float | None, float | None]:
-        low, high = interval(bleu_of_counts(self._counts), _error(self._drawn(), self._users), self._users)
-        return (None, None) if low is None else (max(0.0, low), min(100.0, high))
+        mean, sizes = bleu_of_counts(self._counts), self._users()
+        low, high = interval(mean, _error(self._drawn(), sizes), sizes.effective)
+        ends = (None, None) if low is None else (max(0.0, low), min(100.0, high))
+        return Estimate(mean, *ends, self._rows, int(sizes.users.sum()), sizes.effective)
 
     def _drawn(self) -> np.ndarray:
         """BLEU of each resample; NaN where it drew nobody."""
@@ -110,17 +120,19 @@ class CorpusBleu:
         """From another's titles for the same rows to these. Paired: both draw the same users. None where there is no row."""
         if not self._rows:
             return None
-        mine, theirs = bleu_of_counts(self._counts), bleu_of_counts(there._counts)
-        told = mine - theirs, _error(self._drawn() - there._drawn(), self._users), self._users
-        return Change(mine, theirs, Difference(told[0], *interval(*told), p_value(*told), self._rows, self._users))
+        mine, theirs, sizes = bleu_of_counts(self._counts), bleu_of_counts(there._counts), self._users()
+        difference, users, effective = mine - theirs, int(sizes.users.sum()), sizes.effective
+        error = _error(self._drawn() - there._drawn(), sizes)
+        ends, p = interval(difference, error, effective), p_value(difference, error, users, effective)
+        return Change(mine, theirs, Difference(difference, *ends, p, self._rows, users, effective))
 
 
-def _error(drawn: np.ndarray, users: int) -> float | None:
+def _error(drawn: np.ndarray, sizes: UserSizes) -> float | None:
     """The standard error of a statistic whose resamples are `drawn`, of users; None where it cannot be told."""
     drawn = drawn[np.isfinite(drawn)]
-    if users < 2 or np.ptp(drawn) < 1e-9:  # every resample has the same BLEU, to rounding
+    if sizes.users.sum() < 2 or np.ptp(drawn) < 1e-9:  # every resample has the same BLEU, to rounding
         return None
-    return float(np.std(drawn) * np.sqrt(users / (users - 1)))
+    return float(np.std(drawn) * np.sqrt(sizes.inflation))
 
 
 def _sentence(title: str, references: Sequence[str], locale: str | None):

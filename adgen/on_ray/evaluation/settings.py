@@ -46,9 +46,9 @@ class ScoringSettings(Settings):
     against: Path | None = None
     """Local folder of another evaluation of the same pairs, to compare with."""
     resamples: int = Field(default=RESAMPLES, ge=100)
-    """Of the bootstrap, for intervals and significance."""
+    """Of BLEU's bootstrap, for its interval and significance."""
     seed: int = Field(default=0, ge=0)
-    """Of the bootstrap."""
+    """Of the bootstrap, and of what else is drawn."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where networks run."""
     cluster: Annotated[ClusterSettings, arg()] = ClusterSettings()
