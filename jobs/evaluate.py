@@ -9,8 +9,8 @@
 `run` scores every creative of a run, `model` those that a model makes of the pairs with a reference: rows as Parquet, means
 with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. Stopped, the same command goes
 on with what is missing. `proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how
-far PBS moves when a picture changes and its background does not; `photographs` how well scores tell labelled kinds of
-background apart. Progress goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
+far PBS moves when a picture changes and its background does not; `photographs` how well scores separate labelled kinds
+of background. Progress goes to stderr, the table to stdout, and the last line of stdout is one JSON object.
 """
 
 import json
@@ -52,7 +52,7 @@ def run(settings: Annotated[RunEvaluationSettings, arg(name="")]) -> Outcome:
 
     with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_run(settings, bar)
-    return _told(record)
+    return _outcome(record)
 
 
 @app.command
@@ -64,10 +64,10 @@ def model(settings: Annotated[ModelEvaluationSettings, arg(name="")]) -> Outcome
 
     with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_model(settings, bar)
-    return _told(record)
+    return _outcome(record)
 
 
-def _told(record: dict[str, Any]) -> Outcome:
+def _outcome(record: dict[str, Any]) -> Outcome:
     from adgen.evaluation.report.tables import print_scores
 
     print_scores(Console(width=max(Console().width, 120)), record)
@@ -80,7 +80,7 @@ def proof(
     require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed, undecided or not measured")] = False,
     save: Save = None,
 ) -> Outcome:
-    """Does a creative follow its user? Style, PBS, title and product on a held-out shop, beside controls and goals."""
+    """Does a creative follow its user? Style, PBS, title and product on a held-out shop, with controls and goals."""
     from adgen.evaluation.proof.table import print_proof
     from adgen.on_ray.cluster import connected
     from adgen.on_ray.display import RichProgress
@@ -97,7 +97,7 @@ def proof(
 
 @app.command
 def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save = None) -> Outcome:
-    """How far does PBS move when a picture changes and its background does not? Beside the score of other backgrounds."""
+    """How far does PBS move when a picture changes and its background does not? Compared with the score of other backgrounds."""
     from adgen.evaluation.report.tables import print_robustness
     from adgen.evaluation.robustness.commands import run_robustness
     from adgen.on_ray.display import RichProgress
@@ -110,7 +110,7 @@ def robustness(settings: Annotated[RobustnessSettings, arg(name="")], save: Save
 
 @app.command
 def photographs(settings: Annotated[PhotographsSettings, arg(name="")], save: Save = None) -> Outcome:
-    """How well do scores tell labelled kinds of background in real photographs apart? Retrieval over other products."""
+    """How well do scores separate labelled kinds of background in real photographs? Retrieval over other products."""
     from adgen.evaluation.report.tables import print_photographs
     from adgen.evaluation.robustness.commands import run_photographs
     from adgen.on_ray.display import RichProgress

@@ -29,14 +29,15 @@ from adgen.evaluation.report.labels import UNCERTAIN
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.report.tables import print_scores
 from adgen.evaluation.results.comparison import compare
-from adgen.evaluation.results.earlier import distances_beside, judged_otherwise
+from adgen.evaluation.results.earlier import distances_beside, scored_by_others
 from adgen.evaluation.results.features import FEATURES
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.rows import ROWS
 from adgen.evaluation.results.set_scores import SetScore
 from adgen.evaluation.results.summary import summarize
-from adgen.evaluation.scoring.creatives import PICTURE_SCORES, ROW_SCORES, SCORED, UNPASTED_SCORES
-from adgen.evaluation.scoring.networks import Judge, JudgePaths
+from adgen.evaluation.scores import names_of
+from adgen.evaluation.scoring.creatives import ROW_SCORES, SCORED, UNPASTED_SCORES
+from adgen.evaluation.scoring.networks import NamedNetwork, NetworkPaths
 from adgen.evaluation.titles.bleu import NUM_COUNTS
 from adgen.on_ray.evaluation import job as evaluation
 from adgen.on_ray.evaluation import model as model_evaluation
@@ -48,13 +49,14 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import lossless
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.scoring import workers as scoring
-from adgen.on_ray.scoring.sampling import journal_rows, read_strangers
+from adgen.on_ray.scoring.sampling import journal_rows, read_panel
 from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
 from adgen.on_ray.scoring.workers import ScoreShard, ScoringContext, packed, whole_parts
 from adgen.shop.inputs.tables import open_inputs
 
+PICTURE_SCORES = names_of("picture")
 PBS = {name for name in PICTURE_SCORES if name.startswith("pbs")}
-NEED_A_JUDGE = PBS | {name for name in PICTURE_SCORES if name.startswith("background")} | {"clip_score"}
+NEED_A_NETWORK = PBS | {name for name in PICTURE_SCORES if name.startswith("background")} | {"clip_score"}
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +80,18 @@ def encoder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory) -> dict[str, Path]:
+def networks(tmp_path_factory) -> dict[str, Path]:
     """The others: a DINOv2 for backgrounds and for distances, a CLIP."""
-    folder = tmp_path_factory.mktemp("judges")
+    folder = tmp_path_factory.mktemp("networks")
     dinov2 = save_dinov2(folder / "dinov2")
     return {"dinov2": dinov2, "fid": dinov2, "clip": save_clip(folder / "clip")}
 
 
 @pytest.fixture(scope="module")
-def evaluated(store: Path, shop: Path, encoder: Path, judges: dict[str, Path], tmp_path_factory) -> Path:
+def evaluated(store: Path, shop: Path, encoder: Path, networks: dict[str, Path], tmp_path_factory) -> Path:
     """The folder of its evaluation."""
     out = tmp_path_factory.mktemp("evaluated") / "out"
-    scored(store, shop, out, encoder, **judges)
+    scored(store, shop, out, encoder, **networks)
     return out
 
 
@@ -97,17 +99,17 @@ def rows_of(out: Path) -> list[dict]:
     return [row for part in sorted((out / ROWS).iterdir()) for row in pq.read_table(part).to_pylist()]
 
 
-def context(store: Path, shop: Path, **judges: Path | None) -> ScoringContext:
+def context(store: Path, shop: Path, **networks: Path | None) -> ScoringContext:
     inputs = open_inputs(str(shop), ["products"], optional=["references"])
     run = open_published(open_storage(str(store)), CAMPAIGN).run
-    run_id, judges = run.run_id, JudgePaths(**judges)
-    strangers = read_strangers(Journal(open_storage(str(store)), CAMPAIGN, run_id))
-    return ScoringContext(str(store), S3Access(), CAMPAIGN, run_id, inputs, judges, "cpu", strangers)
+    run_id, networks = run.run_id, NetworkPaths(**networks)
+    panel = read_panel(Journal(open_storage(str(store)), CAMPAIGN, run_id))
+    return ScoringContext(str(store), S3Access(), CAMPAIGN, run_id, inputs, networks, "cpu", panel)
 
 
-def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None, **judges: Path | None) -> list[dict]:
+def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None, **networks: Path | None) -> list[dict]:
     """The rows of an evaluation, which then lies in `out`."""
-    stage = ScoreShard(context(store, shop, encoder=encoder, **judges))
+    stage = ScoreShard(context(store, shop, encoder=encoder, **networks))
     for folder in (ROWS, FEATURES):
         (out / folder).mkdir(parents=True)
     rows = []
@@ -137,43 +139,43 @@ def test_every_row_has_its_scores_or_says_why_not(evaluated):
         assert row["product_distance"] < 0.05
         assert row["pbs_reference"] > 0.9
         assert row["history_length"] == 4
-        for judge in ("pbs", "background"):
-            margin = row[f"{judge}_history"] - row[f"{judge}_stranger_history"]
-            assert row[f"{judge}_history_margin"] == pytest.approx(margin)
-            assert row[f"{judge}_reference"] > row[f"{judge}_history"]
+        for network in ("pbs", "background"):
+            margin = row[f"{network}_history"] - row[f"{network}_other_user_history"]
+            assert row[f"{network}_history_margin"] == pytest.approx(margin)
+            assert row[f"{network}_reference"] > row[f"{network}_history"]
         # The picture is the reference's own, and no copy of a click.
         assert row["background_reference"] > 0.99
         assert row["copied"] == row["reference_copied"] == 0
         assert len(row["bleu_counts"]) == NUM_COUNTS
 
 
-def test_a_creative_s_scores_do_not_depend_on_its_batch(evaluated, store, shop, encoder, judges, tmp_path, monkeypatch):
+def test_a_creative_s_scores_do_not_depend_on_its_batch(evaluated, store, shop, encoder, networks, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 2)
-    for row, alone in zip(rows_of(evaluated), scored(store, shop, tmp_path / "out", encoder, **judges), strict=True):
+    for row, alone in zip(rows_of(evaluated), scored(store, shop, tmp_path / "out", encoder, **networks), strict=True):
         assert row["left_out"] == alone["left_out"]
         for name in ROW_SCORES:
             assert alone[name] == (None if row[name] is None else pytest.approx(row[name], abs=1e-4))
 
 
-def test_without_judges_only_what_they_judge_is_missing(evaluated, store, shop, tmp_path):
+def test_without_networks_only_their_scores_are_missing(evaluated, store, shop, tmp_path):
     with_them, without = rows_of(evaluated), scored(store, shop, tmp_path / "out")
     for one, other in zip(with_them, without, strict=True):
-        assert all(other[name] is None for name in NEED_A_JUDGE)
-        assert {name: value for name, value in one.items() if name not in NEED_A_JUDGE} == {
-            name: value for name, value in other.items() if name not in NEED_A_JUDGE
+        assert all(other[name] is None for name in NEED_A_NETWORK)
+        assert {name: value for name, value in one.items() if name not in NEED_A_NETWORK} == {
+            name: value for name, value in other.items() if name not in NEED_A_NETWORK
         }
     assert summarize(evaluated, 100).sets.keys() == {"user_diversity"}
     assert summarize(tmp_path / "out", 100).sets == {}
 
 
-def test_clicked_pictures_without_a_cutout_are_named_and_the_others_compared(store, shop, judges, tmp_path):
+def test_clicked_pictures_without_a_cutout_are_named_and_the_others_compared(store, shop, networks, tmp_path):
     bad = Path(shutil.copytree(shop, tmp_path / "shop"))
     products = pq.read_table(bad / "products.parquet")
     rows = products.to_pylist()
     for row in rows[::2]:
         row["cutout"] = None
     pq.write_table(pa.Table.from_pylist(rows, products.schema), bad / "products.parquet")
-    done = [row for row in scored(store, bad, tmp_path / "out", dinov2=judges["dinov2"]) if row["uri"]]
+    done = [row for row in scored(store, bad, tmp_path / "out", dinov2=networks["dinov2"]) if row["uri"]]
     named = [row for row in done if "unmasked_history_pictures" in row["left_out"]]
     assert named
     assert any(row["background_history"] is not None for row in named)
@@ -271,8 +273,8 @@ def rows_of_run(store: Path, shop: Path, out: Path) -> list[dict]:
     return rows_of(out)
 
 
-def test_scores_that_cannot_be_sure_are_named_with_the_reason(here, store, shop, encoder, judges, tmp_path, evaluated):
-    record = evaluate_run(run_settings(store, shop, tmp_path / "out", encoder=encoder, **judges), Silent())
+def test_scores_that_cannot_be_sure_are_named_with_the_reason(here, store, shop, encoder, networks, tmp_path, evaluated):
+    record = evaluate_run(run_settings(store, shop, tmp_path / "out", encoder=encoder, **networks), Silent())
     alike = {name for name in ROW_SCORES if len({row[name] for row in rows_of(evaluated) if row["status"] == "ok"}) == 1}
     alike &= record["scores"].keys()
     assert alike
@@ -284,8 +286,8 @@ def test_scores_that_cannot_be_sure_are_named_with_the_reason(here, store, shop,
 
 
 @pytest.mark.parametrize(("rows", "reason"), [(1, "one_row"), (2, "one_user")])
-def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, judges, tmp_path, rows, reason, capsys):
-    """With every judge: a distance of fewer than two pictures is not told either."""
+def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, networks, tmp_path, rows, reason, capsys):
+    """With every network: a distance of fewer than two pictures is not reported either."""
 
     def one_user(references: list[dict]) -> list[dict]:
         users = Counter(row["user_id"] for row in references)
@@ -295,7 +297,7 @@ def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, 
     run = plan_run(tmp_path / "store", small)
     do_shards(run, small, failed=0)
     finish(run)
-    record = evaluate_run(run_settings(tmp_path / "store", small, tmp_path / "out", encoder=encoder, **judges), Silent())
+    record = evaluate_run(run_settings(tmp_path / "store", small, tmp_path / "out", encoder=encoder, **networks), Silent())
     assert record["rows"] == rows
     assert set(record["uncertain"][reason]) >= {"bleu", "corpus_bleu", "product_iou", "pbs_reference", "clip_score"}
     assert record["uncertain"].get("too_few_pictures", []) == (["distance"] if rows == 1 else [])
@@ -326,9 +328,9 @@ def test_nearly_equal_values_and_few_users_make_a_summary_too(evaluated, tmp_pat
     assert -1 <= found.low < found.mean < found.high == 1
 
 
-def test_a_large_shard_is_scored_piece_by_piece(evaluated, store, shop, encoder, judges):
+def test_a_large_shard_is_scored_piece_by_piece(evaluated, store, shop, encoder, networks):
     """As rows that are carried come, a hundred thousand in a shard."""
-    stage = ScoreShard(context(store, shop, encoder=encoder, **judges))
+    stage = ScoreShard(context(store, shop, encoder=encoder, **networks))
     parts = stage.journal.read_plan().parts
     items = whole_parts(parts, rows_an_item=3)
     assert [(item["index"], item["parts"], item["rows"]) for item in items] == [
@@ -441,9 +443,9 @@ def run_settings(store: Path, shop: Path, out: Path, **given) -> RunEvaluationSe
     return RunEvaluationSettings(store=str(store), campaign=CAMPAIGN, inputs=str(shop), out=str(out), resamples=100, **given)
 
 
-def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop, encoder, judges, tmp_path):
-    first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder, **judges), Silent())
-    assert first["judges"]["background"]["name"] == "DINOv2 dinov2"
+def test_a_run_is_evaluated_with_all_networks_and_against_another(here, store, shop, encoder, networks, tmp_path):
+    first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder, **networks), Silent())
+    assert first["networks"]["background"]["name"] == "DINOv2 dinov2"
     assert first["not_measured"] == []
     assert first["scores"]["clip_score"]["rows"] == first["scores"]["background_reference"]["rows"] == 11
     assert first["scores"]["corpus_bleu"]["mean"] == pytest.approx(100)
@@ -460,41 +462,41 @@ def test_a_run_is_evaluated_with_all_judges_and_beside_another(here, store, shop
     ]
     assert json.loads((tmp_path / "first" / "summary.json").read_text()) == first
 
-    judges["dinov2"] = save_dinov2(tmp_path / "other-dinov2", seed=1)
+    networks["dinov2"] = save_dinov2(tmp_path / "other-dinov2", seed=1)
     second = evaluate_run(
-        run_settings(store, shop, tmp_path / "second", encoder=encoder, against=tmp_path / "first", **judges), Silent()
+        run_settings(store, shop, tmp_path / "second", encoder=encoder, against=tmp_path / "first", **networks), Silent()
     )
     against = second["against"]
     theirs = {name for name in ROW_SCORES if name.startswith("background_")} | {"seed_diversity", "user_diversity"}
     assert set(against["not_compared"]) == theirs
     assert all(each["here"] == each["there"] and not each["significant"] for each in against["differences"].values())
     assert {"frechet_dinov2", "kid_dinov2"} == against["sets"].keys()
-    assert "user_diversity" not in against["differences"], "another DINOv2 judged there"
+    assert "user_diversity" not in against["differences"], "another DINOv2 scored there"
     page = (tmp_path / "second" / "report.html").read_text()
-    for told in ("Of all creatives together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
-        assert told in page
+    for text in ("Of all creatives together", "diversity between users", "By locale", "Not compared", "BLEU of all titles"):
+        assert text in page
     (tmp_path / "first" / "summary.json").unlink()
     with pytest.raises(SettingsError, match="not finished"):
         evaluate_run(run_settings(store, shop, tmp_path / "third", against=tmp_path / "first"), Silent())
     assert not (tmp_path / "third").exists()
 
 
-def test_only_what_other_judges_scored_is_not_compared():
-    pbs, clip, distance = Judge("PBS encoder", "a"), Judge("CLIP", "c"), Judge("dinov2", "d")
+def test_only_what_other_networks_scored_is_not_compared():
+    pbs, clip, distance = NamedNetwork("PBS encoder", "a"), NamedNetwork("CLIP", "c"), NamedNetwork("dinov2", "d")
     mine = {"pbs": pbs, "background": None, "clip": clip, "distance": distance}
     theirs = {"pbs": {"name": "PBS encoder", "digest": "b"}, "background": {"name": "DINOv2", "digest": "e"}, "clip": None}
-    assert judged_otherwise(mine, {"judges": theirs | {"distance": distance._asdict()}}) == [*sorted(PBS, key=ROW_SCORES.index)]
-    assert judged_otherwise(mine, {"judges": {}}) == [], "what nobody judged there is not there"
-    assert set(judged_otherwise(mine, {})) == PBS | {"clip_score"}, "of another version"
+    assert scored_by_others(mine, {"networks": theirs | {"distance": distance._asdict()}}) == [*sorted(PBS, key=ROW_SCORES.index)]
+    assert scored_by_others(mine, {"networks": {}}) == [], "what no network scored there is not there"
+    assert set(scored_by_others(mine, {})) == PBS | {"clip_score"}, "of another version"
     sets = {"fid": SetScore(1.0, None, None, {}), "user_diversity": SetScore(0.5, None, None, {})}
     moved = {"distance": {"name": "the same weights under another name", "digest": "d"}}
-    record = {"sets": {"fid": {"value": 2.0}, "user_diversity": {"value": 0.4}}, "judges": moved}
+    record = {"sets": {"fid": {"value": 2.0}, "user_diversity": {"value": 0.4}}, "networks": moved}
     assert distances_beside(mine, sets, record) == {"fid": (1.0, 2.0)}
-    record["judges"]["distance"] = {"name": "dinov2", "digest": "f"}
+    record["networks"]["distance"] = {"name": "dinov2", "digest": "f"}
     assert distances_beside(mine, sets, record) == {}
 
 
-def test_scores_that_look_at_other_strangers_are_not_compared(here, store, shop, encoder, tmp_path):
+def test_scores_by_another_panel_of_users_are_not_compared(here, store, shop, encoder, tmp_path):
     """A panel decides the scores of all rows together: of another one, unchanged creatives would change significantly."""
     first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder), Silent())
     beside = {"encoder": encoder, "against": tmp_path / "first"}
@@ -502,7 +504,7 @@ def test_scores_that_look_at_other_strangers_are_not_compared(here, store, shop,
     assert "pbs_history_margin" in against["differences"]
     (tmp_path / "first" / "summary.json").write_text(json.dumps(first | {"panel": "another"}))
     against = evaluate_run(run_settings(store, shop, tmp_path / "other", **beside), Silent())["against"]
-    assert {"pbs_stranger_history", "pbs_history_margin"} <= set(against["not_compared"])
+    assert {"pbs_other_user_history", "pbs_history_margin"} <= set(against["not_compared"])
     assert "pbs_history_margin" not in against["differences"]
     assert "pbs_history" in against["differences"]
 
@@ -528,7 +530,7 @@ def test_missing_weights_stop_an_evaluation_before_any_work(here, store, shop, t
     assert not (tmp_path / "out").exists()
 
 
-def test_what_the_model_painted_is_scored_beside_what_was_pasted(here, shop, tmp_path):
+def test_what_the_model_painted_is_scored_and_what_was_pasted(here, shop, tmp_path):
     run = plan_run(tmp_path / "store", shop)
     do_shards(run, shop, painted=True, failed=0)
     finish(run)
@@ -568,9 +570,9 @@ def made(monkeypatch, shop) -> list[int]:
     return seeds
 
 
-def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder, judges, tmp_path):
+def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder, networks, tmp_path):
     out = tmp_path / "out"
-    asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=3, resamples=100, **judges)
+    asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=3, resamples=100, **networks)
     record = evaluate_model(asked, Silent())
     assert made == [0, 1, 2]
     rows = rows_of(out)
@@ -588,7 +590,7 @@ def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder
     assert page.count('alt="before the product was pasted"') == 16
 
 
-def test_a_judge_that_is_missing_is_told_before_anything_is_made(here, made, shop, tmp_path):
+def test_a_network_that_is_missing_is_named_before_anything_is_made(here, made, shop, tmp_path):
     asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, out=tmp_path / "out", clip=tmp_path / "nowhere")
     with pytest.raises(SettingsError, match=r"clip: .*nowhere"):
         evaluate_model(asked, Silent())

@@ -1,4 +1,4 @@
-"""The gate before publishing: who is sampled, what falls short, and that a held run is judged again and not made again."""
+"""The gate before publishing: who is sampled, what falls short, and that a held run is scored again and not made again."""
 
 import json
 from collections import Counter
@@ -47,7 +47,7 @@ def test_a_sample_is_spread_over_the_whole_run_and_is_the_same_each_time():
     assert sorted(places(sample_items(plan, 1000, "run"))) == [(p.index, at) for p in plan for at in range(p.rows)]
     assert sample_items(parts(), 100, "run") == []
     for item in sample_items(parts(*[4] * 100), 200, "run"):
-        assert len(item["parts"]) > 40  # of many users: each finds a stranger
+        assert len(item["parts"]) > 40  # of many users: each finds another user
 
 
 def test_every_row_is_as_likely_to_be_sampled():
@@ -62,7 +62,7 @@ def rows(**columns: list) -> list[pa.Table]:
     return [pa.Table.from_pylist([row], SCORED) for row in made]
 
 
-def test_what_falls_short_is_named_and_what_nobody_asked_for_is_not_judged():
+def test_what_falls_short_is_named_and_what_nobody_asked_for_is_not_checked():
     tables = rows(
         status=["ok", "ok", "rejected"],
         allowed_words=[1.0, 0.8, 0.0],
@@ -167,9 +167,9 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
     assert (document.gate["passed"], document.gate["published_anyway"]) == (False, True)
 
 
-def _evaluate_held(shop: Path, store: str, run_id: str, judges: dict[str, Path], out: Path) -> None:
+def _evaluate_held(shop: Path, store: str, run_id: str, networks: dict[str, Path], out: Path) -> None:
     """The whole evaluation, and that no user is named in it."""
-    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=str(out), **judges)
+    asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=str(out), **networks)
     record = evaluate_run(asked, progress := Silent())
     assert progress.done == record["rows"] == sum(record["by_status"].values()) == 12
     assert json.loads((out / "summary.json").read_text()) == record

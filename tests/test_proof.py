@@ -1,4 +1,4 @@
-"""The proof: its classifier learns, its strangers are strangers, its noise is exact, its shop is nobody's training data."""
+"""The proof: its classifier learns, its other users share no style, its noise is exact, its shop is nobody's training data."""
 
 import importlib.util
 import io
@@ -19,7 +19,7 @@ from support.models import save_small_model
 from support.progress import Silent
 
 from adgen.errors import InputError, RunError, SettingsError
-from adgen.evaluation.proof.goals import GOALS, judged
+from adgen.evaluation.proof.goals import GOALS, check_goals
 from adgen.evaluation.proof.measures import chance, style_hits, title_measures
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
@@ -42,10 +42,11 @@ from adgen.shop.synthetic.truth import Truth, read_truth
 JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
 REACHED = {
     "num_pairs": 400, "classifier_accuracy_on_real": 0.97, "style_accuracy": 0.9, "style_accuracy_without_history": 0.15,
-    "chance": 0.15, "style_accuracy_of_stranger": 0.8, "pbs_margin": 0.3, "allowed_words_rate": 1.0, "selling_point_coverage": 0.8,
+    "chance": 0.15, "style_accuracy_of_other_user": 0.8, "pbs_margin": 0.3, "allowed_words_rate": 1.0,
+    "selling_point_coverage": 0.8,
 }  # fmt: skip
 PROMISED = (
-    "style_accuracy", "style_accuracy_without_history", "style_accuracy_of_stranger", "classifier_accuracy_on_real", "pbs_margin",
+    "style_accuracy", "style_accuracy_without_history", "style_accuracy_of_other_user", "classifier_accuracy_on_real", "pbs_margin",
     "allowed_words_rate", "selling_point_coverage", "bleu", "rouge_l", "product_iou", "num_pairs", "seconds", "seed", "chance",
     "command", "model_digest",
 )  # fmt: skip
@@ -122,20 +123,20 @@ def test_what_makes_creatives_does_not_know_the_truth():
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
 
 
-# -- pairs, strangers, noise -----------------------------------------------------------------------------------------
+# -- pairs, other users, noise -----------------------------------------------------------------------------------------
 
 
-def test_strangers_share_no_favourite_style(shop, tmp_path):
+def test_other_users_share_no_favourite_style(shop, tmp_path):
     pairs = choose_pairs(str(shop), 24, (), tmp_path)
-    assert len(pairs.references) == len(pairs.strangers) == 24
-    for user, other in pairs.strangers.items():
+    assert len(pairs.references) == len(pairs.other_users) == 24
+    for user, other in pairs.other_users.items():
         assert user != other
         assert not set(pairs.truth.favourites[user]) & set(pairs.truth.favourites[other])
 
 
-def test_the_same_tables_give_the_same_pairs_and_strangers(shop, tmp_path):
+def test_the_same_tables_give_the_same_pairs_and_other_users(shop, tmp_path):
     first, second = (choose_pairs(str(shop), 20, (), tmp_path) for _ in range(2))
-    assert (first.references, first.strangers) == (second.references, second.strangers)
+    assert (first.references, first.other_users) == (second.references, second.other_users)
 
 
 def test_a_shop_that_is_another_one_is_not_taken_for_this_one(shop):
@@ -173,11 +174,11 @@ def test_where_references_lie_the_whole_shop_lies(tmp_path, monkeypatch):
     assert left == {"products.parquet", "histories.parquet", "pairs.parquet", "styles.parquet", "shop.json"}
 
 
-def test_without_the_truth_a_stranger_is_somebody_else(shop, tmp_path):
+def test_without_the_truth_the_other_user_is_somebody_else(shop, tmp_path):
     folder = _tables_of(shop, tmp_path / "real", "products", "histories", "references")
     pairs = choose_pairs(str(folder), 24, (0.5,), tmp_path)
     assert pairs.truth is None
-    assert all(user != other for user, other in pairs.strangers.items())
+    assert all(user != other for user, other in pairs.other_users.items())
     assert pairs.inputs["histories"].num_rows == 24  # no controlled history without knowing styles
 
 
@@ -216,7 +217,7 @@ def test_noise_that_a_small_shop_cannot_have_is_left_out(tmp_path):
     assert pairs.inputs["histories"].num_rows == 6
 
 
-def test_a_user_without_a_stranger_is_not_named(shop, tmp_path):
+def test_a_user_without_another_user_is_not_named(shop, tmp_path):
     folder = _tables_of(shop, tmp_path / "alike", "products", "histories", "references")
     truth = pq.read_table(shop / "styles.parquet").to_pylist()
     alike = [row | {"styles": ["wood"]} for row in truth]
@@ -232,7 +233,7 @@ def test_a_user_without_history_clicked_nothing(shop, tmp_path):
     pq.write_table(histories.slice(1), folder / "histories.parquet")
     pairs = choose_pairs(str(folder), 24, (), tmp_path)
     first = histories["user_id"][0].as_py()
-    assert first in pairs.strangers
+    assert first in pairs.other_users
     assert last_clicked(pairs, first) == []
 
 
@@ -286,7 +287,7 @@ def test_goals_without_a_value_are_unmeasured():
 @pytest.mark.parametrize("accuracy", [0.2, 0.95])
 def test_a_weak_classifier_decides_nothing_on_style(accuracy):
     proof = Proof(REACHED | {"classifier_accuracy_on_real": 0.96, "style_accuracy": accuracy, "model_digest": "", "seed": 1})
-    assert proof.undecided == ["style_accuracy", "style_accuracy_without_history", "style_accuracy_of_stranger"]
+    assert proof.undecided == ["style_accuracy", "style_accuracy_without_history", "style_accuracy_of_other_user"]
     assert proof.missed == ["classifier_accuracy_on_real"]
     said = io.StringIO()
     print_proof(Console(file=said, width=160), proof)
@@ -297,9 +298,9 @@ def test_a_goal_on_few_pairs_is_missed():
     assert Proof(REACHED | {"num_pairs": 399}).missed == ["num_pairs"]
 
 
-def test_goals_are_judged_as_they_are():
+def test_goals_are_checked_as_they_are():
     values = {"style_accuracy": 0.9, "style_accuracy_without_history": 0.26, "chance": 0.15, "allowed_words_rate": 0.999}
-    found = {verdict.goal.name: verdict.hit for verdict in judged(values)}
+    found = {verdict.goal.name: verdict.hit for verdict in check_goals(values)}
     assert found == {
         "style_accuracy": True,
         "chance": None,

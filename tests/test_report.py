@@ -1,4 +1,4 @@
-"""adgen/evaluation/report/: labels and charts say what they show, and nothing of a stranger's is markup."""
+"""adgen/evaluation/report/: labels and charts say what they show, and no text of a title is markup."""
 
 from xml.etree import ElementTree
 
@@ -37,7 +37,7 @@ def test_distances_of_other_networks_say_whose_they_are():
 
 def test_which_way_is_better():
     assert [verdict(name, 0.1) for name in ("bleu", "copied", "width")] == ["better", "worse", ""]
-    assert [verdict(name, -0.1) for name in ("bleu", "copied", "pbs_stranger_history")] == ["worse", "better", ""]
+    assert [verdict(name, -0.1) for name in ("bleu", "copied", "pbs_other_user_history")] == ["worse", "better", ""]
     assert verdict("history_correlation", 0.1) == "", "whoever follows a style comes nearer to what was clicked"
 
 

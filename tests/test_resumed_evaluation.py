@@ -146,7 +146,7 @@ def test_another_evaluation_s_parts_are_refused(asked, store_uri, access, shop, 
     for given, told in (
         ({"store": str(tmp_path / "other-store")}, rf"runs is {first[:12]}.* there and {run.run_id}"),
         ({"encoder": other}, "encoder is [0-9a-f]{12} there and [0-9a-f]{12} here"),
-        ({"adapter": adapter}, "judges is"),
+        ({"adapter": adapter}, "networks is"),
         ({"inputs": str(tables)}, "settings is"),
     ):
         with pytest.raises(SettingsError, match=rf"out: {store_uri}: parts of another evaluation lie there: {told}.*--out"):

@@ -11,16 +11,16 @@ from support.networks import save_dinov2
 
 from adgen.errors import PairError
 from adgen.evaluation.scoring import shop_pictures
-from adgen.evaluation.scoring.networks import JudgePaths, Judges, load_judges
+from adgen.evaluation.scoring.networks import NetworkPaths, ScoringNetworks, load_networks
 from adgen.evaluation.scoring.shop_pictures import ShopPicture, ShopPictures
 from adgen.shop.inputs.locations import read_bytes
 
 
 @pytest.fixture(scope="module")
-def judges(tmp_path_factory) -> Judges:
-    folder = tmp_path_factory.mktemp("judges")
-    paths = JudgePaths(encoder=save_small_encoder(folder / "pbs"), dinov2=save_dinov2(folder / "dinov2"))
-    return load_judges(paths, torch.device("cpu"))
+def networks(tmp_path_factory) -> ScoringNetworks:
+    folder = tmp_path_factory.mktemp("networks")
+    paths = NetworkPaths(encoder=save_small_encoder(folder / "pbs"), dinov2=save_dinov2(folder / "dinov2"))
+    return load_networks(paths, torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def pictures(tmp_path_factory) -> list[ShopPicture]:
     ]
 
 
-def test_many_are_seen_as_each_alone_and_read_once(judges, pictures, monkeypatch):
+def test_many_are_seen_as_each_alone_and_read_once(networks, pictures, monkeypatch):
     reads, passes = Counter(), []
     features = shop_pictures.pbs_features
     monkeypatch.setattr(
@@ -59,21 +59,21 @@ def test_many_are_seen_as_each_alone_and_read_once(judges, pictures, monkeypatch
         reads[Path(uri).name] += 1
         return read_bytes(uri)
 
-    shop = ShopPictures(judges, counted)
+    shop = ShopPictures(networks, counted)
     shop.look_at([*pictures, *pictures])
     assert passes == [10]
     together = [shop.seen(picture) for picture in pictures[:9]]
     assert passes == [10]
     assert reads["0.png"] == 1
     for picture, seen in zip(pictures, together, strict=False):
-        alone = ShopPictures(judges, read_bytes).seen(picture)
+        alone = ShopPictures(networks, read_bytes).seen(picture)
         assert alone.features.keys() == seen.features.keys()
-        for judge, feature in alone.features.items():
-            assert torch.allclose(feature, seen.features[judge], atol=1e-5)
+        for network, feature in alone.features.items():
+            assert torch.allclose(feature, seen.features[network], atol=1e-5)
 
 
-def test_a_background_is_told_only_where_the_product_is_known(judges, pictures):
-    shop = ShopPictures(judges, read_bytes)
+def test_a_background_is_told_only_where_the_product_is_known(networks, pictures):
+    shop = ShopPictures(networks, read_bytes)
     shop.look_at(pictures)
     assert shop.seen(pictures[0]).features.keys() == {"pbs", "background"}
     assert shop.seen(pictures[0]).product.max() == 1
@@ -83,8 +83,8 @@ def test_a_background_is_told_only_where_the_product_is_known(judges, pictures):
     assert shop.seen(pictures[11]).features.keys() == {"pbs"}, "nothing but product"
 
 
-def test_what_cannot_be_read_says_so_every_time(judges, pictures):
-    shop = ShopPictures(judges, read_bytes)
+def test_what_cannot_be_read_says_so_every_time(networks, pictures):
+    shop = ShopPictures(networks, read_bytes)
     shop.look_at(pictures)
     for _ in range(2):
         with pytest.raises(PairError, match="unreadable"):
@@ -95,9 +95,9 @@ def test_what_cannot_be_read_says_so_every_time(judges, pictures):
             shop.seen(ShopPicture(None))
 
 
-def test_the_oldest_are_forgotten_and_seen_again(judges, pictures, monkeypatch):
+def test_the_oldest_are_forgotten_and_seen_again(networks, pictures, monkeypatch):
     monkeypatch.setattr(shop_pictures, "REMEMBERED", 3)
-    shop = ShopPictures(judges, read_bytes)
+    shop = ShopPictures(networks, read_bytes)
     first = shop.seen(pictures[0])
     shop.look_at(pictures[1:7])
     assert len(shop._known) == 3

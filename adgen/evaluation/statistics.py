@@ -5,7 +5,7 @@ of a cluster-robust error, in the form that is unbiased where users have unequal
 divided by sqrt(1 - its share of the rows); Bell and McCaffrey 2002). Intervals and p-values are those of Student's t with
 Satterthwaite's degrees of freedom, reckoned as if the rows of a user agreed, which is the cautious end. One more than that is
 the number of effective users: 30 users of equal rows count as 30; where six of them have 30 rows and the others one, as 6.
-Below MIN_EFFECTIVE_USERS no interval holds what it promises, and there is none. What cannot be told is None, never NaN.
+Below MIN_EFFECTIVE_USERS no interval holds what it promises, and there is none. What cannot be known is None, never NaN.
 
 A user's error depends on the number of its rows and on what they add up to, so that one triple of sums for each number of
 rows is all that has to be kept. BLEU is no mean: its error is that of a Poisson bootstrap (Chamandy et al. 2012) over users,
@@ -81,7 +81,7 @@ class Estimate(NamedTuple):
 
 
 def why_no_interval(rows: int, users: int, effective_users: float | None = None) -> str:
-    """Of a mean of so many rows of so many users that has none: one_row, one_user, few_effective_users, or no_variance, where
+    """Why a mean of these counts has none: one_row, one_user, few_effective_users, or no_variance, where
     all values or what users add up to are equal."""
     if rows == 1 or users == 1:
         return "one_row" if rows == 1 else "one_user"
@@ -181,7 +181,7 @@ class ClusteredMeans:
         return Difference(each.mean, each.low, each.high, p, each.rows, each.users, each.effective_users)
 
     def _estimate(self, k: int) -> tuple[Estimate, float | None]:
-        """And the standard error of the mean; None where it cannot be told."""
+        """And the standard error of the mean; None where it is not known."""
         by_size = dict(self._by_size[k])
         for size, sums in _by_size(self._last[1][None, :, k]).items():
             by_size[size] = by_size.get(size, 0) + sums

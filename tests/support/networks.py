@@ -1,4 +1,4 @@
-"""Networks that judge pictures, random and of the smallest sizes, in Hugging Face layout."""
+"""Networks that score pictures, random and of the smallest sizes, in Hugging Face layout."""
 
 from pathlib import Path
 

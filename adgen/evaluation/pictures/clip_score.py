@@ -37,8 +37,8 @@ class TitlePictureScore:
 
     @torch.no_grad()
     def each(self, pictures: Sequence[Image.Image], titles: Sequence[str]) -> list[float]:
-        """The same of every picture with its title, batched. torchmetrics tells a mean only; the tests hold that this one's is
-        it. InputError unless there are as many titles as pictures."""
+        """The same of every picture with its title, batched. torchmetrics gives only a mean; a test checks that the mean of
+        these values equals it. InputError unless there are as many titles as pictures."""
         _check_counts(pictures, titles)
         if not pictures:
             return []

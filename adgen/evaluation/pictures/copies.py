@@ -30,7 +30,7 @@ def nearest_history(pixels: Tensor, product: Tensor, history: Tensor, present: T
     A near-duplicate has nearly the same colours and the same light and dark places: thumbnails of 12 pixels, compared
     outside the product, correlate at 0.8 or more and differ by 0.08 or less. On the synthetic shop that finds four of
     five copies that were cropped by up to a tenth, halved in size, relit and saved at JPEG quality 50; of 4,897 pairs of a
-    reference and a clicked picture, which never are copies, it takes 7 for one, so a rate has to be seen beside that of
+    reference and a clicked picture, which never are copies, it takes 7 for one, so a rate has to be compared with that of
     references. An encoder's cosine cannot serve: following a style is no copying.
     """
     if not history.shape[1]:

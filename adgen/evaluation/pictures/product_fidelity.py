@@ -2,7 +2,7 @@
 
 The product's pixels are known, so it need not be recognised: each pixel is either nearer in colour to the product's at
 that place or to the background's, which is sampled far from the product. That holds for a picture whose product was
-pasted and for one whose product the model painted. A product of its background's colour cannot be told from it.
+pasted and for one whose product the model painted. A product of its background's colour cannot be separated from it.
 """
 
 import torch

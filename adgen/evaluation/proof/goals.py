@@ -45,11 +45,11 @@ GOALS = (
     Goal("picture", "style_accuracy_pasted", "the same with the product pasted"),
     Goal("picture", "chance", "share of favourites among all styles"),
     Goal("picture", "style_accuracy_without_history", "no history shown", "within 0.1 of chance", _near_chance, by_classifier=True),
-    Goal("picture", "style_accuracy_of_stranger", "a stranger's history shown: in one of the stranger's favourites",
-         **_least("style_accuracy_of_stranger", 0.8), by_classifier=True),
-    Goal("picture", "style_accuracy_under_stranger", "a stranger's history shown: still in one of the user's favourites"),
+    Goal("picture", "style_accuracy_of_other_user", "another user's history shown: in one of that user's favourites",
+         **_least("style_accuracy_of_other_user", 0.8), by_classifier=True),
+    Goal("picture", "style_accuracy_under_other_user", "another user's history shown: still in one of the user's favourites"),
     Goal("PBS", "pbs", "to the user's reference"),
-    Goal("PBS", "pbs_to_stranger", "to a stranger's reference"),
+    Goal("PBS", "pbs_to_other_user", "to another user's reference"),
     Goal("PBS", "pbs_margin", "the first less the second", **_least("pbs_margin", 0.3)),
     Goal("PBS", "pbs_margin_without_history", "no history shown: what the product alone is worth"),
     Goal("PBS", "pbs_margin_of_real", "a real picture in a favourite style instead: what this encoder can give"),
@@ -71,7 +71,7 @@ GOALS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GoalCheck:
     """A goal with its value."""
 
     goal: Goal
@@ -79,18 +79,18 @@ class Verdict:
     hit: bool | None
     """None where nothing is asked, or nothing can be said."""
     undecided: bool = False
-    """Something is asked, but the classifier that gave the value is too weak to tell."""
+    """Something is asked, but the classifier that gave the value is too weak to decide."""
 
 
-def judged(values: Values) -> list[Verdict]:
+def check_goals(values: Values) -> list[GoalCheck]:
     """The lines of every value that was measured."""
     found = [goal for goal in GOALS if values.get(goal.name) is not None]
     weak = values.get("classifier_accuracy_on_real", 1.0) < CLASSIFIER_LEAST
     return [_verdict(goal, values, weak) for goal in found]
 
 
-def _verdict(goal: Goal, values: Values, weak: bool) -> Verdict:
+def _verdict(goal: Goal, values: Values, weak: bool) -> GoalCheck:
     if goal.reached is None:
-        return Verdict(goal, values[goal.name], None)
+        return GoalCheck(goal, values[goal.name], None)
     undecided = weak and goal.by_classifier
-    return Verdict(goal, values[goal.name], None if undecided else goal.reached(values), undecided)
+    return GoalCheck(goal, values[goal.name], None if undecided else goal.reached(values), undecided)

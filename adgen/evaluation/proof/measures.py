@@ -26,10 +26,10 @@ def chance(favourites: Sequence[Collection[str]], num_styles: int) -> float:
     return float(np.mean([len(set(liked)) for liked in favourites])) / num_styles
 
 
-def pbs_measures(creatives: Tensor, own: Tensor, strangers: Tensor) -> dict[str, float]:
-    """Means of PBS to the user's reference, to a stranger's, and of the difference, from features (n, F)."""
-    near, far = pbs(creatives, own), pbs(creatives, strangers)
-    return {"pbs": near.mean().item(), "pbs_to_stranger": far.mean().item(), "pbs_margin": (near - far).mean().item()}
+def pbs_measures(creatives: Tensor, own: Tensor, other_users: Tensor) -> dict[str, float]:
+    """Means of PBS to the user's reference, to another user's, and of the difference, from features (n, F)."""
+    near, far = pbs(creatives, own), pbs(creatives, other_users)
+    return {"pbs": near.mean().item(), "pbs_to_other_user": far.mean().item(), "pbs_margin": (near - far).mean().item()}
 
 
 def product_measures(pictures: Sequence[Image.Image], products: Sequence[Image.Image]) -> dict[str, float]:

@@ -3,7 +3,15 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from adgen.evaluation.proof.goals import GOALS, judged
+from adgen.evaluation.proof.goals import GOALS, check_goals
+from adgen.evaluation.scores import with_old_names
+
+OLD_NAMES = {
+    "style_accuracy_of_other_user": "style_accuracy_of_stranger",
+    "style_accuracy_under_other_user": "style_accuracy_under_stranger",
+    "pbs_to_other_user": "pbs_to_stranger",
+}
+"""Values that were renamed in 0.2.0: JSON has them under both names until 0.3.0."""
 
 
 @dataclass
@@ -20,12 +28,12 @@ class Proof:
     @property
     def missed(self) -> list[str]:
         """Names of goals that were measured and missed."""
-        return [verdict.goal.name for verdict in judged(self.values) if verdict.hit is False]
+        return [verdict.goal.name for verdict in check_goals(self.values) if verdict.hit is False]
 
     @property
     def undecided(self) -> list[str]:
         """Names of goals whose values cannot be trusted, since the classifier that gave them is too weak."""
-        return [verdict.goal.name for verdict in judged(self.values) if verdict.undecided]
+        return [verdict.goal.name for verdict in check_goals(self.values) if verdict.undecided]
 
     @property
     def unmeasured(self) -> list[str]:
@@ -41,4 +49,4 @@ class Proof:
         """For JSON."""
         compared = {"noise": self.noise, "ablation": self.ablation, "notes": self.notes}
         goals = {"missed": self.missed, "undecided": self.undecided, "unmeasured": self.unmeasured}
-        return {**self.values, **compared, **goals}
+        return {**with_old_names(self.values, OLD_NAMES), **compared, **goals}

@@ -1,8 +1,8 @@
 """A small classifier of background styles, trained from nothing in a minute. It knows pictures and labels, no shop.
 
-It sees what a picture shows around and behind its product; where the product stands and what it is tells nothing, as
+It sees what a picture shows around its product; where the product stands and what it is says nothing, as
 every style has all products. Blur, noise and light are varied while it learns, since a generated picture is softer than
-a real one, and shall not be judged by that.
+a real one, and that must not decide.
 """
 
 from collections.abc import Callable
@@ -53,7 +53,7 @@ def train_style_classifier(
     epochs: int = EPOCHS,
     each: Callable[[int], None] = lambda count: None,
 ) -> StyleClassifier:
-    """A classifier of pictures (n, S, S, 3) uint8 by labels (n,). `each` is told how many pictures a step has seen.
+    """A classifier of pictures (n, S, S, 3) uint8 by labels (n,). `each` gets the number of pictures of every step.
 
     The same pictures and seed give the same classifier on the same machine.
     """

@@ -3,7 +3,7 @@
 from rich.console import Console
 from rich.table import Table
 
-from adgen.evaluation.proof.goals import CLASSIFIER_LEAST, Verdict, judged
+from adgen.evaluation.proof.goals import CLASSIFIER_LEAST, GoalCheck, check_goals
 from adgen.evaluation.proof.result import Proof
 
 
@@ -13,7 +13,7 @@ def print_proof(console: Console, proof: Proof) -> None:
     title = f"proof on {values['num_pairs']} pairs, seed {values['seed']}, model {values['model_digest'][:12]}"
     table = Table("", "measure", "what it is", "value", "goal", "", title=title, title_justify="left")
     section = None
-    for verdict in judged(values):
+    for verdict in check_goals(values):
         name = verdict.goal.section if verdict.goal.section != section else ""
         section = verdict.goal.section
         table.add_row(name, verdict.goal.name, verdict.goal.meaning, _text(verdict.value), verdict.goal.text, _mark(verdict))
@@ -33,7 +33,7 @@ def print_proof(console: Console, proof: Proof) -> None:
         console.print(f"note: {note}", markup=False, highlight=False)
 
 
-def _mark(verdict: Verdict) -> str:
+def _mark(verdict: GoalCheck) -> str:
     if verdict.undecided:
         return "[yellow]undecided[/yellow]"
     return {None: "", True: "[green]hit[/green]", False: "[red]missed[/red]"}[verdict.hit]

@@ -24,10 +24,10 @@ def histogram_svg(name: str, histogram: Histogram, estimate: Estimate) -> str:
     )
     reach = histogram.high - histogram.low
     mean = WIDTH * (estimate.mean - histogram.low) / reach if reach else WIDTH / 2
-    told = f"{name}: mean {estimate.mean:.3g}, from {histogram.low:.3g} to {histogram.high:.3g}"
+    caption = f"{name}: mean {estimate.mean:.3g}, from {histogram.low:.3g} to {histogram.high:.3g}"
     ends = _axis(histogram.low, histogram.high, 0, HEIGHT - 4) if reach else _number(WIDTH / 2, HEIGHT - 4, histogram.low, "middle")
     return (
-        f'{_opening(HEIGHT, told)}<g class="bars">{bars}</g>'
+        f'{_opening(HEIGHT, caption)}<g class="bars">{bars}</g>'
         f'<line class="base" x1="0" x2="{WIDTH}" y1="{_BASE}" y2="{_BASE}"/>'
         f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" y1="0" y2="{_BASE}"/>{ends}</svg>'
     )
@@ -41,9 +41,9 @@ def groups_svg(name: str, groups: Mapping[str, Estimate], whole: Estimate) -> st
     place = lambda value: _NAMES + (WIDTH - _NAMES) * (value - low + room) / (high - low + 2 * room)  # noqa: E731
     height = _ROW * len(groups) + 20
     rows = "".join(_group_row(group, each, _ROW * index + 12, place) for index, (group, each) in enumerate(groups.items()))
-    told = f"{name} by group: " + ", ".join(f"{group} {each.mean:.3g}" for group, each in groups.items())
+    caption = f"{name} by group: " + ", ".join(f"{group} {each.mean:.3g}" for group, each in groups.items())
     return (
-        f'{_opening(height, told)}<line class="mean" x1="{place(whole.mean):.1f}" x2="{place(whole.mean):.1f}" y1="2" '
+        f'{_opening(height, caption)}<line class="mean" x1="{place(whole.mean):.1f}" x2="{place(whole.mean):.1f}" y1="2" '
         f'y2="{height - 18}"/>{rows}{_axis(low, high, _NAMES, height - 4) if high > low else ""}</svg>'
     )
 
@@ -52,9 +52,9 @@ def _group_row(group: str, each: Estimate, y: int, place) -> str:
     name = group if len(group) <= _LONGEST else group[: _LONGEST - 1] + "…"
     low, high = (each.mean if end is None else end for end in (each.low, each.high))
     interval = "" if each.low is None else f", 95% interval {low:.3g} to {high:.3g}"
-    told = escape(f"{group}: {each.mean:.3g}{interval}, {each.rows:,} creatives")
+    caption = escape(f"{group}: {each.mean:.3g}{interval}, {each.rows:,} creatives")
     return (
-        f'<g><title>{told}</title><text x="{_NAMES - 8}" y="{y + 4}" text-anchor="end" class="name">{escape(name)}</text>'
+        f'<g><title>{caption}</title><text x="{_NAMES - 8}" y="{y + 4}" text-anchor="end" class="name">{escape(name)}</text>'
         f'<line class="range" x1="{place(low):.1f}" x2="{place(high):.1f}" y1="{y}" y2="{y}"/>'
         f'<circle cx="{place(each.mean):.1f}" cy="{y}" r="3.5"/></g>'
     )
@@ -71,8 +71,8 @@ def interval_svg(each: Difference, reach: float) -> str:
     )
 
 
-def _opening(height: int, told: str) -> str:
-    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(told)}"><title>{escape(told)}</title>'
+def _opening(height: int, caption: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(caption)}"><title>{escape(caption)}</title>'
 
 
 def _axis(low: float, high: float, left: int, y: int) -> str:

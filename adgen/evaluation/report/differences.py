@@ -1,4 +1,4 @@
-"""The report's section of an evaluation beside another: means here and there, what differs significantly, and the pairs that
+"""The report's section that compares two evaluations: means here and there, what differs significantly, and the pairs that
 changed most."""
 
 from collections.abc import Mapping
@@ -24,10 +24,10 @@ def differences_html(found: Comparison, here: StoredPictures, there: StoredPictu
     ]
     if found.not_compared:
         names = ", ".join(map(label, found.not_compared))
-        notes.append(f"Not compared, since there other networks judged or other strangers stood: {names}.")
-    told = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
+        notes.append(f"Not compared, because other networks scored there or the panel of other users differs: {names}.")
+    paragraphs = "".join(f'<p class="note">{text(note)}</p>' for note in notes)
     numbers = f'<div class="wide">{table(head, rows)}</div>'
-    return f"<h2>Against {text(found.against)}</h2>{told}{numbers}{_sets(found)}{_sheets(found, here, there)}"
+    return f"<h2>Against {text(found.against)}</h2>{paragraphs}{numbers}{_sets(found)}{_sheets(found, here, there)}"
 
 
 def _row(name: str, each: Change) -> str:
@@ -36,7 +36,7 @@ def _row(name: str, each: Change) -> str:
     return (
         f"<tr><td>{text(label(name))}</td><td>{each.here:.4g}</td><td>{each.there:.4g}</td><td>{difference.mean:+.4g}</td>"
         f"<td>{interval(difference, 3)}</td><td>{interval_svg(difference, reach)}</td><td>{_p_value(difference)}</td>"
-        f"{_told(name, difference)}<td>{difference.rows:,}</td><td>{effective(difference.effective_users)}</td></tr>"
+        f"{_conclusion(name, difference)}<td>{difference.rows:,}</td><td>{effective(difference.effective_users)}</td></tr>"
     )
 
 
@@ -44,7 +44,7 @@ def _p_value(each: Difference) -> str:
     return "–" if each.p_value is None else "&lt; 0.001" if each.p_value < 0.001 else f"{each.p_value:.3f}"
 
 
-def _told(name: str, each: Difference) -> str:
+def _conclusion(name: str, each: Difference) -> str:
     if each.mean == 0 and each.low is None:
         return '<td class="unsure">the same</td>'
     if not each.is_significant:

@@ -1,6 +1,6 @@
 """The page that people open: scores with intervals, distributions, groups, best and worst creatives, and a comparison.
 
-One file that needs no network and forbids itself one; every text in it is escaped, since strangers wrote the titles.
+One file that needs no network and forbids itself one; every text in it is escaped, since the titles come from people outside.
 """
 
 from collections.abc import Mapping
@@ -17,22 +17,11 @@ from adgen.evaluation.report.parts import cell, effective, figure, interval, pai
 from adgen.evaluation.results.comparison import Comparison
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.summary import PAINTED, Summary, by_length
+from adgen.evaluation.scores import TABLE
 from adgen.evaluation.statistics import Estimate
 from adgen.records import FAILED, OK, REJECTED
 
 STATUSES = (OK, REJECTED, FAILED)
-IN_GROUPS = (
-    "allowed_words",
-    "selling_point_coverage",
-    "corpus_bleu",
-    "product_iou",
-    "unpasted_product_iou",
-    "copied",
-    "pbs_reference",
-    "pbs_history_margin",
-    "background_history_margin",
-    "clip_score",
-)
 _KINDS = {"locale": "By locale", "category": "By category", "history_length": "By clicks in the prompt"}
 
 
@@ -55,7 +44,7 @@ def render_page(
     comparison: Comparison | None = None,
     earlier: StoredPictures | None = None,
 ) -> str:
-    """The report. `record` says whose evaluation it is: campaign, run_id, model_digest, judges; `pictures` holds its creatives,
+    """The report. `record` says whose evaluation it is: campaign, run_id, model_digest, networks; `pictures` holds its creatives,
     `earlier` those of the evaluation that it is compared with."""
     return _template().substitute(
         page_title=text(f"Evaluation of {record['campaign']} · {record['run_id']}"),
@@ -78,12 +67,12 @@ def _template() -> Template:
 
 
 def _byline(record: Mapping[str, Any]) -> str:
-    judges = {kind: judge for kind, judge in (record.get("judges") or {}).items() if judge}
+    networks = {kind: network for kind, network in (record.get("networks") or {}).items() if network}
     names = {"pbs": "PBS", "background": "backgrounds", "distance": "distance of sets", "clip": "titles with pictures"}
     parts = [f"run {record['run_id']}", f"model {(record['model_digest'] or 'not known')[:12]}"]
-    parts += [f"{names[kind]} judged by {judge['name']} {judge['digest'][:8]}" for kind, judge in judges.items()]
-    if absent := [name for kind, name in names.items() if kind not in judges]:
-        parts.append(f"not judged: {', '.join(absent)}")
+    parts += [f"{names[kind]} scored by {network['name']} {network['digest'][:8]}" for kind, network in networks.items()]
+    if absent := [name for kind, name in names.items() if kind not in networks]:
+        parts.append(f"not scored: {', '.join(absent)}")
     return text(" · ".join(parts))
 
 
@@ -131,16 +120,16 @@ def _left_out(left_out: Mapping[str, int]) -> str:
 
 
 def _uncertain(uncertain: Mapping[str, list[str]]) -> str:
-    told = (f"{', '.join(map(label, names))}: {UNCERTAIN[reason]}" for reason, names in uncertain.items())
-    return "".join(f'<p class="note">{text(each)}.</p>' for each in told)
+    notes = (f"{', '.join(map(label, names))}: {UNCERTAIN[reason]}" for reason, names in uncertain.items())
+    return "".join(f'<p class="note">{text(each)}.</p>' for each in notes)
 
 
 def _references(record: Mapping[str, Any]) -> str:
     problems = record.get("reference_problems")
     if not problems:
         return ""
-    told = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in problems.items())
-    return f'<p class="note">Of {record["references"]["rows"]:,} rows of the table of references: {text(told)}.</p>'
+    found = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in problems.items())
+    return f'<p class="note">Of {record["references"]["rows"]:,} rows of the table of references: {text(found)}.</p>'
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------------------
@@ -157,7 +146,7 @@ def _distributions(summary: Summary) -> str:
 def _group(kind: str, summary: Summary) -> str:
     groups = {group: scores for group, scores in summary.groups.get(kind, {}).items() if scores}
     groups = by_length(groups) if kind == "history_length" else groups
-    names = [name for name in IN_GROUPS if any(name in scores for scores in groups.values())]
+    names = [score.name for score in TABLE if score.in_groups and any(score.name in scores for scores in groups.values())]
     if len(groups) < 2 or not names:
         return ""  # one group is all creatives again
     charts = (
@@ -188,8 +177,8 @@ def _sheets(score: str, summary: Summary, pictures: StoredPictures) -> str:
     parts = [f'<h2>Lowest and highest: {text(label(score))}</h2><p class="note">{text(meaning(score))}</p>']
     kind, show = ("pairs", _painted) if score == PAINTED else ("sheet", _creative)
     for heading, rows in (("lowest", summary.worst[score]), ("highest", summary.best[score])):
-        told = f"{heading}: as painted, then with the real product" if score == PAINTED else heading
-        parts.append(f'<h3>{told}</h3><div class="{kind}">{"".join(show(row, pictures) for row in rows)}</div>')
+        title = f"{heading}: as painted, then with the real product" if score == PAINTED else heading
+        parts.append(f'<h3>{title}</h3><div class="{kind}">{"".join(show(row, pictures) for row in rows)}</div>')
     return "".join(parts)
 
 

@@ -19,7 +19,7 @@ def table(head: Iterable[str], rows: Iterable[str]) -> str:
 
 
 def interval(each: Estimate | Difference | SetScore, digits: int = 4) -> str:
-    """Its ends, or a dash where there is none to be told."""
+    """Its ends, or a dash where there is none."""
     return "–" if each.low is None or each.high is None else f"{each.low:.{digits}g} to {each.high:.{digits}g}"
 
 

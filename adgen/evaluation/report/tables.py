@@ -10,6 +10,7 @@ from adgen.evaluation.report.labels import UNCERTAIN
 from adgen.evaluation.report.parts import effective
 from adgen.evaluation.robustness.pbs_robustness import Robustness
 from adgen.evaluation.robustness.photographs import Finding
+from adgen.evaluation.scores import without_old_names
 
 
 def print_robustness(console: Console, found: Robustness, left_out: dict[str, int]) -> None:
@@ -27,7 +28,7 @@ def print_robustness(console: Console, found: Robustness, left_out: dict[str, in
 
 
 def print_photographs(console: Console, findings: Sequence[Finding], record: dict[str, Any]) -> None:
-    """A row a score and gallery; below, what was not measured. `record` is what `run_photographs` returns beside them."""
+    """A row a score and gallery; below, what was not measured. `record` is what `run_photographs` returns with them."""
     title = f"Finding the same kind of background among {record['photographs']} photographs of {record['kinds']} kinds"
     table = Table("score", "searched", "mean average precision", "95% interval", "chance", "queries", title=title)
     for row in findings:
@@ -44,7 +45,7 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
         console.print(f"{found} of {found + record['parts']['scored']} parts were there from an earlier start")
     title = f"{record['rows']} creatives of {record['campaign']}"
     table = Table("score", "mean", "95% interval", "creatives", "users", "effective users", title=title)
-    for name, each in record["scores"].items():
+    for name, each in without_old_names(record["scores"]).items():
         counts = str(each["rows"]), str(each["users"]), effective(each["effective_users"])
         table.add_row(name, f"{each['mean']:.4g}", _interval(each), *counts)
     for name, each in record["sets"].items():
@@ -63,7 +64,7 @@ def print_scores(console: Console, record: dict[str, Any]) -> None:
 def _print_differences(console: Console, against: dict[str, Any]) -> None:
     head = ("score", "this", "that", "difference", "95% interval", "p", "pairs", "effective users")
     table = Table(*head, title=f"against {against['against']}")
-    for name, each in against["differences"].items():
+    for name, each in without_old_names(against["differences"]).items():
         p_value = "-" if each["p_value"] is None else _p_value(each["p_value"]) + (" *" if each["significant"] else "")
         here, there = f"{each['here']:.4g}", f"{each['there']:.4g}"
         counts = str(each["rows"]), effective(each["effective_users"])
@@ -76,8 +77,8 @@ def _print_differences(console: Console, against: dict[str, Any]) -> None:
     console.print(f"{against['pairs']} creatives of the same pairs; {here} only here, {there} only there")
     console.print("* significant at 5%, each score by itself: where nothing has changed, one of twenty has it by chance")
     if against["not_compared"]:
-        told = ", ".join(against["not_compared"])
-        console.print(f"not compared, since there other networks judged or other strangers stood: {told}")
+        names = ", ".join(against["not_compared"])
+        console.print(f"not compared, because other networks scored there or the panel of other users differs: {names}")
 
 
 def _p_value(value: float) -> str:

@@ -13,18 +13,18 @@ import pyarrow.compute as pc
 from adgen.evaluation.results.diversity import compare_diversity
 from adgen.evaluation.results.extremes import Extremes
 from adgen.evaluation.results.rows import check_rows, count_rows, joined_by_user, values_of
-from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORES
+from adgen.evaluation.scores import names_of, sheet_scores, with_old_names
+from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES
 from adgen.evaluation.statistics import RESAMPLES, Change, ClusteredMeans
 from adgen.evaluation.titles.bleu import NUM_COUNTS, CorpusBleu
 
-SHEET_SCORES = ("pbs_history_margin", "pbs_reference", "background_history_margin", "product_iou", "allowed_words")
 SHEET_ROWS = 6
 _SHOWN = ("pair_id", "variant", "product_id", "locale", "title", "uri", "there_title", "there_uri")
 
 
 @dataclass
 class Comparison:
-    """This evaluation beside another, over the pairs that both have."""
+    """This evaluation compared with another, over the pairs that both have."""
 
     against: str
     pairs: int = 0
@@ -32,9 +32,9 @@ class Comparison:
     only_there: int = 0
     differences: dict[str, Change] = field(default_factory=dict)
     sets: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Distances here and there; each of all its own pictures, so that nothing is paired and no significance is told."""
+    """Distances here and there; each of all its own pictures, so that nothing is paired and no significance is known."""
     not_compared: tuple[str, ...] = ()
-    """Scores that other judges gave there."""
+    """Scores that other networks gave there."""
     sheet_score: str | None = None
     """What the pairs that changed most are chosen by."""
     lost: list[dict[str, Any]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Comparison:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: without single rows."""
-        differences = {name: each.as_dict() for name, each in self.differences.items()}
+        differences = with_old_names({name: each.as_dict() for name, each in self.differences.items()})
         counts = {name: getattr(self, name) for name in ("against", "pairs", "only_here", "only_there")}
         sets = {name: {"here": here, "there": there} for name, (here, there) in self.sets.items()}
         return counts | {"not_compared": list(self.not_compared), "differences": differences, "sets": sets}
@@ -61,7 +61,7 @@ def compare(here: Path, there: Path, resamples: int = RESAMPLES, seed: int = 0, 
     found.differences = tally.changes()
     diversities = compare_diversity(here, there)
     found.differences |= {name: each for name, each in diversities.items() if name not in not_compared}
-    found.sheet_score = next((name for name in SHEET_SCORES if name in found.differences), None)
+    found.sheet_score = next((name for name in sheet_scores() if name in found.differences), None)
     if found.sheet_score:
         found.lost, found.gained = (extremes.rows() for extremes in tally.extremes[found.sheet_score])
     return found
@@ -79,7 +79,7 @@ class _Tally:
         self.means = ClusteredMeans(names)
         self.titles = tuple(CorpusBleu(resamples, seed) for _ in range(2))
         self.sums = np.zeros((2, len(names)))
-        sheets = [name for name in SHEET_SCORES if name in names]
+        sheets = [name for name in sheet_scores() if name in names]
         self.extremes = {name: (Extremes(-1, _SHOWN, SHEET_ROWS), Extremes(1, _SHOWN, SHEET_ROWS)) for name in sheets}
 
     def count(self, batch: pa.RecordBatch) -> None:
@@ -105,4 +105,4 @@ class _Tally:
         changes = {name: Change(*map(float, means(name, each.rows)), each) for name, each in found.items()}
         if titles := self.titles[0].change_from(self.titles[1]):
             changes[CORPUS_BLEU] = titles
-        return {name: changes[name] for name in SCORES if name in changes}
+        return {name: changes[name] for name in names_of("title", "all titles", "picture") if name in changes}

@@ -1,6 +1,6 @@
 """How far apart backgrounds are: of one pair's creatives between seeds, of one product's between users.
 
-A run of one creative a pair has no seeds to compare; between users it is still told whether a product looks alike for
+A run of one creative a pair has no seeds to compare; it still shows whether a product looks alike for
 everybody, which personalization must not do. That it does not is no proof of it: a model that ignores its users draws another
 background each time, too, and then users differ no more than seeds do. Values lie in one file of the evaluation, so that two
 evaluations are compared pair by pair and product by product.

@@ -1,4 +1,4 @@
-"""An earlier evaluation to compare with: its record, and which of its scores the same judges gave."""
+"""An earlier evaluation to compare with: its record, and which of its scores the same networks gave."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,16 +8,16 @@ from typing import Any
 from adgen.creatives.storage import S3Access
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
-from adgen.evaluation.results.diversity import SEED_DIVERSITY, USER_DIVERSITY
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.rows import check_rows, read_rows
 from adgen.evaluation.results.set_scores import SetScore
-from adgen.evaluation.scoring.creatives import ROW_SCORES, SCORED
-from adgen.evaluation.scoring.networks import SCORES_OF, Judge
+from adgen.evaluation.scores import names_of, scores_that_need
+from adgen.evaluation.scoring.creatives import SCORED
+from adgen.evaluation.scoring.networks import NamedNetwork
 
 RECORD = "summary.json"  # written last: where it lies, the evaluation is whole
 
-_PAIRED = (*ROW_SCORES, SEED_DIVERSITY, USER_DIVERSITY)
+_PAIRED = tuple(name for name in names_of("title", "picture", "set") if not scores_that_need([name], "distance"))
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -32,20 +32,24 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise SettingsError(f"{folder / RECORD}: cannot be read as JSON: {error}") from None
 
 
-def judged_otherwise(mine: Mapping[str, Judge | None], record: Mapping[str, Any], names: Sequence[str] = _PAIRED) -> list[str]:
-    """Those of `names` that other judges gave in the record: their values differ even where pictures do not."""
-    unknown = {"digest": None}  # of records that did not tell yet
-    theirs = record.get("judges", dict.fromkeys(mine, unknown))
-    differing = [kind for kind, judge in mine.items() if judge and theirs.get(kind) and theirs[kind]["digest"] != judge.digest]
-    return [name for name in names if name.startswith(tuple(start for kind in differing for start in SCORES_OF[kind]))]
+def scored_by_others(
+    mine: Mapping[str, NamedNetwork | None], record: Mapping[str, Any], names: Sequence[str] = _PAIRED
+) -> list[str]:
+    """Those of `names` that other networks gave in the record: their values differ even where pictures do not."""
+    unknown = {"digest": None}  # of records that do not name their networks
+    theirs = record.get("networks", record.get("judges", dict.fromkeys(mine, unknown)))
+    differing = [
+        kind for kind, network in mine.items() if network and theirs.get(kind) and theirs[kind]["digest"] != network.digest
+    ]
+    return scores_that_need(names, *differing)
 
 
 def distances_beside(
-    mine: Mapping[str, Judge | None], sets: Mapping[str, SetScore], record: Mapping[str, Any]
+    mine: Mapping[str, NamedNetwork | None], sets: Mapping[str, SetScore], record: Mapping[str, Any]
 ) -> dict[str, tuple[float, float]]:
     """Distances that both have from the same network: (here, there)."""
-    ours = [name for name in sets if name.startswith(SCORES_OF["distance"])]
-    theirs, others = record.get("sets") or {}, judged_otherwise(mine, record, ours)
+    ours = scores_that_need(sets, "distance")
+    theirs, others = record.get("sets") or {}, scored_by_others(mine, record, ours)
     return {name: (sets[name].value, theirs[name]["value"]) for name in ours if name in theirs and name not in others}
 
 

@@ -1,8 +1,8 @@
 """Features of an evaluation's pictures, for what only many pictures say together: how far apart those of one pair or one
 product are (diversity.py), and how far the set of all is from the references.
 
-They lie beside the rows, a part a shard, as half-precision bytes: a thousandth of a feature is nothing to a mean of them, and
-a million creatives are read again as a stream and sorted out of memory.
+They lie in a folder of their own, a part a shard, as half-precision bytes: a thousandth of a feature is nothing to a mean of
+them, and a million creatives are read again as a stream and sorted out of memory.
 """
 
 from collections.abc import Sequence

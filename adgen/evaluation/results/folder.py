@@ -23,7 +23,7 @@ from adgen.errors import SettingsError
 from adgen.evaluation.results.diversity import DIVERSITY
 from adgen.evaluation.results.earlier import RECORD
 from adgen.evaluation.results.features import FEATURES
-from adgen.evaluation.results.rows import ROWS
+from adgen.evaluation.results.rows import ROWS, with_old_columns
 
 IDENTITY = "identity.json"
 REPORT = "report.html"
@@ -41,8 +41,8 @@ class Identity:
     """Digest of the settings that decide scores, and of the tables that they name."""
     encoder: str | None
     """Digest of the PBS encoder; None: there is none."""
-    judges: str
-    """Digest of the other judges."""
+    networks: str
+    """Digest of the other networks."""
     version: str
     """Digest of adgen's version, a row's schema, and how rows are cut into parts: another version may score or cut otherwise."""
 
@@ -55,18 +55,20 @@ class Identity:
         """As `to_bytes` wrote it. SettingsError names the place where something else lies."""
         try:
             found = json.loads(data)
+            if "judges" in found:  # the key before 0.2.0
+                found["networks"] = found.pop("judges")
             return cls(**found | {"runs": tuple(found["runs"])})
         except (ValueError, TypeError, KeyError) as error:
             raise SettingsError(f"out: {place}: is not the identity of an evaluation ({error}); {_ADVICE}") from None
 
     def differs(self, other: "Identity") -> list[str]:
-        """Each field that is another, told with both values."""
+        """Each field that differs, with both values."""
         mine, theirs = asdict(self), asdict(other)
         differing = [name for name in mine if mine[name] != theirs[name]]
-        return [f"{name} is {_told(theirs[name])} there and {_told(mine[name])} here" for name in differing]
+        return [f"{name} is {_shown(theirs[name])} there and {_shown(mine[name])} here" for name in differing]
 
 
-def _told(value: str | tuple[str, ...] | None) -> str:
+def _shown(value: str | tuple[str, ...] | None) -> str:
     return ", ".join(value) if isinstance(value, tuple) else (value or "none")[:12]
 
 
@@ -115,11 +117,11 @@ class Results:
         """A shard's SCORED and FEATURE_ROWS: it is done."""
         if features.num_rows:
             self._put(_part(FEATURES, number), to_parquet(features))
-        self._put(_part(ROWS, number), to_parquet(rows))
+        self._put(_part(ROWS, number), to_parquet(with_old_columns(rows)))
 
     def finish(self, record: str) -> None:
-        """The record goes last, after what `folder` holds beside the parts: that it is there says that all is. Features, gigabytes
-        of a large run, go then: all that they say is told."""
+        """The record goes last, after the other files of `folder`: where it lies, the evaluation is whole. Features, gigabytes
+        of a large run, are removed then: the summary holds what they say."""
         for path in (self.folder / DIVERSITY, self.folder / REPORT) if self._copy else ():
             if path.exists():
                 self.storage.put(path.name, path.read_bytes(), content_type_of(path.name))

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adgen.errors import SettingsError
+from adgen.evaluation.scores import old_names
 
 ROWS = "rows"  # the folder of the parts within an evaluation
 _BATCH = 4096
@@ -28,9 +29,24 @@ def read_rows(folder: Path, columns: Sequence[str], parts: str = ROWS) -> Iterat
     check_rows(folder, parts)
     for part in sorted((folder / parts).glob("*.parquet")):
         with pq.ParquetFile(part) as file:
-            if missing := set(columns) - set(file.schema_arrow.names):
+            named = _names_there(columns, file.schema_arrow.names)
+            if missing := set(named) - set(file.schema_arrow.names):
                 raise SettingsError(f"{part}: column {min(missing)} is missing; another version of adgen wrote it")
-            yield from file.iter_batches(batch_size=_BATCH, columns=list(columns))
+            for batch in file.iter_batches(batch_size=_BATCH, columns=list(named)):
+                yield batch.rename_columns([named[name] for name in batch.schema.names])
+
+
+def _names_there(columns: Sequence[str], there: Sequence[str]) -> dict[str, str]:
+    """Name in a file -> column: files that were written before 0.2.0 have old names alone."""
+    renamed = {new: old for new, old in old_names().items() if new not in there and old in there}
+    return {renamed.get(name, name): name for name in columns}
+
+
+def with_old_columns(rows: pa.Table) -> pa.Table:
+    """The rows, and after their columns those of renamed scores under their old names, until 0.3.0."""
+    for new, old in old_names().items():
+        rows = rows.append_column(old, rows[new])
+    return rows
 
 
 def rows_by_user(folder: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -67,5 +83,8 @@ def opened(parts: str = ROWS, /, **folders: Path) -> Iterator[duckdb.DuckDBPyCon
         for name, folder in folders.items():
             check_rows(folder, parts)
             files = str(folder / parts / "*.parquet").replace("'", "''")  # a quote in a folder's name ends no string
-            base.execute(f"CREATE VIEW {name} AS SELECT * FROM read_parquet('{files}')")
+            there = base.sql(f"SELECT * FROM read_parquet('{files}')").columns
+            renamed = {old: new for old, new in _names_there(list(old_names()), there).items() if old in there and old != new}
+            columns = ", ".join(["*", *(f"{old} AS {new}" for old, new in renamed.items())])
+            base.execute(f"CREATE VIEW {name} AS SELECT {columns} FROM read_parquet('{files}')")
         yield base

@@ -14,10 +14,10 @@ class SetScore(NamedTuple):
 
     value: float
     low: float | None
-    """Of the 95% interval; None where there is none to be told, as of a distance."""
+    """Of the 95% interval; None where there is none, as of a distance."""
     high: float | None
     of: dict[str, int]
-    """What it is of: so many pairs, products, creatives."""
+    """How many pairs, products or creatives it is of."""
     effective_users: float | None = None
     """Of a diversity: what its users (or products) of unequal numbers of rows are worth."""
 

@@ -1,7 +1,7 @@
 """What the rows of an evaluation say together: means with intervals, by group, distributions, best and worst.
 
 Rows are read from Parquet, twice, batch by batch: first what groups and ranges there are, then everything else, user by user.
-Memory does not grow with the rows. A number that there is not enough to tell is left out or None, and what rows lack is
+Memory does not grow with the rows. A number that there are too few rows for is left out or None, and what rows lack is
 counted.
 """
 
@@ -14,24 +14,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adgen.evaluation.results.comparison import SHEET_SCORES
 from adgen.evaluation.results.extremes import Extremes
 from adgen.evaluation.results.rows import read_rows, rows_by_user, values_of
 from adgen.evaluation.results.set_scores import SetScore, has_features, set_scores
-from adgen.evaluation.scoring.backgrounds import BACKGROUND_SCORES
-from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORES
-from adgen.evaluation.scoring.networks import SCORES_OF
+from adgen.evaluation.scores import find_score, names_of, scores_that_need, sheet_scores, with_old_names
+from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES
 from adgen.evaluation.statistics import RESAMPLES, ClusteredMeans, Estimate, same_within
 from adgen.evaluation.titles.bleu import NUM_COUNTS, CorpusBleu
 
 GROUPS = ("locale", "category", "history_length")
-_SHARES = ("title_empty", "allowed_words", "selling_point_coverage", "number_unit_agreement", "within_good_width")
-_SHARES += ("within_max_width", "rouge_l", "product_iou", "unpasted_product_iou", "copied", "reference_copied")
-_NOT_BELOW_0 = ("product_distance", "product_spill", "unpasted_product_distance", "unpasted_product_spill", "width")
-_MARGINS = tuple(name for name in ROW_SCORES if name.endswith("_margin"))
-_COSINES = tuple(name for name in (*BACKGROUND_SCORES, "history_correlation") if name not in _MARGINS)
-_RANGES = dict.fromkeys(_SHARES, (0.0, 1.0)) | dict.fromkeys(_NOT_BELOW_0, (0.0, np.inf)) | dict.fromkeys(_COSINES, (-1.0, 1.0))
-_RANGES |= dict.fromkeys(_MARGINS, (-2.0, 2.0)) | dict.fromkeys(("bleu", CORPUS_BLEU), (0.0, 100.0))
 MOST_GROUPS = 20  # of a kind; rows of the rarer ones are counted as OTHER
 NOT_KNOWN, OTHER = "not known", "all others"
 BINS = 30
@@ -70,7 +61,7 @@ class Summary:
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows by why they lack a score; a row may have several reasons."""
     scores: dict[str, Estimate] = field(default_factory=dict)
-    """By name; beside those of rows CORPUS_BLEU, of all titles together."""
+    """By name; those of rows, and CORPUS_BLEU, of all titles together."""
     sets: dict[str, SetScore] = field(default_factory=dict)
     """What only many pictures say together."""
     uncertain: dict[str, list[str]] = field(default_factory=dict)
@@ -85,7 +76,7 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON: without distributions and single rows."""
-        numbers = lambda scores: {name: each.as_dict() for name, each in scores.items()}  # noqa: E731
+        numbers = lambda scores: with_old_names({name: each.as_dict() for name, each in scores.items()})  # noqa: E731
         groups = {kind: {name: numbers(scores) for name, scores in found.items()} for kind, found in self.groups.items()}
         counts = {name: getattr(self, name) for name in ("rows", "by_status", "left_out", "uncertain")}
         sets = {name: each.as_dict() for name, each in self.sets.items()}
@@ -122,13 +113,13 @@ def _uncertain(scores: dict[str, Estimate | SetScore], network: str) -> dict[str
     for name, each in scores.items():
         if reason := each.why_no_interval:
             found.setdefault(reason, []).append(name)
-    if network and not any(name.startswith(SCORES_OF["distance"]) for name in scores):
+    if network and not scores_that_need(scores, "distance"):
         found["too_few_pictures"] = ["distance"]
     return dict(sorted(found.items()))
 
 
 def history_group(length: int | None) -> str:
-    """The group of a history of so many clicks."""
+    """The group of a history of `length` clicks."""
     if length is None:
         return NOT_KNOWN
     return next((name for most, name in _LENGTHS if length <= most), LONGER)
@@ -190,7 +181,7 @@ class _Tally:
         self.kept = {kind: survey.kept(kind) for kind in GROUPS}
         self.groups = {kind: {name: new() for name in self._names(survey, kind)} for kind in GROUPS}
         self.histograms = {name: Histogram(*ends, np.zeros(BINS, np.int64)) for name, ends in survey.ranges.items()}
-        sheets = [name for name in SHEET_SCORES if name in survey.ranges][:MOST_SHEETS]
+        sheets = [name for name in sheet_scores() if name in survey.ranges][:MOST_SHEETS]
         sheets += [PAINTED] if PAINTED in survey.ranges else []
         self.worst = {name: Extremes(-1, _SHOWN, SHEET_ROWS) for name in sheets}
         self.best = {name: Extremes(1, _SHOWN, SHEET_ROWS) for name in sheets}
@@ -228,14 +219,14 @@ class _Scores:
         self._titles.add(users[there], bleu_counts.flatten().to_numpy().reshape(-1, NUM_COUNTS))
 
     def estimates(self) -> dict[str, Estimate]:
-        """By name, CORPUS_BLEU beside the mean of sentences."""
+        """By name, CORPUS_BLEU next to the mean of sentences."""
         found = self._rows.estimates()
         if titles := self._titles.estimate():
             found[CORPUS_BLEU] = titles
-        return {name: _within_range(name, found[name]) for name in SCORES if name in found}
+        return {name: _within_range(name, found[name]) for name in names_of("title", "all titles", "picture") if name in found}
 
 
 def _within_range(name: str, each: Estimate) -> Estimate:
     """No interval of a share reaches below 0 or above 1: Student's t does not know what a score can be."""
-    lowest, highest = _RANGES.get(name, (-np.inf, np.inf))
+    lowest, highest = find_score(name).range
     return each if each.low is None else each._replace(low=max(lowest, each.low), high=min(highest, each.high))

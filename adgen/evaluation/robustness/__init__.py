@@ -1,1 +1,1 @@
-"""How far scores move when what they judge does not change."""
+"""How far scores move when what they score does not change."""

@@ -1,4 +1,4 @@
-"""How far PBS moves when a picture changes and its background does not, beside how far backgrounds are from one another.
+"""How far PBS moves when a picture changes and its background does not, compared with how far backgrounds are from one another.
 
 A movement alone says nothing: an encoder that maps all pictures to one point never moves. So each is also given as a share
 of the margin, 1 minus the mean score of different backgrounds, and as how often the changed picture is still nearer to
@@ -60,7 +60,7 @@ def measure_robustness(
     changes: Sequence[Change] = CHANGES,
     each: Callable[[int], None] = lambda count: None,
 ) -> Robustness:
-    """Every change of every scene against its original. `each` is told of every scene that is done.
+    """Every change of every scene against its original. `each` is called after every scene.
 
     InputError with fewer than two scenes, or when all are of one style: then there is nothing to compare with.
     """

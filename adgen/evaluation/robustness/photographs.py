@@ -1,8 +1,8 @@
-"""Real photographs with labelled kinds of background, in PAd1M format: does a score tell the kinds apart?
+"""Real photographs with labelled kinds of background, in PAd1M format: does a score separate the kinds?
 
 Nobody tuned anything for them, so they check what was tuned on drawn pictures. Each photograph looks for others of its
 kind among all other products, and once more among products of other sorts only, so that a feature that sees shirts and
-not what is behind them gains nothing. The mean colour of the background stands beside the encoders: labels that were made
+not their background gains nothing. The mean colour of the background is a baseline for the encoders: labels that were made
 by clustering colours are found by colour.
 """
 
@@ -68,7 +68,7 @@ class Finding:
 def read_photographs(data: Path, labels: Path | None = None, problems: Counter | None = None) -> list[Photograph]:
     """Every labelled photograph of a PAd1M file that can be read and has a cut-out; the others are counted in `problems`.
 
-    A clicked product's cut-out is looked for beside those of the targets, under the same name. InputError when labels
+    A clicked product's cut-out is looked for in the folders of the targets' cut-outs, under the same name. InputError when labels
     are no JSON object of objects, or fewer than two photographs are left.
     """
     problems = Counter() if problems is None else problems
@@ -106,8 +106,8 @@ def _pictures(file: Path) -> dict[str, str | None]:
             clicked |= {each for each in entry.get("history_images") or () if isinstance(each, str)}
     folders = {str(PurePosixPath(each).parent) for each in targets.values() if each}
     for picture in clicked - set(targets):
-        beside = (f"{folder}/{PurePosixPath(picture).stem}.png" for folder in sorted(folders))
-        targets[picture] = next((path for path in beside if (file.parent / path).is_file()), None)
+        candidates = (f"{folder}/{PurePosixPath(picture).stem}.png" for folder in sorted(folders))
+        targets[picture] = next((path for path in candidates if (file.parent / path).is_file()), None)
     return targets
 
 
@@ -156,10 +156,10 @@ def _patch_features(photographs: list[Photograph], patches: PatchEncoder, batch_
 
 
 def _mean_colours(photographs: list[Photograph]) -> Tensor:
-    """The mean background colour of each, around the mean of all, so that a cosine tells directions of colour apart."""
+    """The mean background colour of each, around the mean of all, so that a cosine compares directions of colour."""
     pixels = stacked([each.picture for each in photographs], _COLOUR_SIDE)
-    behind = 1 - stacked([each.cutout for each in photographs], _COLOUR_SIDE)[:, 3:]
-    colours = (pixels * behind).sum((2, 3)) / behind.sum((2, 3)).clamp(min=1)
+    background = 1 - stacked([each.cutout for each in photographs], _COLOUR_SIDE)[:, 3:]
+    colours = (pixels * background).sum((2, 3)) / background.sum((2, 3)).clamp(min=1)
     return colours - colours.mean(0)
 
 

@@ -24,7 +24,7 @@ _SPARE = 2  # candidates for each picture, so that some may be unreadable
 
 
 def drawn_scenes(number: int, side: int, seed: int) -> Iterator[Scene]:
-    """So many scenes, the shop's styles in turn; the same numbers give the same pictures, which no training has seen."""
+    """`number` scenes, the shop's styles in turn; the same numbers give the same pictures, which no training has seen."""
     styles, key = list(STYLES), key_for("scene", seed)
     for index in range(number):
         rng = np.random.default_rng([key, index])
@@ -38,7 +38,7 @@ def _drawn_product(side: int, rng: np.random.Generator) -> Image.Image:
 
 
 def table_scenes(inputs: Inputs, number: int, side: int, seed: int, problems: Counter) -> Iterator[Scene]:
-    """At most so many scenes: a reference creative as the background, each picture once, two products' cut-outs to set on it.
+    """At most `number` scenes: a reference creative as the background, each picture once, two products' cut-outs to set on it.
 
     Which ones is drawn by `seed`; where cut-outs are few they come again. Pictures that can't be read are counted in
     `problems`, as "references: reason". InputError when there are not two readable cut-outs.

@@ -28,10 +28,10 @@ class RobustnessSettings(Settings):
 
 
 class PhotographsSettings(Settings):
-    """Which photographs, told apart by what."""
+    """Which photographs, and what compares them."""
 
     data: Path
-    """Folder of pad1m.json and labels.json, or the PAd1M file itself with labels.json beside it."""
+    """Folder of pad1m.json and labels.json, or the PAd1M file itself with labels.json in the same folder."""
     labels: Path | None = None
     """JSON object: picture name without folder and ending -> {"bg": its background's kind, "cls": the product's}."""
     encoder: Path | None = None

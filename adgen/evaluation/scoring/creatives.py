@@ -17,27 +17,20 @@ from adgen.errors import PairError
 from adgen.evaluation.pictures.copies import Nearest, nearest_history
 from adgen.evaluation.pictures.product_fidelity import product_scores
 from adgen.evaluation.pictures.tensors import as_pixels, placed_product, stacked
-from adgen.evaluation.scoring.backgrounds import BACKGROUND_SCORES, BackgroundScorer
+from adgen.evaluation.scores import measured, names_of
+from adgen.evaluation.scoring.backgrounds import BackgroundScorer
 from adgen.evaluation.scoring.facts import CreativeFacts, Shown
-from adgen.evaluation.scoring.networks import Judges
-from adgen.evaluation.scoring.other_users import Stranger
+from adgen.evaluation.scoring.networks import ScoringNetworks
+from adgen.evaluation.scoring.other_users import OtherUser
 from adgen.evaluation.scoring.shop_pictures import PIXELS_SIDE, Seen, ShopPictures
 from adgen.evaluation.titles.bleu import bleu_counts, written
-from adgen.evaluation.titles.scores import TITLE_SCORES, title_scores
+from adgen.evaluation.titles.scores import title_scores
 from adgen.images import cut_out, read_picture
 
 PRODUCT_SCORES = ("product_iou", "product_distance", "product_spill")
 UNPASTED_SCORES = tuple(f"unpasted_{name}" for name in PRODUCT_SCORES)
-COPY_SCORES = ("copied", "reference_copied", "history_correlation")
-PICTURE_SCORES = (*PRODUCT_SCORES, *UNPASTED_SCORES, *COPY_SCORES, *BACKGROUND_SCORES, "clip_score")
-"""product_*: see `product_scores`; unpasted_*: the same of what the model painted before the product was pasted. copied and
-history_correlation: see `nearest_history`; reference_copied: whether the reference would be taken for a copy, too, which no
-reference is. clip_score: see `TitlePictureScore`."""
-ROW_SCORES = (*TITLE_SCORES, *PICTURE_SCORES)
+ROW_SCORES = names_of("title", "picture")
 CORPUS_BLEU = "corpus_bleu"
-_BLEU = ROW_SCORES.index("bleu") + 1
-SCORES = (*ROW_SCORES[:_BLEU], CORPUS_BLEU, *ROW_SCORES[_BLEU:])
-"""Those of rows and, beside the mean of sentences, BLEU of all titles together; in the order that people read them."""
 SCORED = pa.schema(
     [
         pa.field("pair_id", pa.string(), nullable=False),
@@ -65,14 +58,14 @@ _AT_ONCE = 32  # pictures in one pass of a network
 
 
 class CreativeScorer:
-    """Scores batches of creatives, with the judges that there are."""
+    """Scores batches of creatives, with the networks that there are."""
 
-    def __init__(self, judges: Judges, read: Callable[[str], bytes], strangers: Sequence[Stranger] = ()):
-        """read: bytes of a URI, or PairError. strangers: the run's panel; clicks are ShopPictures."""
-        self.judges = judges
-        self.shop = ShopPictures(judges, read)
-        self.backgrounds = BackgroundScorer(self.shop, strangers)
-        self.device = judges.device
+    def __init__(self, networks: ScoringNetworks, read: Callable[[str], bytes], other_users: Sequence[OtherUser] = ()):
+        """read: bytes of a URI, or PairError. other_users: the run's panel; clicks are ShopPictures."""
+        self.networks = networks
+        self.shop = ShopPictures(networks, read)
+        self.backgrounds = BackgroundScorer(self.shop, other_users)
+        self.device = networks.device
         self._pixels: Callable[[str], Image.Image] = lru_cache(4)(lambda uri: read_picture(read(uri)))
 
     def score(self, batch: Sequence[CreativeFacts]) -> None:
@@ -80,6 +73,7 @@ class CreativeScorer:
         made = [each for each in batch if each.title is not None]
         for each in made:
             _score_title(each)
+            each.scores |= measured("title", each)
         self.shop.look_at(picture for each in made for picture in (each.reference_picture, *(each.clicked or ())) if picture)
         shown = filter(None, map(self._shown, made))
         while part := list(islice(shown, _AT_ONCE)):
@@ -89,6 +83,8 @@ class CreativeScorer:
             self.backgrounds.score(part)
             self._see_sets(part)
             self._score_with_titles([each for each in part if each.facts.title.strip()])
+            for each in part:
+                each.facts.scores |= measured("picture", each)
 
     def _shown(self, facts: CreativeFacts) -> Shown | None:
         picture = _readable(facts, facts.picture, "picture")
@@ -164,20 +160,20 @@ class CreativeScorer:
 
     def _see_sets(self, shown: Sequence[Shown]) -> None:
         """Features for the distance of all creatives from all references; a pair's reference is seen once, whatever the seeds."""
-        if self.judges.pictures is None:
+        if self.networks.pictures is None:
             return
         compared = [each for each in shown if each.reference is not None and each.facts.variant == 0]
         for name, rows, pictures in (
             ("picture", shown, [each.picture for each in shown]),
             ("reference", compared, [self.shop.open(each.facts.reference_picture) for each in compared]),
         ):
-            for each, feature in zip(rows, self.judges.pictures.of_pictures(pictures) if pictures else (), strict=True):
+            for each, feature in zip(rows, self.networks.pictures.of_pictures(pictures) if pictures else (), strict=True):
                 each.facts.features[name] = feature
 
     def _score_with_titles(self, shown: Sequence[Shown]) -> None:
-        if self.judges.titles is None:
+        if self.networks.titles is None:
             return
-        scores = self.judges.titles.each([each.picture for each in shown], [each.facts.title for each in shown])
+        scores = self.networks.titles.each([each.picture for each in shown], [each.facts.title for each in shown])
         for each, value in zip(shown, scores, strict=True):
             each.facts.scores["clip_score"] = value
 

@@ -11,7 +11,7 @@ from adgen.evaluation.titles.scores import ProductTexts
 
 @dataclass
 class CreativeFacts:
-    """One creative, as tables and the store tell of it. URIs are resolved."""
+    """One creative, as tables and the store describe it. URIs are resolved."""
 
     pair_id: str
     user_key: str

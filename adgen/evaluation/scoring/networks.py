@@ -1,4 +1,4 @@
-"""The networks that judge pictures, from local directories: which are given, what a report calls them, and how they are loaded."""
+"""The networks that score pictures, from local directories: which are given, what a report calls them, and how they are loaded."""
 
 import hashlib
 from collections.abc import Callable
@@ -20,18 +20,18 @@ _WEIGHTS = {".safetensors", ".bin", ".pth", ".json"}
 
 
 @dataclass(frozen=True)
-class JudgePaths:
+class NetworkPaths:
     """Where they lie, by the names of their settings; picklable. None: not given."""
 
     encoder: Path | None = None
     dinov2: Path | None = None
     adapter: Path | None = None
-    """Not used beside dinov2."""
+    """Not used where dinov2 is given."""
     fid: Path | None = None
     clip: Path | None = None
 
     @classmethod
-    def of(cls, settings: Any) -> "JudgePaths":
+    def of(cls, settings: Any) -> "NetworkPaths":
         """Those of settings with these names, absolute; where they name none, what ships with the package."""
         given: dict[str, Path | None] = {each.name: getattr(settings, each.name) for each in fields(cls)}
         given["encoder"] = given["encoder"] or shipped_encoder()
@@ -49,7 +49,7 @@ class JudgePaths:
         return any((self.encoder, self.dinov2, self.adapter))
 
 
-class Judges(NamedTuple):
+class ScoringNetworks(NamedTuple):
     """Those that are given, loaded."""
 
     pbs: PBSEncoder | None = None
@@ -61,31 +61,22 @@ class Judges(NamedTuple):
     device: torch.device = torch.device("cpu")
 
 
-class Judge(NamedTuple):
+class NamedNetwork(NamedTuple):
     """Who gave a kind of score."""
 
     name: str
     digest: str
-    """Of the files: scores of two judges cannot be compared."""
+    """Of the files: scores of two networks cannot be compared."""
 
 
-SCORES_OF = {
-    "pbs": ("pbs_",),
-    "background": ("background_", "seed_diversity", "user_diversity"),
-    "distance": ("fid", "frechet", "kid"),
-    "clip": ("clip_score",),
-}
-"""How the names of a judge's scores begin."""
-
-
-def told_judges(paths: JudgePaths, judges: Judges) -> dict[str, Judge | None]:
-    """By kind of score: pbs, background, distance, clip; None where nobody judges."""
+def name_networks(paths: NetworkPaths, networks: ScoringNetworks) -> dict[str, NamedNetwork | None]:
+    """By kind of score: pbs, background, distance, clip; None where nobody networks."""
     backgrounds = paths.dinov2 or paths.adapter
     return {
-        "pbs": Judge("PBS encoder", _digest(paths.encoder)) if paths.encoder else None,
-        "background": Judge(judges.patches.name, _digest(backgrounds)) if backgrounds else None,
-        "distance": Judge(judges.pictures.name, _digest(paths.fid)) if paths.fid else None,
-        "clip": Judge("CLIP", _digest(paths.clip)) if paths.clip else None,
+        "pbs": NamedNetwork("PBS encoder", _digest(paths.encoder)) if paths.encoder else None,
+        "background": NamedNetwork(networks.patches.name, _digest(backgrounds)) if backgrounds else None,
+        "distance": NamedNetwork(networks.pictures.name, _digest(paths.fid)) if paths.fid else None,
+        "clip": NamedNetwork("CLIP", _digest(paths.clip)) if paths.clip else None,
     }
 
 
@@ -99,10 +90,10 @@ def _digest(path: Path) -> str:
     return whole.hexdigest()
 
 
-def load_judges(paths: JudgePaths, device: torch.device) -> Judges:
+def load_networks(paths: NetworkPaths, device: torch.device) -> ScoringNetworks:
     """All that are given, on the device. SettingsError names the setting, and what its directory lacks."""
     seeing, second = ("dinov2", paths.dinov2) if paths.dinov2 else ("adapter", paths.adapter)
-    return Judges(
+    return ScoringNetworks(
         pbs=_load("encoder", paths.encoder, lambda path: load_pbs(path).to(device)),
         patches=_load(seeing, second, lambda _: patch_encoder(paths.dinov2, paths.adapter, device)),
         pictures=_load("fid", paths.fid, lambda path: load_picture_features(path).to(device)),

@@ -13,7 +13,7 @@ from adgen.errors import PairError
 from adgen.evaluation.pictures.backgrounds import background_features
 from adgen.evaluation.pictures.pbs import pbs_features
 from adgen.evaluation.pictures.tensors import as_pixels
-from adgen.evaluation.scoring.networks import Judges
+from adgen.evaluation.scoring.networks import ScoringNetworks
 from adgen.images import read_picture
 
 PIXELS_SIDE = 48  # a multiple of the thumbnail that copies are looked for with
@@ -22,7 +22,7 @@ _AT_ONCE = 32  # in one pass of a network
 
 
 Features = dict[str, Tensor]
-"""Of a picture's background, by who judges: `pbs`, and `background` where the product is known and leaves some of it."""
+"""Of a picture's background, by network: `pbs`, and `background` where the product is known and leaves some of it."""
 
 
 class ShopPicture(NamedTuple):
@@ -45,9 +45,9 @@ class Seen(NamedTuple):
 class ShopPictures:
     """Reads and sees pictures of the shop, and remembers what it saw."""
 
-    def __init__(self, judges: Judges, read: Callable[[str], bytes]):
+    def __init__(self, networks: ScoringNetworks, read: Callable[[str], bytes]):
         """read: bytes of a URI, or PairError."""
-        self.judges, self.read = judges, read
+        self.networks, self.read = networks, read
         self._known: OrderedDict[ShopPicture, Seen | PairError] = OrderedDict()
 
     def open(self, picture: ShopPicture) -> Image.Image:
@@ -94,11 +94,11 @@ class ShopPictures:
         self, images: dict[ShopPicture, Image.Image], masks: dict[ShopPicture, Image.Image]
     ) -> dict[ShopPicture, Features]:
         found: dict[ShopPicture, Features] = {picture: {} for picture in images}
-        if self.judges.pbs is not None and images:
-            for picture, feature in zip(images, pbs_features(self.judges.pbs, images.values()), strict=True):
+        if self.networks.pbs is not None and images:
+            for picture, feature in zip(images, pbs_features(self.networks.pbs, images.values()), strict=True):
                 found[picture]["pbs"] = feature
-        if self.judges.patches is not None and masks:
-            backgrounds = background_of(self.judges, [images[picture] for picture in masks], list(masks.values()))
+        if self.networks.patches is not None and masks:
+            backgrounds = background_of(self.networks, [images[picture] for picture in masks], list(masks.values()))
             for picture, background in zip(masks, backgrounds, strict=True):
                 found[picture] |= background
         return found
@@ -115,9 +115,9 @@ class ShopPictures:
         return cutout if cutout.mode == "RGBA" and cutout.size == image.size else None
 
 
-def background_of(judges: Judges, pictures: list[Image.Image], products: list[Image.Image]) -> list[Features]:
+def background_of(networks: ScoringNetworks, pictures: list[Image.Image], products: list[Image.Image]) -> list[Features]:
     """Of RGB pictures and their products (RGBA, same frames) {"background": feature (D,)}; {} where all is product."""
-    pixels = torch.stack([as_pixels(picture, judges.patches.side) for picture in pictures])
-    masks = torch.stack([as_pixels(product, judges.patches.side)[3] for product in products])
-    features, there = background_features(judges.patches, pixels, masks)
+    pixels = torch.stack([as_pixels(picture, networks.patches.side) for picture in pictures])
+    masks = torch.stack([as_pixels(product, networks.patches.side)[3] for product in products])
+    features, there = background_features(networks.patches, pixels, masks)
     return [{"background": feature} if any_left else {} for feature, any_left in zip(features, there.tolist(), strict=True)]

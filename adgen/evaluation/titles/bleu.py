@@ -128,7 +128,7 @@ class CorpusBleu:
 
 
 def _error(drawn: np.ndarray, sizes: UserSizes) -> float | None:
-    """The standard error of a statistic whose resamples are `drawn`, of users; None where it cannot be told."""
+    """The standard error of a statistic whose resamples are `drawn`, of users; None where it is not known."""
     drawn = drawn[np.isfinite(drawn)]
     if sizes.users.sum() < 2 or np.ptp(drawn) < 1e-9:  # every resample has the same BLEU, to rounding
         return None

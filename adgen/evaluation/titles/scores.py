@@ -17,18 +17,6 @@ from adgen.evaluation.titles.bleu import sentence_bleu, written
 from adgen.finishing.titles import display_width, words
 from adgen.finishing.wording import Wording, product_wording, stop_words
 
-TITLE_SCORES = (
-    "title_empty",
-    "allowed_words",
-    "selling_point_coverage",
-    "number_unit_agreement",
-    "width",
-    "within_good_width",
-    "within_max_width",
-    "bleu",
-    "rouge_l",
-)
-"""Every name that `title_scores` may give."""
 _HAN = regex.compile(r"\p{Han}")
 
 
@@ -49,7 +37,7 @@ class ProductTexts(NamedTuple):
 def title_scores(
     title: str, references: Sequence[str | None], product: ProductTexts, finish: FinishSettings | None = None
 ) -> dict[str, float]:
-    """Scores of one title, by names of TITLE_SCORES. Shares and ROUGE-L are 0..1, BLEU 0..100, width in columns.
+    """Scores of one title, by the names of the table of scores. Shares and ROUGE-L are 0..1, BLEU 0..100, width in columns.
 
     Absent: bleu and rouge_l without a reference that has text, selling_point_coverage without selling points,
     number_unit_agreement of a title without numbers, allowed_words of one without words. An empty title has

@@ -1,4 +1,4 @@
-"""Evaluations on one screen: score a run's rows as they come, then tell what they say together."""
+"""Evaluations on one screen: score a run's rows as they come, then summarize them."""
 
 import json
 import time
@@ -15,23 +15,24 @@ from adgen.creatives.reading import ManifestReader, open_published, open_run
 from adgen.creatives.stores import open_storage
 from adgen.evaluation.report.page import write_page
 from adgen.evaluation.results.comparison import Comparison, compare
-from adgen.evaluation.results.earlier import distances_beside, judged_otherwise, pictures_of, read_record
+from adgen.evaluation.results.earlier import distances_beside, pictures_of, read_record, scored_by_others
 from adgen.evaluation.results.folder import REPORT, Identity, Results, check_unfinished, open_results
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.reference_counts import count_references
 from adgen.evaluation.results.summary import Summary, summarize
+from adgen.evaluation.scores import scores_that_need
 from adgen.evaluation.scoring.creatives import ROW_SCORES, SCORED
-from adgen.evaluation.scoring.networks import SCORES_OF, Judge, JudgePaths, load_judges, told_judges
-from adgen.evaluation.scoring.other_users import looks_at_strangers, panel_digest
+from adgen.evaluation.scoring.networks import NamedNetwork, NetworkPaths, load_networks, name_networks
+from adgen.evaluation.scoring.other_users import panel_digest
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.evaluation.settings import RunEvaluationSettings, ScoringSettings
-from adgen.on_ray.scoring.sampling import read_strangers
+from adgen.on_ray.scoring.sampling import read_panel
 from adgen.on_ray.scoring.workers import ROWS_AN_ITEM, ScoringContext, score, whole_parts
 from adgen.progress import Progress
 from adgen.records import digest
 from adgen.shop.inputs.tables import Inputs, open_inputs
 
-# Of the settings: what run ids and digests say anyway, how scores are told, and where the work is done.
+# Of the settings: what run ids and digests say anyway, how scores are reported, and where the work is done.
 _NOT_OF_SCORES = {"store", "campaign", "run", "out", "inputs", "encoder", "dinov2", "adapter", "fid", "clip"}
 _NOT_OF_SCORES |= {"against", "resamples", "seed", "device", "cluster", "s3"}
 
@@ -65,19 +66,22 @@ def score_runs(
     """Rows, summary and report of runs into `out`, a folder or on S3; the record. Several runs hold creatives of the same pairs,
     made with different seeds."""
     started = time.time()
-    paths, judges, earlier = check_settings(settings)
+    paths, networks, earlier = check_settings(settings)
     contexts = [scoring_context(settings, paths, run, number, has_unpasted) for number, run in enumerate(runs)]
     inputs = contexts[0].inputs
     with open_results(out, settings.s3) as results:
-        done = results.begin(identity_of(settings, inputs, runs, judges))
+        done = results.begin(identity_of(settings, inputs, runs, networks))
         parts = write_rows(contexts, settings, runs, results, done, progress)
         progress.phase("summarize")
-        network = judges["distance"].name if judges["distance"] else ""
+        network = networks["distance"].name if networks["distance"] else ""
         summary = summarize(results.folder, settings.resamples, settings.seed, network)
-        panel = panel_digest(contexts[0].strangers)
-        comparison = compared(settings, results.folder, judges, panel, summary, earlier) if earlier else None
+        panel = panel_digest(contexts[0].other_users)
+        comparison = compared(settings, results.folder, networks, panel, summary, earlier) if earlier else None
         record = (
-            about(settings, runs, paths, judges) | {"panel": panel, "parts": parts} | summary.as_dict() | told_references(inputs)
+            about(settings, runs, paths, networks)
+            | {"panel": panel, "parts": parts}
+            | summary.as_dict()
+            | count_of_references(inputs)
         )
         record |= {"against": comparison and comparison.as_dict(), "seconds": round(time.time() - started, 1)}
         pictures = StoredPictures([run.reader.storage for run in runs], record["campaign"])
@@ -86,66 +90,75 @@ def score_runs(
     return record
 
 
-def identity_of(settings: ScoringSettings, inputs: Inputs, runs: Sequence[ScoredRun], judges: dict[str, Judge | None]) -> Identity:
+def identity_of(
+    settings: ScoringSettings, inputs: Inputs, runs: Sequence[ScoredRun], networks: dict[str, NamedNetwork | None]
+) -> Identity:
     """What parts of this evaluation have in common."""
     decisive = settings.model_dump(mode="json", exclude=_NOT_OF_SCORES)
-    others = {kind: judge and judge.digest for kind, judge in judges.items() if kind != "pbs"}
+    others = {kind: network and network.digest for kind, network in networks.items() if kind != "pbs"}
     return Identity(
         runs=tuple(run.reader.run.run_id for run in runs),
         settings=digest(json.dumps([decisive, inputs.stamps], sort_keys=True)),
-        encoder=judges["pbs"] and judges["pbs"].digest,
-        judges=digest(json.dumps(others, sort_keys=True)),
+        encoder=networks["pbs"] and networks["pbs"].digest,
+        networks=digest(json.dumps(others, sort_keys=True)),
         version=digest(str(SCORED), str(ROWS_AN_ITEM), adgen.__version__),
     )
 
 
-def told_references(inputs: Inputs) -> dict[str, Any]:
+def count_of_references(inputs: Inputs) -> dict[str, Any]:
     """For the record: what the table of references holds and lacks; None where there is none."""
     counts = count_references(inputs)
     return {"references": counts and counts.as_dict(), "reference_problems": counts.problems if counts else {}}
 
 
-def check_settings(settings: ScoringSettings) -> tuple[JudgePaths, dict[str, Judge | None], dict[str, Any] | None]:
-    """Before any work: who judges, what is told of them, and the record of the evaluation to compare with. SettingsError names
-    what is missing."""
+def check_settings(settings: ScoringSettings) -> tuple[NetworkPaths, dict[str, NamedNetwork | None], dict[str, Any] | None]:
+    """Before any work: where the scoring networks lie, their names and digests, and the record of the evaluation to compare with.
+    SettingsError names what is missing."""
     earlier = read_record(settings.against) if settings.against else None
-    paths = JudgePaths.of(settings)
-    return paths, told_judges(paths, load_judges(paths, torch.device("cpu"))), earlier
+    paths = NetworkPaths.of(settings)
+    return paths, name_networks(paths, load_networks(paths, torch.device("cpu"))), earlier
 
 
 def compared(
-    settings: ScoringSettings, out: Path, judges: dict[str, Judge | None], panel: str, summary: Summary, earlier: dict[str, Any]
+    settings: ScoringSettings,
+    out: Path,
+    networks: dict[str, NamedNetwork | None],
+    panel: str,
+    summary: Summary,
+    earlier: dict[str, Any],
 ) -> Comparison:
-    """This evaluation beside the earlier one, without the scores that other judges gave or other strangers were looked at for: a
-    panel's 256 users decide all rows' scores together, which no interval over the rows' users knows of."""
-    others = set(judged_otherwise(judges, earlier))
+    """This evaluation compared with the earlier one, without the scores that other networks gave or that compare with another panel
+    of other users: a panel's 256 users decide all rows' scores together, which no interval over the rows' users knows of."""
+    others = set(scored_by_others(networks, earlier))
     if earlier.get("panel") != panel:
-        others |= {name for name in ROW_SCORES if looks_at_strangers(name)}
+        others |= set(scores_that_need(ROW_SCORES, "other_users"))
     found = compare(out, settings.against, settings.resamples, settings.seed, others)
-    found.sets = distances_beside(judges, summary.sets, earlier)
+    found.sets = distances_beside(networks, summary.sets, earlier)
     return found
 
 
 def about(
-    settings: ScoringSettings, runs: Sequence[ScoredRun], paths: JudgePaths, judges: dict[str, Judge | None]
+    settings: ScoringSettings, runs: Sequence[ScoredRun], paths: NetworkPaths, networks: dict[str, NamedNetwork | None]
 ) -> dict[str, Any]:
     """What was evaluated, and by whom."""
     first = runs[0].reader.run
-    missing = tuple(start for kind, judge in judges.items() if judge is None for start in SCORES_OF[kind])
+    missing = [kind for kind, network in networks.items() if network is None]
+    named = {kind: network and network._asdict() for kind, network in networks.items()}
     return {
         "campaign": first.campaign,
         "run_id": first.run_id,
         "runs": [{"store": run.store, "run_id": run.reader.run.run_id} for run in runs],
         "model_digest": first.digests.get("model"),
         "encoder": str(paths.encoder) if paths.encoder else None,
-        "judges": {kind: judge and judge._asdict() for kind, judge in judges.items()},
+        "networks": named,
+        "judges": named,  # the key before 0.2.0, until 0.3.0
         "settings": settings.model_dump(mode="json", exclude={"s3", "cluster"}),
-        "not_measured": [name for name in ROW_SCORES if name.startswith(missing)],
+        "not_measured": scores_that_need(ROW_SCORES, *missing),
     }
 
 
 def scoring_context(
-    settings: ScoringSettings, paths: JudgePaths, run: ScoredRun, number: int, has_unpasted: bool
+    settings: ScoringSettings, paths: NetworkPaths, run: ScoredRun, number: int, has_unpasted: bool
 ) -> ScoringContext:
     """What workers need to score the run of a seed."""
     return ScoringContext(
@@ -154,9 +167,9 @@ def scoring_context(
         campaign=run.reader.run.campaign,
         run_id=run.reader.run.run_id,
         inputs=open_inputs(settings.inputs, ["products"], optional=["references"]),
-        judges=paths,
+        networks=paths,
         device=cluster_device(settings.device) if paths.any else "cpu",
-        strangers=read_strangers(run.journal) if paths.sees_backgrounds else (),
+        other_users=read_panel(run.journal) if paths.sees_backgrounds else (),
         first_variant=number,
         has_unpasted=has_unpasted,
     )
@@ -176,8 +189,8 @@ def write_rows(
     numbers = list(accumulate((len(each) for each in items), initial=0))
     missing = [[item for item in each if first + item["index"] not in done] for first, each in zip(numbers, items, strict=False)]
     to_score = sum(map(len, missing))
-    told = f" ({numbers[-1] - to_score} of {numbers[-1]} parts are there)" if to_score < numbers[-1] else ""
-    progress.phase(f"score{told}", sum(item["rows"] for each in missing for item in each))
+    progress_note = f" ({numbers[-1] - to_score} of {numbers[-1]} parts are there)" if to_score < numbers[-1] else ""
+    progress.phase(f"score{progress_note}", sum(item["rows"] for each in missing for item in each))
     for context, each, first in zip(contexts, missing, numbers, strict=False):
         for scored in score(context, each, settings.cluster):
             results.write_part(first + scored.index, scored.rows, scored.features)

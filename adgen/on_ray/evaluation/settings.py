@@ -25,7 +25,7 @@ def local(folder: Path | None) -> Path | None:
 
 
 class ScoringSettings(Settings):
-    """How creatives are scored and told of."""
+    """How creatives are scored and reported."""
 
     inputs: str
     """Folder or URI of the tables: products, and references where there are any."""
@@ -80,7 +80,7 @@ class ModelEvaluationSettings(ScoringSettings):
     """Local folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/, of further seeds in
     store-seed-1/ and so on. The same command goes on where an earlier one stopped."""
     seeds: int = Field(default=1, ge=1, le=100)
-    """Creatives of each pair, drawn with different seeds: more than one tell how far they differ."""
+    """Creatives of each pair, drawn with different seeds: more than one show how far they differ."""
     limit: int | None = Field(default=None, gt=0)
     """Only the first N pairs of the references."""
     sampling: SamplingChoice = SamplingChoice()

@@ -17,7 +17,7 @@ from adgen.on_ray.rows import Row
 from adgen.progress import Progress
 from adgen.shop.inputs.locations import read_bytes
 
-OWN, NONE, STRANGER, HIDDEN, SHEET = "own", "none", "stranger", "hidden", "sheet"
+OWN, NONE, OTHER_USER, HIDDEN, SHEET = "own", "none", "other_user", "hidden", "sheet"
 WITHOUT_HISTORY = frozenset({"no_history"})
 """Models of an ablation that were trained without histories, and are shown none."""
 
@@ -64,7 +64,7 @@ def paste(maker: Maker, row: Row, picture: Image.Image, side: int) -> Image.Imag
 
 
 def make_all(settings: ProofSettings, pairs: ProofPairs, scratch: Path, progress: Progress) -> Made:
-    """The model's creatives under its users' own history, none, a stranger's, the own one with the product hidden, the
+    """The model's creatives under its users' own history, none, another user's, the own one with the product hidden, the
     controlled ones where the truth is known, and what the sheet shows."""
     progress.phase("catalog and plan")
     maker = open_maker(settings, settings.model, pairs.inputs, scratch)
@@ -73,7 +73,7 @@ def make_all(settings: ProofSettings, pairs: ProofPairs, scratch: Path, progress
     conditions = {
         OWN: Condition(maker.rows),
         NONE: Condition(with_histories(maker.rows, [()] * len(users))),
-        STRANGER: Condition(shown([pairs.strangers[user] for user in users])),
+        OTHER_USER: Condition(shown([pairs.other_users[user] for user in users])),
         HIDDEN: Condition(maker.rows, shows_product=False),
     }
     for share in pairs.noise:
@@ -94,7 +94,7 @@ def make_own(settings: ProofSettings, name: str, model: Path, pairs: ProofPairs,
 
 
 def noisy(share: float) -> str:
-    """Name of the condition with so many stray clicks."""
+    """Name of the condition with this share of stray clicks."""
     return f"noise {share:g}"
 
 

@@ -1,6 +1,6 @@
 """A proof's creatives: the refresh's own catalog, plan, draw, look-up and engine stage, with other histories put in.
 
-A condition is what a pair is shown: its user's drawn clicks, nobody's, a stranger's, or its own without the product. All
+A condition is what a pair is shown: its user's drawn clicks, nobody's, another user's, or its own without the product. All
 conditions of a pair share its seed, so nothing else differs between two pictures.
 """
 
@@ -173,7 +173,7 @@ def _dataset(context: Context, catalog: Catalog, shards: list[Row]) -> ray.data.
         MakeShard,
         fn_constructor_args=(context, catalog),
         compute=ActorPoolStrategy(size=min(engines, len(shards))),
-        num_cpus=0.9,  # Ray Data's own tasks need some room beside them
+        num_cpus=0.9,  # Ray Data's own tasks need some room
         num_gpus=slot.get("GPU", 0),
     )
 

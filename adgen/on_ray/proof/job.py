@@ -17,7 +17,7 @@ from adgen.on_ray.proof.measures import comparison, measure, noise_rows
 from adgen.on_ray.proof.pairs import choose_pairs, draw_held_out_shop
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.proof.sheet import write_sheet
-from adgen.on_ray.proof.style_classifier import train_judge
+from adgen.on_ray.proof.style_classifier import train_classifier
 from adgen.progress import Progress
 from adgen.shipped import shipped_encoder, shipped_model
 from adgen.shop.synthetic.controlled_histories import stray_clicks
@@ -36,14 +36,14 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
         shop = settings.shop or scratch / "shop"
         uri = settings.inputs or draw_held_out_shop(shop, settings.seed, settings.pairs, side, os.cpu_count() or 1)
         pairs = choose_pairs(uri, settings.pairs, settings.noise, scratch)
-        judge = train_judge(settings.seed, settings.classifier_pictures, side, progress) if pairs.truth else None
+        classifier = train_classifier(settings.seed, settings.classifier_pictures, side, progress) if pairs.truth else None
         made = make_all(settings, pairs, scratch, progress)
         progress.phase("measure")
-        proof = measure(settings, pairs, made, judge)
-        proof.noise = noise_rows(pairs, made, judge)
+        proof = measure(settings, pairs, made, classifier)
+        proof.noise = noise_rows(pairs, made, classifier)
         for name, model in models.items():
             others = make_own(settings, name, model, pairs, scratch, progress)
-            proof.ablation.append(comparison(name, settings, pairs, others, judge))
+            proof.ablation.append(comparison(name, settings, pairs, others, classifier))
         if settings.sheet is not None:
             write_sheet(settings.sheet, pairs, made)
     proof.values |= {"seed": settings.seed, "model_digest": made.maker.context.model_digest}

@@ -13,10 +13,10 @@ from adgen.evaluation.proof.measures import chance, pbs_measures, product_measur
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.titles.scores import ProductTexts
 from adgen.model.pbs import PBSEncoder, load_pbs
-from adgen.on_ray.proof.creatives import HIDDEN, NONE, OWN, STRANGER, Made, noisy, read_shop_picture
+from adgen.on_ray.proof.creatives import HIDDEN, NONE, OTHER_USER, OWN, Made, noisy, read_shop_picture
 from adgen.on_ray.proof.pairs import ProofPairs, Reference
 from adgen.on_ray.proof.settings import ProofSettings
-from adgen.on_ray.proof.style_classifier import StyleJudge, reconstructed
+from adgen.on_ray.proof.style_classifier import StyleNamer, reconstructed
 from adgen.on_ray.rows import Row
 from adgen.records import unit_interval
 from adgen.shop.synthetic.style_pictures import STYLE_NAMES
@@ -24,16 +24,16 @@ from adgen.shop.synthetic.style_pictures import STYLE_NAMES
 Values = dict[str, Any]
 
 
-def measure(settings: ProofSettings, pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> Proof:
+def measure(settings: ProofSettings, pairs: ProofPairs, made: Made, classifier: StyleNamer | None) -> Proof:
     """Everything but the comparisons. What cannot be measured is left out, and a note says why."""
     proof = Proof({"num_pairs": len(made.rows), "num_unusable": made.maker.num_unusable})
     proof.notes += pairs.notes
     if made.maker.num_unusable:
         proof.notes.append(f"{made.maker.num_unusable} pairs cannot be made and count for nothing")
-    if judge is None:
-        proof.notes.append("no styles.parquet beside the tables: nobody knows the users' styles, so they are not measured")
+    if classifier is None:
+        proof.notes.append("no styles.parquet in the tables' folder: nobody knows the users' styles, so they are not measured")
     else:
-        proof.values |= classifier_values(pairs, judge, settings.model) | style_values(pairs, made, judge)
+        proof.values |= classifier_values(pairs, classifier, settings.model) | style_values(pairs, made, classifier)
     proof.values |= title_values(pairs, made)
     proof.values |= product_values(made)
     if settings.encoder is None:
@@ -46,22 +46,22 @@ def measure(settings: ProofSettings, pairs: ProofPairs, made: Made, judge: Style
     return proof
 
 
-def noise_rows(pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> list[Values]:
+def noise_rows(pairs: ProofPairs, made: Made, classifier: StyleNamer | None) -> list[Values]:
     """Style accuracy for each share of stray clicks."""
-    if judge is None:
+    if classifier is None:
         return []
     rows = []
     for share in pairs.noise:
-        hits = style_hits(judge.styles(made.painted(noisy(share))), favourites(pairs, made.rows))
+        hits = style_hits(classifier.styles(made.painted(noisy(share))), favourites(pairs, made.rows))
         rows.append({"stray_clicks": share, "style_accuracy": float(hits.mean())})
     return rows
 
 
-def comparison(name: str, settings: ProofSettings, pairs: ProofPairs, made: Made, judge: StyleJudge | None) -> Values:
+def comparison(name: str, settings: ProofSettings, pairs: ProofPairs, made: Made, classifier: StyleNamer | None) -> Values:
     """A model's row of the ablation: what matters most of the measures."""
     row: Values = {"model": name}
-    if judge is not None:
-        row["style_accuracy"] = float(style_hits(judge.styles(made.painted(OWN)), favourites(pairs, made.rows)).mean())
+    if classifier is not None:
+        row["style_accuracy"] = float(style_hits(classifier.styles(made.painted(OWN)), favourites(pairs, made.rows)).mean())
     if settings.encoder is not None:
         row["pbs_margin"] = pbs_values(pairs, made, load_pbs(settings.encoder))[0].get("pbs_margin")
     titles = title_values(pairs, made)
@@ -76,14 +76,14 @@ def favourites(pairs: ProofPairs, rows: Sequence[Row]) -> list[tuple[str, ...]]:
 MOST_REAL_PICTURES = 1000
 
 
-def classifier_values(pairs: ProofPairs, judge: StyleJudge, model: Path) -> Values:
+def classifier_values(pairs: ProofPairs, classifier: StyleNamer, model: Path) -> Values:
     """The classifier's accuracy on the held-out shop's own product pictures, and on what the model's tokenizer makes of them."""
     styles, pictures = [], []
     for batch in pairs.inputs["products"].batches(["product_id", "image"]):
         for row in batch.to_pylist()[: MOST_REAL_PICTURES - len(pictures)]:
             pictures.append(read_shop_picture(pairs, row["image"]))
             styles.append(pairs.truth.styles[row["product_id"]])
-    accuracy = lambda shown: float(np.mean([a == b for a, b in zip(judge.styles(shown), styles, strict=True)]))  # noqa: E731
+    accuracy = lambda shown: float(np.mean([a == b for a, b in zip(classifier.styles(shown), styles, strict=True)]))  # noqa: E731
     return {
         "classifier_accuracy_on_real": accuracy(pictures),
         "classifier_accuracy_on_reconstructed": accuracy(reconstructed(pictures, model)),
@@ -91,18 +91,18 @@ def classifier_values(pairs: ProofPairs, judge: StyleJudge, model: Path) -> Valu
     }
 
 
-def style_values(pairs: ProofPairs, made: Made, judge: StyleJudge) -> Values:
+def style_values(pairs: ProofPairs, made: Made, classifier: StyleNamer) -> Values:
     """Whose favourite styles the painted pictures have."""
     own = favourites(pairs, made.rows)
-    strangers = [pairs.truth.favourites[pairs.strangers[row["user_id"]]] for row in made.rows]
-    found = {name: judge.styles(made.painted(name)) for name in (OWN, NONE, STRANGER)}
+    other_users = [pairs.truth.favourites[pairs.other_users[row["user_id"]]] for row in made.rows]
+    found = {name: classifier.styles(made.painted(name)) for name in (OWN, NONE, OTHER_USER)}
     hits = style_hits(found[OWN], own)
     return {
         "style_accuracy": float(hits.mean()),
-        "style_accuracy_pasted": float(style_hits(judge.styles(made.pasted(OWN)), own).mean()),
+        "style_accuracy_pasted": float(style_hits(classifier.styles(made.pasted(OWN)), own).mean()),
         "style_accuracy_without_history": float(style_hits(found[NONE], own).mean()),
-        "style_accuracy_of_stranger": float(style_hits(found[STRANGER], strangers).mean()),
-        "style_accuracy_under_stranger": float(style_hits(found[STRANGER], own).mean()),
+        "style_accuracy_of_other_user": float(style_hits(found[OTHER_USER], other_users).mean()),
+        "style_accuracy_under_other_user": float(style_hits(found[OTHER_USER], own).mean()),
         "chance": chance(own, len(STYLE_NAMES)),
         "style_accuracy_by_style": by_style(hits, own),
     }
@@ -138,7 +138,7 @@ def pbs_values(pairs: ProofPairs, made: Made, encoder: PBSEncoder) -> tuple[Valu
     for each in pairs.references:
         of_user.setdefault(each.user, each)
     own = [_picture(pairs, references[row["user_id"], row["product_id"]]) for row in made.rows]
-    others = [_picture(pairs, of_user[pairs.strangers[row["user_id"]]]) for row in made.rows]
+    others = [_picture(pairs, of_user[pairs.other_users[row["user_id"]]]) for row in made.rows]
     whole = [index for index, both in enumerate(zip(own, others, strict=True)) if None not in both]
     if not whole:
         return {}, len(made.rows)
@@ -153,8 +153,8 @@ def pbs_values(pairs: ProofPairs, made: Made, encoder: PBSEncoder) -> tuple[Valu
 
 
 def _real_pictures(pairs: ProofPairs, rows: Sequence[Row]) -> list[Image.Image]:
-    """For each pair a real picture of some other product in a style that its user likes: what a perfect model would be
-    told apart by."""
+    """For each pair a real picture of some other product in a style that its user likes: what a perfect model
+    would show."""
     images = {}
     for batch in pairs.inputs["products"].batches(["product_id", "image"]):
         images |= dict(zip(batch["product_id"].to_pylist(), batch["image"].to_pylist(), strict=True))

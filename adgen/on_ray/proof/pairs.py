@@ -1,4 +1,4 @@
-"""What a proof is about: pairs with a reference creative, their users' histories, and who is a stranger to whom.
+"""What a proof is about: pairs with a reference creative, their users' histories, and whom each user is compared with.
 
 The chosen pairs and histories are written as tables of their own, so that catalog, plan and draw are the refresh's and
 no larger than they need be. Users with a controlled history are rows of that table like any other.
@@ -43,7 +43,7 @@ class ProofPairs:
     """products as they were; pairs and histories of the proof alone."""
     references: list[Reference]
     """One a pair."""
-    strangers: dict[str, str]
+    other_users: dict[str, str]
     """Of each user one of the other users; where the truth is known, one who shares no favourite style."""
     truth: Truth | None
     noise: tuple[float, ...] = ()
@@ -85,7 +85,9 @@ def choose_pairs(uri: str, count: int, noise: tuple[float, ...], scratch: Path) 
     references = _first_of_each(inputs, count)
     users = list(dict.fromkeys(reference.user for reference in references))
     if len(users) < 2:
-        raise InputError(f"{uri}: table 'references' gives {len(users)} users with titles; a stranger takes two at least")
+        raise InputError(
+            f"{uri}: table 'references' gives {len(users)} users with titles; comparing with another user takes two at least"
+        )
     truth = read_truth(uri)
     histories = _histories_of(inputs, users)
     controlled, notes = _controlled(inputs, references, truth, noise) if truth else ({}, [])
@@ -94,7 +96,7 @@ def choose_pairs(uri: str, count: int, noise: tuple[float, ...], scratch: Path) 
     pairs = pa.Table.from_pylist(rows, PAIRS)
     chosen = {"pairs": _written(pairs, scratch, "pairs"), "histories": _written(histories, scratch, "histories")}
     held = dataclasses.replace(inputs, tables={"products": inputs["products"], **chosen})
-    return ProofPairs(held, references, _strangers(users, truth), truth, tuple(controlled), tuple(notes))
+    return ProofPairs(held, references, _panel(users, truth), truth, tuple(controlled), tuple(notes))
 
 
 def controlled_user(user: str, share: float) -> str:
@@ -154,19 +156,19 @@ def _controlled_at(share: float, avoid: dict[str, set[str]], truth: Truth) -> pa
     return pa.Table.from_pylist(rows, _nullable(HISTORIES))
 
 
-def _strangers(users: list[str], truth: Truth | None) -> dict[str, str]:
+def _panel(users: list[str], truth: Truth | None) -> dict[str, str]:
     """Somebody else for each user, by a keyed draw."""
-    strangers = {}
+    other_users = {}
     for user in users:
         start = int(unit_interval("stranger", user) * len(users))
         for turn in range(len(users)):
             other = users[(start + turn) % len(users)]
             if other != user and (truth is None or truth.have_no_common_style(user, other)):
-                strangers[user] = other
+                other_users[user] = other
                 break
         else:
             raise InputError("a user shares a favourite style with every other user: take more pairs")
-    return strangers
+    return other_users
 
 
 def _written(rows: pa.Table, folder: Path, name: str) -> InputTable:

@@ -25,7 +25,7 @@ class ProofSettings(Settings):
     """Pairs, one a user, each with a reference creative."""
     inputs: str | None = None
     """Measure on these tables (products, histories, references) instead of a shop that is drawn. Where no styles.parquet
-    lies beside them, nothing is known of the users' styles, and what needs it is left out."""
+    lies in their folder, nothing is known of the users' styles, and what needs it is left out."""
     ablation: Path | None = None
     """Folder of models to compare on the same pairs, as NAME/model; each adds a row."""
     noise: tuple[float, ...] = (0.1, 0.3, 0.5)

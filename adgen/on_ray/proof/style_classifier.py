@@ -1,5 +1,5 @@
 """The style classifier of a proof: its real pictures are drawn on the cluster, it learns here, and is tested on real
-pictures of the held-out shop before it judges any creative."""
+pictures of the held-out shop before it networks any creative."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,7 @@ from adgen.shop.synthetic.style_pictures import STYLE_NAMES, draw_style_pictures
 PICTURES_PER_TASK = 100
 
 
-class StyleJudge:
+class StyleNamer:
     """Pictures -> names of their styles."""
 
     def __init__(self, classifier: StyleClassifier, side: int):
@@ -28,8 +28,8 @@ class StyleJudge:
         return [STYLE_NAMES[index] for index in self.classifier.styles(arrays)]
 
 
-def train_judge(seed: int, count: int, side: int, progress: Progress) -> StyleJudge:
-    """A judge of pictures that are `side` pixels wide, trained on `count` real ones."""
+def train_classifier(seed: int, count: int, side: int, progress: Progress) -> StyleNamer:
+    """A classifier of pictures that are `side` pixels wide, trained on `count` real ones."""
     side = min(side, LARGEST_SIDE)
     progress.phase("draw real pictures", count)
     pictures, styles = [], []
@@ -42,7 +42,7 @@ def train_judge(seed: int, count: int, side: int, progress: Progress) -> StyleJu
         progress.advance(len(some[1]))
     progress.phase("train classifier", EPOCHS * count)
     data = np.concatenate(pictures), np.concatenate(styles)
-    return StyleJudge(train_style_classifier(*data, len(STYLE_NAMES), seed, each=progress.advance), side)
+    return StyleNamer(train_style_classifier(*data, len(STYLE_NAMES), seed, each=progress.advance), side)
 
 
 @ray.remote(num_cpus=1)

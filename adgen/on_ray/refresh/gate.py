@@ -10,12 +10,12 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.runs import Run
 from adgen.errors import SettingsError
-from adgen.evaluation.scoring.networks import JudgePaths
+from adgen.evaluation.scoring.networks import NetworkPaths
 from adgen.model.pbs import load_pbs
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 from adgen.on_ray.rows import Row
-from adgen.on_ray.scoring.sampling import by_part, read_strangers, spread_places
+from adgen.on_ray.scoring.sampling import by_part, read_panel, spread_places
 from adgen.on_ray.scoring.workers import ScoringContext, score
 from adgen.progress import Progress
 from adgen.records import OK
@@ -73,9 +73,9 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
         campaign=run.campaign,
         run_id=run.run_id,
         inputs=inputs,
-        judges=JudgePaths(encoder=encoder and encoder.resolve()),
+        networks=NetworkPaths(encoder=encoder and encoder.resolve()),
         device=cluster_device(settings.device) if encoder else "cpu",
-        strangers=read_strangers(journal) if encoder else (),
+        other_users=read_panel(journal) if encoder else (),
     )
     tables = []
     for done in score(context, items, settings.cluster):

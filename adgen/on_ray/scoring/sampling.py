@@ -1,4 +1,4 @@
-"""Rows of a run chosen without reading it: places spread over the plan, and whose clicks stand for those of a stranger."""
+"""Rows of a run chosen without reading it: places spread over the plan, and whose clicks stand for those of another user."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from itertools import accumulate
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.errors import StoreError
-from adgen.evaluation.scoring.other_users import PANEL, Stranger
+from adgen.evaluation.scoring.other_users import PANEL, OtherUser
 from adgen.on_ray.rows import Row
 from adgen.records import unit_interval
 
@@ -58,10 +58,10 @@ def journal_rows(journal: Journal, index: int, offsets: Sequence[int]) -> list[R
     return rows
 
 
-def read_strangers(journal: Journal) -> tuple[Stranger, ...]:
+def read_panel(journal: Journal) -> tuple[OtherUser, ...]:
     """The run's panel: of rows all over its plan, the user's key and the clicks of the prompt. The same for every worker, sample
     and evaluation of the run; a row without clicks keeps its seat, so that one which is erased moves nobody else's."""
     places = by_part(spread_places(journal.read_plan().parts, PANEL, "strangers"))
     with ThreadPoolExecutor(_THREADS) as threads:
         found = threads.map(lambda item: journal_rows(journal, *item), places.items())
-        return tuple(Stranger(row["user_key"], tuple(row["history_ids"] or ())) for rows in found for row in rows)
+        return tuple(OtherUser(row["user_key"], tuple(row["history_ids"] or ())) for rows in found for row in rows)

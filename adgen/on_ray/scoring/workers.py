@@ -1,6 +1,6 @@
 """Scores of a run's creatives on Ray Data: shards of its journal in, tables of scores and features out, as they come.
 
-The journal and not the manifest is read, since beside each of its parts lies the lineage: which user a row is for, and which
+The journal and not the manifest is read, since each of its parts has a lineage part: which user a row is for, and which
 clicks its prompt held. Neither leaves the worker: an evaluation names pairs, products and the run's own user keys.
 """
 
@@ -24,8 +24,8 @@ from adgen.evaluation.pictures.encoders import device_of
 from adgen.evaluation.results.features import FEATURE_ROWS, to_bytes
 from adgen.evaluation.scoring.creatives import SCORED, CreativeScorer
 from adgen.evaluation.scoring.facts import CreativeFacts
-from adgen.evaluation.scoring.networks import JudgePaths, load_judges
-from adgen.evaluation.scoring.other_users import Stranger
+from adgen.evaluation.scoring.networks import NetworkPaths, load_networks
+from adgen.evaluation.scoring.other_users import OtherUser
 from adgen.evaluation.scoring.shop_pictures import ShopPicture
 from adgen.evaluation.scoring.shop_rows import ShopRows
 from adgen.evaluation.titles.scores import ProductTexts
@@ -53,11 +53,11 @@ class ScoringContext:
     run_id: str
     inputs: Inputs
     """products, and references where there are any."""
-    judges: JudgePaths
+    networks: NetworkPaths
     device: str
-    """cpu or cuda; without judges cpu, as there is no network to run."""
-    strangers: tuple[Stranger, ...] = ()
-    """The run's panel (`read_strangers`); clicks are products."""
+    """cpu or cuda; without networks cpu, as there is no network to run."""
+    other_users: tuple[OtherUser, ...] = ()
+    """The run's panel (`read_panel`); clicks are products."""
     first_variant: int = 0
     """Added to the variants of its rows, where other runs hold other creatives of the same pairs."""
     has_unpasted: bool = False
@@ -105,7 +105,7 @@ def _dataset(context: ScoringContext, items: list[Row], cluster: ClusterSettings
         ScoreShard,
         fn_constructor_args=(context,),
         compute=ActorPoolStrategy(min_size=1, max_size=min(workers, len(items))),
-        num_cpus=0.9,  # Ray Data's own tasks need some room beside them
+        num_cpus=0.9,  # Ray Data's own tasks need some room
         num_gpus=slot.get("GPU", 0) / share,
     )
 
@@ -133,19 +133,19 @@ class ScoreShard:
 
     @cached_property
     def scorer(self) -> CreativeScorer:
-        """With its judges on the device."""
+        """With its networks on the device."""
         import torch
 
         if self.context.device == "cpu":
             torch.set_num_threads(1)  # as many workers as cores
-        judges = load_judges(self.context.judges, device_of(self.context.device))
-        return CreativeScorer(judges, read_bytes, self._strangers())
+        networks = load_networks(self.context.networks, device_of(self.context.device))
+        return CreativeScorer(networks, read_bytes, self._panel())
 
-    def _strangers(self) -> list[Stranger]:
+    def _panel(self) -> list[OtherUser]:
         """The panel with places of pictures."""
-        panel = self.context.strangers
+        panel = self.context.other_users
         products = self.shop.products({click for each in panel for click in each.clicked})
-        return [Stranger(each.user_key, self._pictures(each.clicked, products)) for each in panel]
+        return [OtherUser(each.user_key, self._pictures(each.clicked, products)) for each in panel]
 
     def _pictures(self, clicks: Sequence[str], products: dict[str, Row]) -> tuple[ShopPicture, ...]:
         known = (products.get(click, {}) for click in clicks)
