@@ -50,3 +50,16 @@ def test_an_unwritable_store_is_refused(tmp_path: Path):
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(StoreError, match="cannot be written"):
         probe(FolderStorage(tmp_path / "file" / "store"))
+
+
+@pytest.mark.parametrize("failure", [StoreError("versions are not shown"), OSError("no handle left")])
+def test_probe_keys_are_removed_whatever_fails(store: Storage, failure: Exception):
+    class Clumsy(WrappedStorage):
+        def act(self, name: str, *arguments):
+            done = super().act(name, *arguments)
+            if name == "delete":
+                raise failure
+            return done
+
+    probe(Clumsy(store))
+    assert list(store.entries("")) == []

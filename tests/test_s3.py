@@ -6,6 +6,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from adgen.creatives.objects import put_object
+from adgen.creatives.probe import probe
 from adgen.creatives.s3 import S3Storage
 from adgen.creatives.storage import S3Access, Taken
 from adgen.errors import StoreError
@@ -70,6 +71,54 @@ def test_a_conflict_is_tried_again(s3_uri: str, s3_access: S3Access, monkeypatch
     store.create("objects/x", b"1")
     assert len(calls) == 3
     assert store.read("objects/x") == b"1"
+
+
+def answer_always(store: S3Storage, monkeypatch: pytest.MonkeyPatch, status: int, code: str) -> None:
+    """Each conditional PUT gets this answer."""
+    put = store._client.put_object
+
+    def refuse(**request):
+        if "IfMatch" in request or "IfNoneMatch" in request:
+            raise ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, "PutObject")
+        return put(**request)
+
+    monkeypatch.setattr(store._client, "put_object", refuse)
+
+
+def test_lasting_conflicts_are_an_error_unless_somebody_else_wrote(
+    s3_uri: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch
+):
+    """Else a write that never happened would look like one that lost, and its writer would go on."""
+    monkeypatch.setattr("adgen.creatives.s3.time.sleep", lambda seconds: None)
+    store = S3Storage(s3_uri, s3_access)
+    etag = store.swap("doc.json", b"1", None)
+    answer_always(store, monkeypatch, 409, "ConditionalRequestConflict")
+    with pytest.raises(StoreError, match="refused 6 times, and nobody else wrote it") as raised:
+        store.swap("doc.json", b"2", etag)
+    assert not isinstance(raised.value, Taken)
+    with pytest.raises(StoreError, match="refused 6 times"):
+        store.create("objects/x", b"1")
+    store.put("objects/x", b"theirs")
+    store.put("doc.json", b"theirs")
+    with pytest.raises(Taken):
+        store.create("objects/x", b"1")
+    with pytest.raises(Taken):
+        store.swap("doc.json", b"2", etag)
+
+
+def test_a_server_that_does_not_know_conditions_is_told_so(s3_uri: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch):
+    store = S3Storage(s3_uri, s3_access)
+    answer_always(store, monkeypatch, 501, "NotImplemented")
+    with pytest.raises(StoreError, match=r"does not know If-None-Match: \*, so two runs .* conditional writes \(MinIO"):
+        probe(store)
+    assert list(store.entries("")) == []
+
+
+def test_a_key_with_two_slashes_makes_no_name(s3_uri: str, s3_access: S3Access):
+    store = S3Storage(s3_uri, s3_access)
+    for key in ("campaigns//runs/x", "campaigns/", "campaigns/c/runs/x", "//x"):
+        store._client.put_object(Bucket=store.bucket, Key=store._prefix + key)
+    assert store.children("campaigns/") == ["c"]
 
 
 def test_s3_failures_name_the_address(s3_access: S3Access):

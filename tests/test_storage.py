@@ -1,5 +1,6 @@
 """The acts of a store: same meaning on a folder and on S3, and every race has one winner."""
 
+import errno
 import multiprocessing
 import os
 import pickle
@@ -190,13 +191,13 @@ def test_sigkill_at_any_moment_leaves_whole_files(tmp_path: Path):
 def test_half_written_files_are_not_listed_and_are_swept_when_old(tmp_path: Path):
     store = FolderStorage(tmp_path)
     store.put("a/whole.txt", b"whole")
-    (tmp_path / "a" / ".tmp-0123").write_bytes(b"ha")
+    (tmp_path / "a" / f".tmp-{'0' * 32}").write_bytes(b"ha")
     assert [entry.key for entry in store.entries("")] == ["a/whole.txt"]
-    assert store.sweep(3600) == 0
-    make_older(str(tmp_path), "a/.tmp-0123", 7200)
+    assert store.sweep(3600, lambda folder: True) == 0
+    make_older(str(tmp_path), f"a/.tmp-{'0' * 32}", 7200)
     (tmp_path / "b" / "c").mkdir(parents=True)
     make_older(str(tmp_path), "b/c", 7200)
-    assert store.sweep(3600) == 1
+    assert store.sweep(3600, lambda folder: True) == 1
     assert not (tmp_path / "b" / "c").exists()
     assert store.read("a/whole.txt") == b"whole"
 
@@ -246,3 +247,30 @@ def test_a_file_uri_is_the_folder(tmp_path: Path):
 def test_storage_is_picklable(store: Storage):
     store.put("x", b"1")
     assert pickle.loads(pickle.dumps(store)).read("x") == b"1"
+
+
+@pytest.mark.parametrize("uri", ["s3:/bucket/store", "s3:bucket/store", "S3:/bucket", "gs:/bucket", "file:/tmp/store"])
+def test_a_scheme_with_one_slash_is_no_folder(uri: str):
+    with pytest.raises(StoreError, match="write s3://bucket/prefix"):
+        open_storage(uri)
+    assert open_storage(f"./{uri}").uri.endswith(uri)
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOTSUP])
+def test_a_file_system_that_knows_no_fsync_is_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int):
+    def unknown(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", unknown)
+    store = FolderStorage(tmp_path)
+    store.create("objects/a", b"1")
+    assert store.swap("a.json", b"1", None)
+
+
+def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def broken(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(StoreError, match="Input/output error"):
+        FolderStorage(tmp_path).create("objects/a", b"1")

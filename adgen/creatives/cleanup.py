@@ -2,14 +2,14 @@
 
 Safe beside running refreshes. A run that is unfinished stays, with the run it builds on and the objects in its journal.
 An object goes only when it is unnamed and older than twice the longest run: whatever a run in progress is about to name,
-it wrote or refreshed less than one run ago (objects.py). Killed half-way, the next clean-up does the rest.
+it wrote or refreshed less than one run ago (objects.py). And it goes only in a second clean-up, a grace time after the first
+that found it, if it was not written again in between. Killed half-way, the next clean-up does the rest.
 """
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -17,19 +17,21 @@ from pathlib import Path
 import pyarrow as pa
 
 from adgen.creatives import layout
+from adgen.creatives.candidates import Candidate, read_candidates, split_due, write_candidates
 from adgen.creatives.documents import RunDocument, parse_document
+from adgen.creatives.hash_files import HashFiles
 from adgen.creatives.journal import Journal
+from adgen.creatives.names import campaigns, is_our_folder, own_entries, run_ids
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import ManifestReader
 from adgen.creatives.references import COLUMNS, references_of
 from adgen.creatives.runs import list_runs
-from adgen.creatives.storage import Entry, Storage, Taken
+from adgen.creatives.storage import Storage, Taken
 from adgen.errors import SettingsError
 
 KEEP_RUNS = 7
 SHORTEST_RUN_SECONDS = 24 * 3600.0  # what a run counts as at least; see objects.REFRESH_AFTER_SECONDS
 THREADS = 32
-_SHARDS = [f"{number:02x}" for number in range(256)]
 
 
 @dataclass
@@ -46,7 +48,7 @@ def clean_up(storage: Storage, campaign: str, keep_runs: int = KEEP_RUNS, now: f
     if keep_runs < 2:
         raise SettingsError(f"keep_runs is {keep_runs}; keep 2 or more: consumers may be reading the run before the last")
     now = time.time() if now is None else now
-    runs = {name: list_runs(storage, name) for name in storage.children(layout.CAMPAIGNS)}
+    runs = {name: list_runs(storage, name) for name in campaigns(storage)}
     longest = max((run.updated_at - run.created_at).total_seconds() for run in _all(runs)) if any(runs.values()) else 0.0
     born_before = now - 2 * max(longest, SHORTEST_RUN_SECONDS)
     done = CleanedUp()
@@ -57,8 +59,11 @@ def clean_up(storage: Storage, campaign: str, keep_runs: int = KEEP_RUNS, now: f
             done.runs += 1
     _remove_strays(storage, campaign, {run.run_id for run in runs.get(campaign, [])}, born_before)
     left = [run for run in _all(runs) if run.campaign != campaign or run.run_id in kept]
-    _remove_objects(storage, left, born_before, done)
-    storage.sweep(now - born_before)
+    _remove_objects(storage, left, now, born_before, done)
+    for entry in list(own_entries(storage, layout.PROBES)):
+        if entry.modified < born_before:  # of a job that was killed while it asked what the store can do
+            storage.delete(entry.key)
+    storage.sweep(now - born_before, is_our_folder)
     return done
 
 
@@ -67,12 +72,15 @@ def _all(runs: dict[str, list[RunDocument]]) -> list[RunDocument]:
 
 
 def _kept(storage: Storage, campaign: str, runs: list[RunDocument], keep_runs: int) -> set[str]:
-    """The newest finished runs, the published one, and the unfinished ones with the runs they build on."""
-    finished = [run.run_id for run in runs if not run.unfinished and run.state != "ABANDONED"]
-    kept = set(finished[:keep_runs])
+    """The newest that were published, the published one and the one before it, as many others, and the unfinished ones with
+    the runs they build on."""
+    finished = [run for run in runs if not run.unfinished and run.state != "ABANDONED"]
+    published = [run.run_id for run in finished if run.pointer == "moved"]
+    kept = {*published[:keep_runs], *[run.run_id for run in finished if run.pointer != "moved"][:keep_runs]}
     pointer, _ = read_pointer(storage, campaign)
     if pointer:
-        kept.add(pointer.run_id)
+        before = pointer.previous_run_id or next((run_id for run_id in published if run_id != pointer.run_id), "")
+        kept |= {pointer.run_id, before}
     for run in runs:
         if run.unfinished:
             kept |= {run.run_id, run.base_run or ""}
@@ -112,51 +120,49 @@ def remove_run(storage: Storage, run: RunDocument) -> None:
 
 def _remove_strays(storage: Storage, campaign: str, known: set[str], born_before: float) -> None:
     """What a driver thought dead wrote under its run after the run was removed."""
-    for run_id in storage.children(f"{layout.private_campaign(campaign)}runs/"):
+    for run_id in run_ids(storage, f"{layout.private_campaign(campaign)}runs/"):
         if run_id not in known:
             prefix = layout.private_run(campaign, run_id)
-            if all(entry.modified < born_before for entry in storage.entries(prefix)):
+            if all(entry.modified < born_before for entry in own_entries(storage, prefix)):
                 _delete_all(storage, prefix)
 
 
 def _delete_all(storage: Storage, prefix: str) -> None:
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(storage.delete, [entry.key for entry in storage.entries(prefix)]):
+        for _ in pool.map(storage.delete, [entry.key for entry in own_entries(storage, prefix)]):
             pass
 
 
-def _remove_objects(storage: Storage, runs: list[RunDocument], born_before: float, done: CleanedUp) -> None:
+def _remove_objects(storage: Storage, runs: list[RunDocument], now: float, born_before: float, done: CleanedUp) -> None:
     """Mark into one file per hash prefix, then sweep prefix by prefix: memory holds 1/256 of the names."""
 
-    def remove(entry: Entry) -> tuple[int, int]:
+    def remove(found: Candidate) -> int:
         # Looked at again just before: a run may have refreshed it since it was listed.
-        again = storage.head(entry.key)
-        if again is None or again.modified >= born_before:
-            return 0, 0
-        storage.delete(entry.key)
-        return 1, again.size
+        again = storage.head(found.key)
+        if again is None or int(again.modified) != int(found.modified):  # some servers round one of the two to seconds
+            return -1
+        storage.delete(found.key)
+        return again.size
 
     with tempfile.TemporaryDirectory(prefix="adgen-clean-up-") as folder, ThreadPoolExecutor(THREADS) as pool:
-        _write_names(named_hashes(storage, runs), Path(folder))
+        named = HashFiles(Path(folder))
+        named.add(bytes.fromhex(sha256) for sha256 in named_hashes(storage, runs))
+        earlier = {entry.key for entry in own_entries(storage, layout.CANDIDATES)}
         objects = (entry for entry in storage.entries(layout.OBJECTS) if layout.object_hash(entry.key))
         for shard, entries in groupby(objects, key=lambda entry: layout.object_hash(entry.key)[:2]):
-            data = Path(folder, shard).read_bytes()
-            named = {data[start : start + 32] for start in range(0, len(data), 32)}
-            unnamed = (
-                entry
-                for entry in entries
-                if entry.modified < born_before and bytes.fromhex(layout.object_hash(entry.key)) not in named
-            )
-            for objects_removed, bytes_removed in pool.map(remove, unnamed):
-                done.objects += objects_removed
-                done.object_bytes += bytes_removed
-
-
-def _write_names(hashes: Iterable[str], folder: Path) -> None:
-    with ExitStack() as opened:
-        files = {shard: opened.enter_context(open(folder / shard, "wb")) for shard in _SHARDS}
-        for sha256 in hashes:
-            files[sha256[:2]].write(bytes.fromhex(sha256))
+            hashes = named.read(shard)
+            old = [Candidate(entry.key, entry.modified, now) for entry in entries if entry.modified < born_before]
+            unnamed = [each for each in old if bytes.fromhex(layout.object_hash(each.key)) not in hashes]
+            before = read_candidates(storage, shard) if layout.candidates(shard) in earlier else []
+            due, waiting = split_due(before, unnamed, now)
+            for size in filter(lambda size: size >= 0, pool.map(remove, due)):
+                done.objects += 1
+                done.object_bytes += size
+            if waiting or before:
+                write_candidates(storage, shard, waiting)
+            earlier.discard(layout.candidates(shard))
+        for key in earlier:  # of shards that have no object any more
+            storage.delete(key)
 
 
 def named_hashes(storage: Storage, runs: list[RunDocument]) -> Iterator[str]:

@@ -21,6 +21,7 @@ from adgen.errors import StoreError
 T = TypeVar("T")
 
 _TEMPORARY = ".tmp-"
+_TEMPORARY_NAME = re.compile(rf"{re.escape(_TEMPORARY)}[0-9a-f]{{32}}")
 _GENERATION = re.compile(r"\d{8,}\.json")
 # A writer that slept for this many generations may find its file name free again; see swap().
 KEPT_GENERATIONS = 64
@@ -109,12 +110,15 @@ class FolderStorage(Storage):
         _unless_missing(path.unlink)
         _remove_if_empty(path.with_suffix(""))  # a killed writer's temporary file may be left in it
 
-    def sweep(self, older_than_seconds: float) -> int:
+    def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
         limit, removed = time.time() - older_than_seconds, 0
-        for folder, folders, names in os.walk(self.root, topdown=False):
-            for name in names:
+        tops = (path for path in _unless_missing(lambda: list(self.root.iterdir())) or () if is_ours(path.name))
+        for folder, folders, names in (found for top in tops for found in os.walk(top, topdown=False)):
+            if not is_ours(Path(folder).relative_to(self.root).as_posix()):
+                continue
+            for name in filter(_TEMPORARY_NAME.fullmatch, names):
                 path = Path(folder, name)
-                if name.startswith(_TEMPORARY) and (found := _unless_missing(path.stat)) and found.st_mtime < limit:
+                if (found := _unless_missing(path.stat)) and found.st_mtime < limit:
                     _unless_missing(path.unlink)
                     removed += 1
             if not folders and not names and os.stat(folder).st_mtime < limit:
@@ -208,7 +212,7 @@ def _write_synced(path: Path, data: Data) -> Path | None:
         with open(path, "xb") as file:
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
+            _fsync(file.fileno())
     except FileNotFoundError:
         return None
     return path
@@ -226,6 +230,15 @@ def _sync(folder: Path) -> None:
     """Make names in `folder` last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _fsync(descriptor: int) -> None:
+    """To disk, where the file system knows how: some network and FUSE ones do not, for folders above all."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP):
+            raise

@@ -89,7 +89,8 @@ class Journal:
 
     def done(self) -> set[int]:
         """Numbers of the shards that have a journal part, by listing."""
-        return {layout.part_index(entry.key) for entry in self.storage.entries(self._folder())}
+        indexes = (layout.journal_index(entry.key) for entry in self.storage.entries(self._folder()))
+        return {index for index in indexes if index is not None}
 
     def unfinished(self, plan: Plan | None = None) -> list[PlanPart]:
         """Plan parts without journal part, by number."""

@@ -4,16 +4,20 @@ import re
 import time
 import uuid
 
+from adgen.creatives import names
 from adgen.errors import StoreError
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
-_RUN_ID = re.compile(r"\d{14}-\d{6}-[0-9a-f]{8}")
+_NAME = re.compile(names.NAME)
+_RUN_ID = re.compile(names.RUN_ID)
+_JOURNAL_PART = re.compile(names.JOURNAL_PART)
 _OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.([a-z0-9]{1,8})")
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 CAMPAIGNS = "campaigns/"
 OBJECTS = "objects/"
 FORGOTTEN = "private/forgotten/"
+PROBES = "private/probe/"
+CANDIDATES = "private/clean-up/"
 
 
 def new_run_id() -> str:
@@ -144,6 +148,12 @@ def receipt(user_hash: str) -> str:
     return f"{FORGOTTEN}{user_hash[:2]}/{user_hash}.receipt.json"
 
 
-def part_index(key: str) -> int:
-    """The shard's number in the key of one of its parts."""
-    return int(key.rpartition("/")[2][:8])
+def journal_index(key: str) -> int | None:
+    """The shard's number in the key of its journal part; None for any other key."""
+    name = key.rpartition("/")[2]
+    return int(name[:8]) if _JOURNAL_PART.fullmatch(name) else None
+
+
+def candidates(shard: str) -> str:
+    """The unnamed objects whose hash begins with `shard` (two hex digits) that a clean-up found; the next one removes them."""
+    return f"{CANDIDATES}{shard}.parquet"

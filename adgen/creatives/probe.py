@@ -4,13 +4,14 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 
-from adgen.creatives.storage import Storage, Taken
+from adgen.creatives import layout
+from adgen.creatives.storage import NO_CONDITIONS, Storage, Taken
 from adgen.errors import StoreError
 
 
 def probe(storage: Storage) -> None:
     """Write, read and delete two small keys; StoreError if the store is not writable or ignores preconditions."""
-    name = f"private/probe/{uuid.uuid4().hex}"
+    name = f"{layout.PROBES}{uuid.uuid4().hex}"
     object_key, document_key = f"{name}.txt", f"{name}.json"
     try:
         storage.create(object_key, b"first")
@@ -25,9 +26,9 @@ def probe(storage: Storage) -> None:
     except Taken as error:
         raise StoreError(f"{storage.uri}: refused a write that nobody else made: {error}; use another store") from None
     finally:
-        with suppress(StoreError):  # what is said above matters more than two leftover keys
-            storage.delete(object_key)
-            storage.drop(document_key)
+        for remove, key in ((storage.delete, object_key), (storage.drop, document_key)):
+            with suppress(StoreError, OSError):  # what is said above matters more than a leftover key, which clean-up takes
+                remove(key)
 
 
 def _refuses(write: Callable[[], object]) -> bool:
@@ -39,7 +40,4 @@ def _refuses(write: Callable[[], object]) -> bool:
 
 
 def _ignored(storage: Storage, condition: str) -> str:
-    return (
-        f"{storage.uri}: ignores {condition}, so two runs could overwrite each other; use AWS S3, a server with "
-        "conditional writes (MinIO, Ceph Squid or later), or a local folder"
-    )
+    return f"{storage.uri}: ignores {condition}, {NO_CONDITIONS}"

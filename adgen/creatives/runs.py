@@ -8,6 +8,7 @@ from typing import Any
 
 from adgen.creatives import layout
 from adgen.creatives.documents import DriverSlot, Plan, Pointer, RunDocument, parse_document, utc_now
+from adgen.creatives.names import run_ids
 from adgen.creatives.ownership import PATIENCE_SECONDS, Owned, has_ended, new_owner, wait_for_silence
 from adgen.creatives.storage import Storage, Stored, Taken
 from adgen.errors import OwnedElsewhere, RunError
@@ -22,7 +23,7 @@ def read_run(storage: Storage, campaign: str, run_id: str) -> RunDocument:
 def list_runs(storage: Storage, campaign: str) -> list[RunDocument]:
     """All runs of the campaign, newest first. Lists the store: for operators and jobs."""
     found = []
-    for run_id in reversed(storage.children(layout.runs(campaign))):
+    for run_id in reversed(run_ids(storage, layout.runs(campaign))):
         key = layout.run_document(campaign, run_id)
         if stored := storage.get(key):  # none: killed before the first write, or while a clean-up removed it
             found.append(parse_document(RunDocument, stored.data, storage.address(key)))

@@ -18,6 +18,7 @@ from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
 from adgen.creatives.storage import (
+    NO_CONDITIONS,
     Data,
     Entry,
     S3Access,
@@ -104,8 +105,10 @@ class S3Storage(Storage):
                 yield Entry(key, found["Size"], found["LastModified"].timestamp())
 
     def children(self, prefix: str) -> list[str]:
-        pages = self._pages(checked_prefix(prefix), Delimiter="/")
-        return sorted(found["Prefix"].rstrip("/").rpartition("/")[2] for page in pages for found in page.get("CommonPrefixes", ()))
+        start = len(self._prefix + checked_prefix(prefix))
+        pages = self._pages(prefix, Delimiter="/")
+        names = (found["Prefix"][start:-1] for page in pages for found in page.get("CommonPrefixes", ()))
+        return sorted(filter(None, names))  # an empty one: of a key with two slashes
 
     def swap(self, key: str, data: bytes, etag: str | None) -> str:
         return self._conditional_put(key, data, None, {"IfMatch": etag} if etag else {"IfNoneMatch": "*"})
@@ -113,22 +116,30 @@ class S3Storage(Storage):
     def drop(self, key: str) -> None:
         self.delete(key)
 
-    def sweep(self, older_than_seconds: float) -> int:
+    def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
         return 0  # S3 shows no half-written object; parts of multipart uploads are never made here
 
     def _conditional_put(self, key: str, data: Data, content_type: str | None, condition: dict[str, str]) -> str:
         request = self._request(key, data, content_type) | condition
+        refused: StoreError = StoreError("")
         for attempt in range(_CONFLICT_TRIES):
             try:
                 return self._ask(key, lambda: self._client.put_object(**request))["ETag"]
-            except _Conflict:
+            except _Conflict as error:
                 # 409: another conditional write was in flight; its outcome is known in a moment.
                 time.sleep(0.05 * 2**attempt)
-            except Taken:
+                refused = error
+            except _NotImplemented as error:
+                name = "If-Match" if "IfMatch" in condition else "If-None-Match: *"
+                raise StoreError(f"{error}: this server does not know {name}, {NO_CONDITIONS}") from None
+            except Taken as error:
+                refused = error
                 break
         there = self._head(key)
         if there and there["Metadata"].get("write-id") == request["Metadata"]["write-id"]:
             return there["ETag"]
+        if isinstance(refused, _Conflict) and (there["ETag"] if there else None) == condition.get("IfMatch"):
+            raise StoreError(f"{refused}: refused {_CONFLICT_TRIES} times, and nobody else wrote it; try again later")
         raise Taken(f"{self.address(key)}: was written by another writer")
 
     def _request(self, key: str, data: Data, content_type: str | None) -> dict[str, Any]:
@@ -185,6 +196,8 @@ class S3Storage(Storage):
                 raise Taken(message) from None
             if status == 409:
                 raise _Conflict(message) from None
+            if status == 501:
+                raise _NotImplemented(message) from None
             if code in _MISSING:
                 raise _Missing(message) from None
             raise StoreError(f"{message}; check the bucket, the credentials and the endpoint") from None
@@ -194,6 +207,10 @@ class S3Storage(Storage):
 
 class _Missing(Taken):
     """404: as the answer to If-Match, the version that was read is gone."""
+
+
+class _NotImplemented(StoreError):
+    """501: the server does not know a header."""
 
 
 class _Conflict(StoreError):

@@ -8,7 +8,7 @@ Nothing here knows of campaigns, runs or manifests.
 import mmap
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pydantic import Field, SecretStr
@@ -29,6 +29,12 @@ _CONTENT_TYPES = {
     "png": "image/png",
     "webp": "image/webp",
 }
+
+
+NO_CONDITIONS = (
+    "so two runs could overwrite each other; use AWS S3, a server with conditional writes (MinIO, Ceph Squid or later), or a "
+    "local folder"
+)
 
 
 class Taken(StoreError):
@@ -118,8 +124,8 @@ class Storage(ABC):
         """Remove a document with all its versions."""
 
     @abstractmethod
-    def sweep(self, older_than_seconds: float) -> int:
-        """Remove what killed writers left half-written; how many were removed."""
+    def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
+        """Remove what killed writers left half-written in folders that `is_ours`, a path below the root; how many."""
 
     def read(self, key: str) -> bytes:
         """The bytes at `key`; StoreError naming it if there are none."""

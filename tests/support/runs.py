@@ -3,6 +3,7 @@
 import hashlib
 import os
 import time
+from collections.abc import Callable
 
 import pyarrow as pa
 
@@ -135,8 +136,8 @@ class WrappedStorage(Storage):
     def drop(self, key: str) -> None:
         return self.act("drop", key)
 
-    def sweep(self, older_than_seconds: float) -> int:
-        return self.act("sweep", older_than_seconds)
+    def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
+        return self.act("sweep", older_than_seconds, is_ours)
 
 
 class CrashingStorage(WrappedStorage):
