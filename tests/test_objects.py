@@ -4,7 +4,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.runs import CarelessStorage, make_older
+from support.runs import CarelessStorage, WrappedStorage, make_older
 
 from adgen.creatives import layout
 from adgen.creatives.folder import FolderStorage
