@@ -11,14 +11,14 @@ from adgen.config import load_settings
 from adgen.errors import SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load, save
-from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, follow_ablation, give_strangers, write_start
+from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, follow_ablation, shuffle_histories, write_start
 from adgen.shop.synthetic.synth import synthesize
 from adgen.training.batches import LanguageCollator
 from adgen.training.settings import TrainingSettings
 from adgen.training.stages import load_prompter, make_task
 
 ROOT = Path(__file__).parent.parent
-WITHOUT_TASTE = {"coarse_only", "published", "residual"}
+WITHOUT_STYLE = {"coarse_only", "published", "residual"}
 
 
 @pytest.fixture(scope="module")
@@ -33,29 +33,30 @@ def test_every_variant_has_the_same_budget():
     runs = {name: recorded.run(name) for name in VARIANTS}
     assert len({run.out for run in runs.values()}) == len(VARIANTS)
     for name, run in runs.items():
-        same = runs["taste"]
+        same = runs["style_embedding"]
         assert (run.steps, run.batch, run.optimizer, run.seed) == (same.steps, same.batch, same.optimizer, same.seed)
-        assert run.losses.model_copy(update={"outlook": 1.0, "clicks": 1.0}) == same.losses
-        assert (run.losses.outlook == 0) == (name == "no_outlook")
-        assert (run.losses.clicks == 0) == (name in WITHOUT_TASTE | {"no_clicks_loss"})
+        assert run.losses.model_copy(update={"clicks": 1.0}) == same.losses
+        assert (run.losses.clicks == 0) == (name in WITHOUT_STYLE | {"no_clicks_loss"})
         assert (run.dropout.history == 1) == (name == "no_history")
         assert ("preference." in run.trainable.freeze) == (name == "coarse_only")
         assert (run.inputs == same.inputs) == (name != "random_history")
-        assert (run.model == same.model) == (name not in WITHOUT_TASTE | {"fresh_reader", "no_clicks_loss"})
+        assert (run.model == same.model) == (name not in WITHOUT_STYLE | {"untrained_encoder", "no_clicks_loss"})
     assert runs["coarse_only"].model == runs["residual"].model != runs["published"].model
-    assert runs["fresh_reader"].model == runs["no_clicks_loss"].model not in {run.model for run in map(runs.get, WITHOUT_TASTE)}
+    assert (
+        runs["untrained_encoder"].model == runs["no_clicks_loss"].model not in {run.model for run in map(runs.get, WITHOUT_STYLE)}
+    )
 
 
-def test_nobody_keeps_their_own_history(tmp_path):
+def test_every_user_has_another_users_history(tmp_path):
     synthesize(tmp_path / "shop", 7, 12, num_references=7, picture_side=16)
-    give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=3)
-    before, after = (pq.read_table(tmp_path / name / "histories.parquet").to_pylist() for name in ("shop", "strangers"))
+    shuffle_histories(tmp_path / "shop", tmp_path / "other_users", seed=3)
+    before, after = (pq.read_table(tmp_path / name / "histories.parquet").to_pylist() for name in ("shop", "other_users"))
     owner = {str(row["clicks"]): row["user_id"] for row in before}
     assert {row["user_id"] for row in after} == {row["user_id"] for row in before}
     assert all(owner[str(row["clicks"])] != row["user_id"] for row in after)
-    assert pq.read_table(tmp_path / "strangers" / "references.parquet") == pq.read_table(tmp_path / "shop" / "references.parquet")
+    assert pq.read_table(tmp_path / "other_users" / "references.parquet") == pq.read_table(tmp_path / "shop" / "references.parquet")
     picture = pq.read_table(tmp_path / "shop" / "products.parquet")["image"][0].as_py()
-    assert (tmp_path / "strangers" / picture).read_bytes() == (tmp_path / "shop" / picture).read_bytes()
+    assert (tmp_path / "other_users" / picture).read_bytes() == (tmp_path / "shop" / picture).read_bytes()
 
 
 def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(start, tmp_path):
@@ -69,7 +70,7 @@ def test_the_published_form_starts_with_the_same_decoder_and_a_new_fine_step(sta
     assert published.preference.dual_modality_fusion_encoder.output_proj.weight.abs().sum() > 0
 
 
-def test_the_residual_form_starts_as_the_start_without_its_taste(start, tmp_path):
+def test_the_residual_form_starts_as_the_start_without_its_style_encoder(start, tmp_path):
     write_start(start, tmp_path / "residual", 0, "residual")
     whole, residual = load(start).state_dict(), load(tmp_path / "residual").state_dict()
     assert {name for name in whole if name not in residual} == {name for name in whole if ".style_encoder." in name}
@@ -77,7 +78,7 @@ def test_the_residual_form_starts_as_the_start_without_its_taste(start, tmp_path
         assert torch.equal(tensor, whole[name]), name
 
 
-def test_a_fresh_reader_is_one_that_was_taught_nothing(start, tmp_path):
+def test_an_untrained_encoder_replaces_the_starts(start, tmp_path):
     taught = load(start)
     for parameter in taught.preference.style_encoder.parameters():
         parameter.data += 1.0
@@ -99,9 +100,9 @@ def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
         with pytest.raises(SettingsError, match="another start, shop or seed"):
             write_start(start, tmp_path / "published", seed, form)
     synthesize(tmp_path / "shop", 7, 12, num_references=7, picture_side=16)
-    give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=3)
+    shuffle_histories(tmp_path / "shop", tmp_path / "other_users", seed=3)
     with pytest.raises(SettingsError, match="another start, shop or seed"):
-        give_strangers(tmp_path / "shop", tmp_path / "strangers", seed=4)
+        shuffle_histories(tmp_path / "shop", tmp_path / "other_users", seed=4)
 
 
 def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
@@ -110,7 +111,7 @@ def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
     with pytest.raises(SettingsError, match="no residual"):
         check_plain(tmp_path / "published")
     write_start(start, tmp_path / "residual", 0, "residual")
-    with pytest.raises(SettingsError, match="no taste"):
+    with pytest.raises(SettingsError, match="no style encoder"):
         check_plain(tmp_path / "residual")
     model = load(start)
     model.preference.style_encoder.output_proj.weight.data[0, 0] = 1.0  # the general stage may have taught it
@@ -148,3 +149,18 @@ def test_image_tokens_start_as_long_as_words(start):
 def test_an_unknown_variant_is_refused_by_name():
     with pytest.raises(SettingsError, match=r"no_masks.*known are no_history"):
         follow_ablation(Ablation(variants=("no_masks",)), None)
+
+
+def test_names_of_before_are_read(tmp_path, caplog):
+    """An ablation that an earlier version began goes on in its folders."""
+    asked = Ablation(variants=("taste", "residual"), out=str(tmp_path))
+    assert asked.variants == ("style_embedding", "residual")
+    assert "taste is called style_embedding" in caplog.text
+    assert asked.run("style_embedding").out == f"{tmp_path}/style_embedding"
+    (tmp_path / "taste").mkdir()
+    assert asked.run("style_embedding").out == f"{tmp_path}/taste"
+
+
+def test_a_variant_that_is_gone_is_refused_with_its_version():
+    with pytest.raises(ValueError, match=r"no_outlook was removed in version 0\.2\.0"):
+        Ablation(variants=("no_history", "no_outlook"))

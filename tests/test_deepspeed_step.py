@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from support.steps import BATCH, RATE, SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, micro_batch, run
+from support.steps import BATCH, RATE, SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, micro_batch, run
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.cost import checkpoint_bytes
@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 def two_workers(rank: int, folder: str) -> None:
     """ZeRO 1, 2 and 3 from the start; then each again from the checkpoint in its middle; then all in bf16."""
-    meet(rank, 2, f"{folder}/two")
+    join_ranks(rank, 2, f"{folder}/two")
     found = {}
     for zero in (1, 2, 3):
         step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, zero, 2, 1, 1.0, False))
@@ -42,7 +42,7 @@ def two_workers(rank: int, folder: str) -> None:
         again = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, zero, 2, 1, 1.0, False))
         again.load(Path(folder) / f"zero{zero}")
         found[f"resumed{zero}"] = run(again, SAVED_AFTER, STEPS, rank, 2)
-        found[f"spoilt{zero}"] = spoilt(again, rank)
+        found[f"nonfinite{zero}"] = nonfinite(again, rank)
         found |= {f"{name}{zero}": value for name, value in in_bf16(zero, rank, Path(folder)).items()}
     if rank == 0:
         (Path(folder) / "losses.json").write_text(json.dumps(found))
@@ -51,7 +51,7 @@ def two_workers(rank: int, folder: str) -> None:
 
 
 def in_bf16(zero: int, rank: int, folder: Path) -> dict:
-    """Two accumulated micro-batches a step; a checkpoint in the middle; what the export holds, and a spoilt step."""
+    """Two accumulated micro-batches a step; a checkpoint in the middle; the export, and a step with non-finite gradients."""
     config = deepspeed_config(None, zero, 1, 2, 1.0, True)
     step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
     losses = run(step, 0, SAVED_AFTER, rank, 2, accumulation=2)
@@ -66,7 +66,7 @@ def in_bf16(zero: int, rank: int, folder: Path) -> dict:
     again.load(folder / f"bf16zero{zero}")
     resumed = run(again, SAVED_AFTER, STEPS, rank, 2, accumulation=2)
     return {"bf16_": losses, "bf16_resumed": resumed, "bf16_export": exported, "bf16_seen": seen,
-            "bf16_spoilt": spoilt(again, rank)}  # fmt: skip
+            "bf16_nonfinite": nonfinite(again, rank)}  # fmt: skip
 
 
 def compared(whole: LanguageTask) -> dict[str, float]:
@@ -82,7 +82,7 @@ def compared(whole: LanguageTask) -> dict[str, float]:
     }
 
 
-def spoilt(step: DeepSpeedStep, rank: int) -> dict:
+def nonfinite(step: DeepSpeedStep, rank: int) -> dict:
     """A step whose gradients are no numbers on the second worker alone."""
     from deepspeed.utils import safe_get_full_fp32_param
 
@@ -104,10 +104,11 @@ def spoilt(step: DeepSpeedStep, rank: int) -> dict:
 
 
 def one_worker(rank: int, folder: str) -> None:
-    """Goes on with two workers' checkpoints, by the universal form; two or four micro-batches make a step."""
-    meet(0, 1, f"{folder}/one")
+    """Goes on with two workers' checkpoints, by the universal form; two or four micro-batches make a step. Then what it says of a
+    checkpoint with an object in it."""
+    join_ranks(0, 1, f"{folder}/one")
     found = {}
-    for zero, bf16 in ((2, False), (3, False), (1, True)):
+    for zero, bf16 in ((3, False), (1, True)):
         name = f"{'bf16' if bf16 else ''}zero{zero}"
         (Path(folder) / name / f"{UNIVERSAL}.part").mkdir()  # as a conversion that was killed leaves it
         make_universal(Path(folder) / name, zero)
@@ -116,6 +117,10 @@ def one_worker(rank: int, folder: str) -> None:
         step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config, universal=True)
         step.load(Path(folder) / name)
         found[name] = run(step, SAVED_AFTER, STEPS, accumulation=accumulation)
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 1, 4, 1, 1.0, False))
+    with pytest.raises(ModelError) as refused:
+        step.load(Path(folder) / "foreign")
+    found["refused"] = str(refused.value)
     (Path(folder) / "alone.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -160,12 +165,20 @@ def test_a_resumed_run_goes_on_as_if_nothing_had_happened(sharded, zero):
     assert sharded[f"resumed{zero}"] == pytest.approx(sharded[f"zero{zero}"][SAVED_AFTER:], rel=1e-6)
 
 
-def test_one_worker_goes_on_with_what_two_began(folder, sharded):
+@pytest.fixture(scope="module")
+def alone(folder) -> dict:
+    """What one worker found, after two had put an object that runs code beside a copy of their checkpoint."""
+    shutil.copytree(folder / "zero1", folder / "foreign")
+    [file] = (folder / "foreign" / TAG).glob("mp_rank_00_model_states.pt")
+    torch.save(torch.load(file, weights_only=False) | {"foreign": Runs(folder / "ran")}, file)
     mp.spawn(one_worker, (str(folder),), nprocs=1)
-    found = json.loads((folder / "alone.json").read_text())
-    for zero in (2, 3):
-        assert found[f"zero{zero}"] == pytest.approx(sharded[f"zero{zero}"][SAVED_AFTER:], rel=1e-4)
-    assert found["bf16zero1"] == pytest.approx(sharded["bf16_1"][SAVED_AFTER:], rel=IN_BF16)
+    return json.loads((folder / "alone.json").read_text())
+
+
+def test_one_worker_goes_on_with_what_two_began(alone, sharded):
+    """ZeRO 2 is test_pretraining_checkpoint's."""
+    assert alone["zero3"] == pytest.approx(sharded["zero3"][SAVED_AFTER:], rel=1e-4)
+    assert alone["bf16zero1"] == pytest.approx(sharded["bf16_1"][SAVED_AFTER:], rel=IN_BF16)
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])
@@ -186,7 +199,7 @@ def test_a_bf16_run_exports_the_fp32_weights_and_what_stood_still_as_it_was(plai
     assert exported["checksum"] == pytest.approx(plain[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [f"{kind}{zero}" for kind in ("spoilt", "bf16_spoilt") for zero in (1, 2, 3)])
+@pytest.mark.parametrize("name", [f"{kind}{zero}" for kind in ("nonfinite", "bf16_nonfinite") for zero in (1, 2, 3)])
 def test_gradients_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(sharded, name):
     assert "the weights are left as they were" in sharded[name]["said"]
     assert not sharded[name]["moved"]
@@ -217,16 +230,12 @@ def tensor_bytes(state, seen: set[int] | None = None) -> int:
     return sum(tensor_bytes(part, seen) for part in parts)
 
 
-def test_a_checkpoint_with_objects_in_it_is_not_unpickled(folder, tmp_path):
-    """DeepSpeed alone would run what a stranger put in."""
-    shutil.copytree(folder / "zero1", tmp_path / "zero1", ignore=shutil.ignore_patterns(UNIVERSAL))
-    [file] = (tmp_path / "zero1" / TAG).glob("mp_rank_00_model_states.pt")
-    state = torch.load(file, weights_only=False)
-    torch.save(state | {"stranger": Runs(tmp_path / "ran")}, file)
+def test_a_checkpoint_with_objects_in_it_is_not_unpickled(folder, alone):
+    """DeepSpeed alone would run what somebody put in."""
+    assert "holds more than data, and is not unpickled" in alone["refused"]
     with pytest.raises(ModelError, match="cannot be made universal"):
-        make_universal(tmp_path / "zero1", 1)
-    mp.spawn(refused_by_one, (str(tmp_path),), nprocs=1)
-    assert not (tmp_path / "ran").exists()
+        make_universal(folder / "foreign", 1)
+    assert not (folder / "ran").exists()
 
 
 class Runs:
@@ -237,14 +246,6 @@ class Runs:
 
     def __reduce__(self):
         return os.mkdir, (str(self.path),)
-
-
-def refused_by_one(rank: int, folder: str) -> None:
-    meet(0, 1, f"{folder}/refused")
-    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 1, 4, 1, 1.0, False))
-    with pytest.raises(ModelError, match="holds more than data, and is not unpickled"):
-        step.load(Path(folder) / "zero1")
-    dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("zero", [1, 2, 3])

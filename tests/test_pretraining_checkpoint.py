@@ -1,4 +1,4 @@
-"""A checkpoint on its way: fetched and converted once a machine, refused when spoilt; and who may write one."""
+"""A checkpoint on its way: fetched and converted once a machine, refused when its loss is non-finite; and who may write one."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from pyarrow.fs import LocalFileSystem, copy_files
-from support.steps import SAVED_AFTER, SETTINGS, STEPS, fresh_task, meet, run
+from support.steps import SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, run
 
 from adgen.creatives.stores import open_storage
 from adgen.errors import OwnedElsewhere, RunError, StoreError
@@ -28,7 +28,7 @@ from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 
 
 def one_begins(rank: int, folder: str) -> None:
-    meet(0, 1, f"{folder}/one")
+    join_ranks(0, 1, f"{folder}/one")
     step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, 2, 2, 2, 1.0, False))
     run(step, 0, SAVED_AFTER, accumulation=2)
     step.save(Path(folder) / "saved")
@@ -37,20 +37,25 @@ def one_begins(rank: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
-def two_go_on(rank: int, folder: str, out: str) -> None:
+def two_go_on(rank: int, folder: str, outs: tuple[str, ...]) -> None:
+    """From each of the same run's places in turn."""
+    join_ranks(rank, 2, f"{folder}/two")
+    found = [gone_on(rank, out) for out in outs]
+    if rank == 0:
+        (Path(folder) / "gone_on.json").write_text(json.dumps(found))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def gone_on(rank: int, out: str) -> dict:
     """On a folder as two machines that share it (each has a local rank 0); on S3 as two workers of one machine."""
-    meet(rank, 2, f"{folder}/two")
     there = RunFolder(out)
     config = deepspeed_config(None, 2, 2, 1, 1.0, False)
     step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config, universal=True)
     found, local_rank = {"step": SAVED_AFTER, "zero_stage": 2}, 0 if there.is_local else rank
     with checkpoint_here(there, found, True, rank, local_rank, dist.barrier) as local:
         step.load(local)
-    losses = run(step, SAVED_AFTER, STEPS, rank, 2)
-    if rank == 0:
-        (Path(folder) / "gone_on.json").write_text(json.dumps({"losses": losses, "left": local.exists()}))
-    dist.barrier()
-    dist.destroy_process_group()
+    return {"losses": run(step, SAVED_AFTER, STEPS, rank, 2), "left": local.exists()}
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +66,19 @@ def begun(tmp_path_factory) -> Path:
     return folder
 
 
-def test_two_workers_of_a_machine_go_on_with_what_one_began(begun, store_uri, aws_environment, tmp_path):
-    there = RunFolder(f"{store_uri}/run")
+def test_two_workers_go_on_with_what_one_began_on_a_folder_and_on_s3(begun, s3_uri, aws_environment, tmp_path):
     name = f"checkpoints/{checkpoint_name(SAVED_AFTER)}"
-    copy_files(str(begun / "saved"), f"{there.path}/{name}", LocalFileSystem(), there.files)
-    mp.spawn(two_go_on, (str(tmp_path), there.uri), nprocs=2)
-    gone_on = json.loads((tmp_path / "gone_on.json").read_text())
-    assert gone_on["losses"] == pytest.approx(json.loads((begun / "whole.json").read_text()), rel=1e-4)
-    assert gone_on["left"] == there.is_local  # a copy of S3's goes; the run's own folder stays, the universal form beside it
-    if there.is_local:
-        assert (Path(there.path) / name / UNIVERSAL).is_dir()
-        assert not (Path(there.path) / name / f"{UNIVERSAL}.part").exists()
+    places = [RunFolder(f"{tmp_path}/run"), RunFolder(f"{s3_uri}/run")]
+    (tmp_path / "run" / name).mkdir(parents=True)
+    for there in places:
+        copy_files(str(begun / "saved"), f"{there.path}/{name}", LocalFileSystem(), there.files)
+    mp.spawn(two_go_on, (str(tmp_path), tuple(there.uri for there in places)), nprocs=2)
+    whole = json.loads((begun / "whole.json").read_text())
+    for there, found in zip(places, json.loads((tmp_path / "gone_on.json").read_text()), strict=True):
+        assert found["losses"] == pytest.approx(whole, rel=1e-4)
+        assert found["left"] == there.is_local  # a copy of S3's goes; the run's own folder stays, with its universal form
+    assert (tmp_path / "run" / name / UNIVERSAL).is_dir()
+    assert not (tmp_path / "run" / name / f"{UNIVERSAL}.part").exists()
 
 
 def test_a_folder_of_another_user_is_not_taken(tmp_path, monkeypatch):

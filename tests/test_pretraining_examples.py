@@ -18,7 +18,8 @@ from adgen.images import square_frame
 from adgen.model.checkpoint import load
 from adgen.model.image_tokens import to_uint8
 from adgen.on_ray.training.example_encoders import BackgroundMaker, ClickMaker, CutoutMaker, ExampleMaker, PictureMaker, fitted
-from adgen.on_ray.training.examples import CLICKED_SQL, EXAMPLES_SQL, PICTURES_SQL, TABLES, query_parts, read_index
+from adgen.on_ray.training.examples import CLICKED_SQL, EXAMPLES_SQL, PICTURES_SQL, query_parts, read_index
+from adgen.on_ray.training.settings import TABLES
 from adgen.shop.inputs.tables import open_inputs
 from adgen.training.example_files import ExampleFolder, ExampleReader, Index, part_name
 

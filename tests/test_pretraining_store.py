@@ -8,7 +8,9 @@ import pytest
 from adgen.errors import RunError, StoreError
 from adgen.on_ray.training import run_folder as pretraining_store
 from adgen.on_ray.training.log import TrainingLog
+from adgen.on_ray.training.resume import claim, forget_rays_list, newest_checkpoint
 from adgen.on_ray.training.run_folder import RunFolder, checkpoint_name, on_this_node
+from adgen.on_ray.training.settings import PretrainSettings
 from adgen.training.example_files import ExampleFolder
 
 
@@ -55,7 +57,7 @@ def test_what_a_crash_left_beyond_the_newest_checkpoint_goes(folder):
     write_checkpoint(folder, 2, None)
     ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(4)}/deepspeed/of_three_workers.pt", b"half")
     ExampleFolder(folder.uri)._write("checkpoints/notes.txt", b"somebody's")
-    folder.remove_unfinished(2)
+    assert newest_checkpoint(folder, rank=0, workers=1)["step"] == 2
     ExampleFolder(folder.uri)._write(f"checkpoints/{checkpoint_name(4)}/state.pt", b"whole")
     folder.commit({"step": 4, "held_out_loss": None}, keep=2)
     assert steps(folder) == [2, 4]
@@ -66,16 +68,17 @@ def test_what_a_crash_left_beyond_the_newest_checkpoint_goes(folder):
 
 def test_rays_own_list_is_forgotten(folder):
     ExampleFolder(folder.uri)._write("checkpoints/checkpoint_manager_snapshot.json", b"")  # as a full disk leaves it
-    folder.prepare_for_ray()
+    forget_rays_list(folder)
     assert folder.read_json("checkpoints/checkpoint_manager_snapshot.json") is None
-    folder.prepare_for_ray()
+    forget_rays_list(folder)
 
 
 def test_a_run_goes_on_with_its_own_settings_only(folder):
-    assert not folder.claim({"stage": "general", "optimizer": {"rate": 1}}, {})
-    assert folder.claim({"stage": "general", "optimizer": {"rate": 1}}, {})
-    with pytest.raises(RunError, match=r"optimizer\.rate 1, and now it is 2.*another --out"):
-        folder.claim({"stage": "general", "optimizer": {"rate": 2}}, {})
+    one, two = (PretrainSettings(optimizer={"learning_rate": rate}).identity() for rate in (1, 2))
+    assert not claim(folder, one, {})
+    assert claim(folder, one, {})
+    with pytest.raises(RunError, match=r"optimizer\.learning_rate 1.0, and now it is 2.0.*another --out"):
+        claim(folder, two, {})
 
 
 def test_a_model_is_put_and_found_on_every_node(folder, tmp_path, monkeypatch):

@@ -28,7 +28,7 @@ from adgen.model.initialize import initialize
 from adgen.model.style_embedding import click_shares, style_embedding
 from adgen.model.uniadgen import UniAdGen
 from adgen.training.batches import LanguageCollator
-from adgen.training.language import LanguageTask, foreseen_places
+from adgen.training.language import LanguageTask, predicted_places
 from adgen.training.settings import LossSettings, TrainableSettings
 from adgen.training.step import TorchStep, load_task
 from adgen.training.trainable import choose_trainable
@@ -225,13 +225,18 @@ def test_a_model_directory_loads_with_the_names_of_any_version_and_is_saved_with
 
 
 def test_a_training_state_of_0_1_0_loads(tmp_path):
-    settings = training_settings()
+    settings = training_settings(losses=LossSettings(clicks=0.5))
     task, other = (LanguageTask(styled_model(), PROMPTER, settings) for _ in range(2))
-    old = {name.replace("style_encoder.", "taste_reader."): tensor + 1 for name, tensor in task.state_dict().items()}
+
+    def old_name(name: str) -> str:
+        return name.replace("style_encoder.", "taste_reader.").replace("click_prediction.", "click_outlook.")
+
+    old = {old_name(name): tensor + 1 for name, tensor in task.state_dict().items()}
+    assert "click_outlook.places" in old
     load_task(task, old, "old")
     other.load_state_dict(old)  # as DeepSpeed does it
     for loaded in (task, other):
-        assert all(torch.equal(old[name.replace("style_encoder.", "taste_reader.")], t) for name, t in loaded.state_dict().items())
+        assert all(torch.equal(old[old_name(name)], t) for name, t in loaded.state_dict().items())
     frozen = styled_model()
     trainable = choose_trainable(frozen, "personal", TrainableSettings(freeze=("preference.taste_reader.",)))
     assert trainable
@@ -255,8 +260,9 @@ def test_the_loss_of_clicks_is_that_of_a_mixture():
             said = task.model.encode_clicks(batch["history_codes"][row, None, click, None])[0, 0]
             chance = 1.0
             for place in range(tokens):
-                inner = torch.nn.functional.gelu(task.click_outlook.read(said) + task.click_outlook.places[place])
-                chance *= task.model.image_logits(task.click_outlook.write(inner)).double().softmax(-1)[batch["codes"][row, place]]
+                inner = torch.nn.functional.gelu(task.click_prediction.read(said) + task.click_prediction.places[place])
+                logits = task.model.image_logits(task.click_prediction.write(inner))
+                chance *= logits.double().softmax(-1)[batch["codes"][row, place]]
             chances.append(chance)
         expected = -torch.stack(chances).mean().log() / tokens if count else torch.tensor(0.0)
         assert losses[row].item() == pytest.approx(expected.item(), rel=1e-4)
@@ -279,7 +285,7 @@ def test_the_loss_of_clicks_trains_the_style_encoder_and_is_no_part_of_the_model
     step.apply(1e-3)
     task.export(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "outlook" in name]  # noqa: SIM118
+        assert not [name for name in file.keys() if "click_prediction" in name]  # noqa: SIM118
 
 
 def test_a_click_learns_as_much_as_it_explains_of_the_picture():
@@ -304,8 +310,8 @@ def test_the_loss_of_clicks_wants_clicks_and_a_style_encoder():
 
 
 @pytest.mark.parametrize(("number", "most"), [(16, 16), (64, 64), (100, 50), (576, 64)])
-def test_of_a_large_picture_some_places_are_foreseen_spread_over_it(number, most):
-    places = foreseen_places(number, torch.tensor([0, 5, 123456789]))
+def test_of_a_large_picture_some_places_are_predicted_spread_over_it(number, most):
+    places = predicted_places(number, torch.tensor([0, 5, 123456789]))
     assert places.shape == (3, most)
     assert 0 <= places.min() <= places.max() < number
     assert all(len(set(row.tolist())) == most for row in places)
@@ -338,12 +344,12 @@ def test_the_general_stage_trains_the_style_encoder_and_shows_no_history():
 @pytest.mark.parametrize("stage", ["general", "personal"])
 def test_the_flops_of_a_style_encoder_are_counted(stage):
     settings = training_settings(stage)
-    if stage == "general":  # counted with the style encoder, without the loss' outlook
+    if stage == "general":  # counted with the style encoder, without the auxiliary image prediction
         settings = training_settings(stage, losses=LossSettings(clicks=1e-9))
     model = styled_model()
     choose_trainable(model, stage, settings.trainable, reads_clicks=True)
     task = LanguageTask(model, PROMPTER, settings).eval()
-    if task.click_outlook is not None:
+    if task.click_prediction is not None:
         task.click_losses = lambda readings, batch: readings.sum((1, 2))
     batch = LanguageCollator(PROMPTER, CONFIG, settings)([example(n, CONFIG) for n in range(3)])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:

@@ -7,14 +7,12 @@ import sys
 import pytest
 import torch
 from pydantic import ValidationError
-from safetensors import safe_open
 from support.examples import example
 from support.language import CONFIG, PROMPTER, cached_logits, requests, rows, training_settings
 from support.models import small_config, small_model
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import generate
-from adgen.generation.prompt import PromptFacts
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.checkpoint import load
 from adgen.on_ray.training.settings import PretrainSettings
@@ -138,45 +136,6 @@ def test_a_pictures_first_row_weighs_more_in_training_only():
     torch.testing.assert_close(heavy.train().picture_losses(hidden, batch), expected)
 
 
-def test_the_outlook_predicts_every_picture_token_where_the_picture_begins():
-    """Against one place at a time; what the picture's own tokens are changes the targets and nothing that is read."""
-    settings = training_settings(losses=LossSettings(outlook=0.5))
-    task = LanguageTask(small_model(), PROMPTER, settings).eval()
-    batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(3))
-    start = batch["ids"].shape[1] - 1
-    assert (batch["ids"][:, start] == PROMPTER.picture_prompt(PromptFacts("a", ()), "b").ids[-1]).all()  # begin of image
-    hidden = task.hidden(batch).detach()
-    expected = torch.zeros(3)
-    for place in range(batch["codes"].shape[1]):
-        inner = torch.nn.functional.gelu(task.outlook.read(hidden[:, start]) + task.outlook.places[place])
-        logits = task.model.image_logits(task.outlook.write(inner))
-        expected += torch.nn.functional.cross_entropy(logits, batch["codes"][:, place], reduction="none")
-    losses = task.outlook_losses(hidden, batch)
-    torch.testing.assert_close(losses, expected / batch["codes"].shape[1])
-    others = batch | {"codes": (batch["codes"] + 1) % CONFIG.image.codebook_size}
-    torch.testing.assert_close(task.hidden(others)[:, start], hidden[:, start])
-    loss, metrics = task(batch)
-    without = sum(float(metrics[name][0] / metrics[name][1]) for name in ("text", "image"))
-    assert loss.item() == pytest.approx(without + 0.5 * losses.mean().item(), rel=1e-5)
-
-
-def test_the_outlook_teaches_and_is_no_part_of_the_model(tmp_path):
-    settings = training_settings(losses=LossSettings(text=0.0, image=1e-9, outlook=1.0))
-    model = small_model()
-    choose_trainable(model, "personal", settings.trainable)
-    task = LanguageTask(model, PROMPTER, settings).train()
-    step = TorchStep(task, settings.optimizer, 1)
-    before = task.outlook.places.detach().clone()
-    step.backward(step.forward(LanguageCollator(PROMPTER, CONFIG, settings)(rows(4), [0] * 4))[0])
-    assert model.preference.dual_modality_fusion_encoder.output_proj.weight.grad.abs().sum() > 0
-    assert model.image_embedding.gen_embed.weight.grad.abs().sum() > 0
-    step.apply(1e-3)
-    assert not torch.equal(task.outlook.places, before)
-    task.export(tmp_path)
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
-        assert not [name for name in file.keys() if "outlook" in name]  # noqa: SIM118
-
-
 def test_a_dropped_prompt_is_the_negative_one_and_learns_no_title():
     settings = training_settings(dropout={"prompt": 1.0, "foreground": 0.0})
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(2), [0, 0])
@@ -199,27 +158,27 @@ def test_draws_belong_to_the_sample_and_the_epoch():
 @pytest.mark.parametrize("stage", ["general", "personal"])
 def test_the_released_recipe_moves_its_own_set_only(stage):
     model = small_model()
-    moving = choose_trainable(model, stage, TrainableSettings(preset="released"))
-    assert any(name.endswith("lora_A") for name in moving)
-    assert "decoder.embed_tokens.weight" in moving
-    assert any(name.startswith("foreground.adapter.") for name in moving)
-    assert any(name.startswith("preference.") for name in moving) == (stage == "personal")
-    assert not [name for name in moving if name.startswith(("image_", "decoder.lm_head", "decoder.norm"))]
-    assert not [name for name in moving if name.startswith("decoder.layers") and "lora" not in name]
+    trainable = choose_trainable(model, stage, TrainableSettings(preset="released"))
+    assert any(name.endswith("lora_A") for name in trainable)
+    assert "decoder.embed_tokens.weight" in trainable
+    assert any(name.startswith("foreground.adapter.") for name in trainable)
+    assert any(name.startswith("preference.") for name in trainable) == (stage == "personal")
+    assert not [name for name in trainable if name.startswith(("image_", "decoder.lm_head", "decoder.norm"))]
+    assert not [name for name in trainable if name.startswith("decoder.layers") and "lora" not in name]
 
 
 def test_frozen_names_are_checked():
     with pytest.raises(SettingsError, match=r"decoder\.lmhead"):
         choose_trainable(small_model(), "personal", TrainableSettings(freeze=("decoder.lmhead",)))
-    moving = choose_trainable(small_model(), "personal", TrainableSettings(freeze=("decoder.",)))
-    assert not [name for name in moving if name.startswith("decoder.")]
+    trainable = choose_trainable(small_model(), "personal", TrainableSettings(freeze=("decoder.",)))
+    assert not [name for name in trainable if name.startswith("decoder.")]
 
 
 @pytest.mark.parametrize("preset", ["full", "released"])
 def test_a_step_moves_what_shall_move_and_the_export_computes_the_same(preset, tmp_path):
     model = small_model()
     settings = training_settings(trainable={"preset": preset})
-    moving = set(choose_trainable(model, "personal", settings.trainable))
+    trainable = set(choose_trainable(model, "personal", settings.trainable))
     task = LanguageTask(model, PROMPTER, settings)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     step = TorchStep(task, settings.optimizer, accumulation=1)
@@ -228,9 +187,9 @@ def test_a_step_moves_what_shall_move_and_the_export_computes_the_same(preset, t
         step.backward(step.forward(batch)[0])
         step.apply(1e-2)
     changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
-    assert changed <= moving
+    assert changed <= trainable
     # The pads' row of a token table and the like may stand still; whole modules may not.
-    assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in moving}
+    assert {name.split(".")[0] for name in changed} == {name.split(".")[0] for name in trainable}
     task.eval()
     with torch.no_grad():
         trained = task.hidden(batch)

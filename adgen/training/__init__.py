@@ -1,1 +1,1 @@
-"""Learning: batches, losses, the step. What a stage learns is a `Task`; how its numbers move is a `Step`. No Ray here."""
+"""Learning: batches, losses, the step. What a stage learns is a `Task`; how weights are updated is a `Step`. No Ray here."""

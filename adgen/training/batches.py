@@ -171,7 +171,7 @@ def _histories(samples: Sequence[Sample], num_items: int, config: ModelConfig) -
 
 
 def _widened(sample: Sample, num_items: int, config: ModelConfig) -> list[int]:
-    """The prompt's slots as rows of a history of `num_items` items: titles' rows begin behind all pictures'."""
+    """The prompt's slots as rows of a history of `num_items` items: titles' rows begin after all pictures'."""
     pictures = len(sample.history_titles) * config.image.tokens_per_history_picture
     shift = num_items * config.image.tokens_per_history_picture - pictures
     return [slot + shift if slot >= pictures and slot >= 0 else slot for slot in sample.prompt.slots]

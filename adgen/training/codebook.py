@@ -1,5 +1,5 @@
-"""A codebook that follows the latents: an exponential moving average, with codes that nobody chooses moved to where the
-latents are (van den Oord et al. 2017, appendix; dead codes as in Dhariwal et al. 2020). Everything on the unit sphere,
+"""A codebook that follows the latents: an exponential moving average, with unused codes moved to where the latents
+are (van den Oord et al. 2017, appendix; dead codes as in Dhariwal et al. 2020). Everything on the unit sphere,
 as the tokenizer quantises by cosine.
 
 The codebook is not the optimizer's: a moving average needs no gradient, and stays right whoever shards the rest.

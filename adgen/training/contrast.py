@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from safetensors.torch import save_file
@@ -26,14 +25,11 @@ from adgen.shop.synthetic.drawing.backgrounds import set_on_background
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch, Collator, Metrics, Task, metric
 
-# What is cached: products as RGBA at the encoder's size, and backgrounds with the group of each.
-CUTOUTS = pa.schema([pa.field("cutout", pa.binary())])
-BACKGROUNDS = pa.schema([pa.field("group", pa.int64()), pa.field("background", pa.binary())])
-
 
 class SceneCollator:
-    """Rows of `CUTOUTS` -> anchors, positives and hard negatives, each (B, 3, S, S) normalised; groups (B,) of both
-    backgrounds. The others' products come from the same rows, so a batch needs two samples at least."""
+    """Rows with a `cutout` (PNG, RGBA, at the encoder's size) -> anchors, positives and hard negatives, each (B, 3, S, S)
+    normalised; groups (B,) of both backgrounds. `backgrounds`: rows with a `group` and a `background`. The others' products come
+    from the same rows, so a batch needs two samples at least."""
 
     def __init__(self, backgrounds: Sequence[dict], settings: TrainingSettings):
         self.settings, self.config = settings, settings.contrast.encoder
@@ -79,7 +75,7 @@ class ContrastTask(Task):
     """The encoder, its predictor, and the encoder that follows."""
 
     largest_zero_stage = 2
-    moves_itself = ("follower.", "encoder.compress_layer.1.")
+    self_updated = ("follower.", "encoder.compress_layer.1.")
 
     def __init__(self, encoder: PBSEncoder, settings: TrainingSettings):
         super().__init__()

@@ -10,8 +10,8 @@ from adgen.model.names import published_name
 
 
 def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, read: int | None = None) -> dict[str, float]:
-    """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of so many positions with so many history
-    items, an answer of so many tokens, and a picture; `read`: clicks that the style encoder reads, where the prompt shows
+    """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of `prompt` positions with `items` history
+    items, an answer of `answer` tokens, and a picture; `read`: clicks that the style encoder reads, where the prompt shows
     fewer. Matrix products only, attention over whole sequences. By the prefix of the weights' names; products of activations
     with each other, which have no weights, under `decoder.attention`."""
     read = items if read is None else read
@@ -32,17 +32,18 @@ def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, rea
     return {name: 2.0 * part for name, part in parts.items()}
 
 
-def gradient_flops(parts: dict[str, float], moving: Sequence[str]) -> float:
-    """FLOPs of the backward pass for `forward_flops`' parts when the parameters `moving` move: as much as forward for the
-    gradients of activations, and as much again for those of weights that move. What only reads inputs (picture embeddings,
-    preference, foreground) has no backward pass where it stands still. Low-rank updates are left out: they are a hundredth."""
-    full = [name for name in moving if not name.endswith((".lora_A", ".lora_B"))]
+def gradient_flops(parts: dict[str, float], trainable: Sequence[str]) -> float:
+    """FLOPs of the backward pass for `forward_flops`' parts when the parameters named in `trainable` are trained: as much as
+    forward for the gradients of activations, and as much again for those of trainable weights. What only reads inputs (picture
+    embeddings, preference, foreground) has no backward pass where it is frozen. Low-rank updates are left out: they are a
+    hundredth."""
+    full = [name for name in trainable if not name.endswith((".lora_A", ".lora_B"))]
     total = 0.0
     for prefix, part in parts.items():
-        moves = any(name.startswith(prefix) for name in full)
+        is_trainable = any(name.startswith(prefix) for name in full)
         if prefix.startswith(("decoder.", "image_head.")):
-            total += part * (1 + (moves or prefix == "decoder.attention"))
-        elif moves:
+            total += part * (1 + (is_trainable or prefix == "decoder.attention"))
+        elif is_trainable:
             total += 2 * part
     return total
 
@@ -63,7 +64,7 @@ def _reading(config: ModelConfig) -> float:
 
 
 def _blocks(config: ModelConfig, tokens: int, number: int) -> float:
-    """Multiply-adds of so many of the fine step's blocks over so many tokens that see each other."""
+    """Multiply-adds of `number` blocks of the fine step over `tokens` tokens that attend to each other."""
     width = config.decoder.hidden_size
     return number * tokens * ((4 + 2 * config.preference.feed_forward_factor) * width**2 + 2 * tokens * width)
 
@@ -120,22 +121,22 @@ def training_cost(
 
 
 def checkpoint_bytes(total: int, trained: int, zero_stage: int = 2, bf16: bool = True) -> float:
-    """Bytes that DeepSpeed writes: all weights (with ZeRO-3 those that stand still alone: the others are in the fp32 copies),
-    and an fp32 copy and two moments of what moves."""
+    """Bytes that DeepSpeed writes: all weights (with ZeRO-3 the frozen ones alone: the others are in the fp32 copies),
+    and an fp32 copy and two moments of what is trainable."""
     weights = total - trained if zero_stage == 3 else total
     return (2.0 if bf16 else 4.0) * weights + 12.0 * trained
 
 
 def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:
-    """All parameters, and those that move, low-rank updates among both; no memory is taken."""
+    """All parameters, and the trainable ones, low-rank updates among both; no memory is taken."""
     model = on_meta(config)
     if preset == "full":
         total = sum(parameter.numel() for parameter in model.parameters())
         return total, total
     add_lora(model.decoder, config.lora or LoRAConfig())
-    moving = set(trainable_names(model))
+    trainable = set(trainable_names(model))
     sizes = {published_name(name): parameter.numel() for name, parameter in model.named_parameters()}
-    return sum(sizes.values()), sum(size for name, size in sizes.items() if name in moving)
+    return sum(sizes.values()), sum(size for name, size in sizes.items() if name in trainable)
 
 
 def _activation_bytes(config: ModelConfig, micro_batch: int, sequence: int) -> float:

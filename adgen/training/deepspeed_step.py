@@ -20,12 +20,12 @@ from torch import Tensor
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.training.deepspeed_files import TAG, UNIVERSAL, data_only
-from adgen.training.optimizers import adamw, moving_parameters
+from adgen.training.optimizers import adamw, trainable_parameters
 from adgen.training.settings import OptimizerSettings
-from adgen.training.step import load_task, spoilt_gradients
+from adgen.training.step import load_task, nonfinite_gradients
 from adgen.training.task import Batch, Metrics, Task
 
-_OWN = "moved.pt"
+_OWN = "moved.pt"  # tensors that the task updates outside the optimizer
 
 
 class DeepSpeedStep:
@@ -47,7 +47,7 @@ class DeepSpeedStep:
             config = config | {"checkpoint": {"load_universal": True}}
         with contextlib.redirect_stdout(sys.stderr):
             self.engine, self.optimizer, _, _ = deepspeed.initialize(
-                model=self.task, optimizer=adamw(moving_parameters(task), settings), config=config
+                model=self.task, optimizer=adamw(trainable_parameters(task), settings), config=config
             )
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -61,21 +61,21 @@ class DeepSpeedStep:
             self.engine.step()  # counts the micro-batch
 
     def apply(self, learning_rate: float) -> float:
-        """Move the weights; the norm of all gradients before clipping. RunError on every worker, and nothing moved, when it
-        is no number on any of them: DeepSpeed finds out before its optimizer's step, and then leaves it out."""
+        """Update the weights; returns the norm of all gradients before clipping. RunError on every worker, with no weight changed,
+        when the norm is non-finite on any of them: DeepSpeed finds out before its optimizer's step, and then skips it."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         if not self.engine.was_step_applied() or not math.isfinite(norm):
-            raise RunError(spoilt_gradients(norm))
+            raise RunError(nonfinite_gradients(norm))
         return norm
 
     def save(self, folder: Path) -> None:
         """Write this worker's shards into `folder`."""
         with contextlib.redirect_stdout(sys.stderr):
             self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=True)
-        if self.zero_stage < 3 and self.task.moves_itself and dist.get_rank() == 0:
+        if self.zero_stage < 3 and self.task.self_updated and dist.get_rank() == 0:
             torch.save(self._own_tensors(), folder / _OWN)
 
     def load(self, folder: Path) -> None:
@@ -96,14 +96,14 @@ class DeepSpeedStep:
             load_task(self.task, self.task.state_dict() | own, str(folder))
 
     def _own_tensors(self) -> dict[str, Tensor]:
-        return {name: tensor for name, tensor in self.task.state_dict().items() if name.startswith(self.task.moves_itself)}
+        return {name: tensor for name, tensor in self.task.state_dict().items() if name.startswith(self.task.self_updated)}
 
     @contextlib.contextmanager
     def whole_task(self, make: Callable[[], Task], exact: bool = False) -> Iterator[Task | None]:
         """The task with all its weights, to use outside of training: on the first worker, None on others where it needs a twin.
 
-        exact: as the optimizer keeps the weights, in fp32, and what stands still as the start has it. Training itself goes
-        with roundings of both where it is in bf16, and a rounded tokenizer finds other codes than those that were learned.
+        exact: trainable weights as the optimizer keeps them, in fp32, and frozen ones as the start has them. Training itself uses
+        both rounded where it is in bf16, and a rounded tokenizer finds other codes than those that were learned.
 
         ZeRO-3's hooks gather for every worker at once, which one worker alone must not set off: it gets a twin without
         hooks from `make`. So does whoever wants the exact weights of a bf16 task; that twin stays on the CPU.
@@ -119,8 +119,8 @@ class DeepSpeedStep:
 
     @torch.no_grad()
     def _take_masters(self, twin: Task | None) -> None:
-        """Fill in what moves, from the fp32 copies that lie in shards with all workers; tasks that move tensors by
-        themselves never come here (fp32 and ZeRO 1 or 2 is all that they have)."""
+        """Fill in trainable weights from the fp32 copies, which are sharded over all workers; tasks that update tensors outside
+        the optimizer never come here (fp32 and ZeRO 1 or 2 is all that they have)."""
         from deepspeed.utils import safe_get_full_fp32_param
 
         own = dict(twin.named_parameters()) if twin is not None else {}

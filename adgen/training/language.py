@@ -31,11 +31,12 @@ from adgen.training.task import Batch, Metrics, Task, metric
 class LanguageTask(Task):
     """Next-token losses of a Uni-AdGen model."""
 
+    earlier_names = (("click_outlook.", "click_prediction."),)
+
     def __init__(self, model: UniAdGen, prompter: Prompter, settings: TrainingSettings):
         super().__init__()
         self.model, self.prompter, self.settings = model, prompter, settings
-        self.outlook = Outlook(model.config, settings.seed) if settings.losses.outlook else None
-        self.click_outlook = Outlook(model.config, settings.seed) if settings.losses.clicks else None
+        self.click_prediction = ImagePrediction(model.config, settings.seed) if settings.losses.clicks else None
         if settings.losses.clicks and model.preference.style_encoder is None:
             raise ModelError(
                 f"losses.clicks is {settings.losses.clicks:g}, but the model has no style encoder (preference.style_layers is 0)"
@@ -44,7 +45,7 @@ class LanguageTask(Task):
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """loss = text weight * mean over samples of (title's mean) + image weight * mean over samples of (picture's mean).
 
-        A sample without a title adds nothing to the text's mean, and still counts: so the loss of a step does not depend
+        A sample without a title adds nothing to the text's mean, but counts in it: so the loss of a step does not depend
         on how its samples are cut into micro-batches.
         """
         readings = self.readings(batch)
@@ -54,19 +55,16 @@ class LanguageTask(Task):
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
         loss = weights.text * text.mean() + weights.image * image.mean()
         metrics = {"text": metric(text, titled), "image": metric(image)}
-        if self.outlook is not None:
-            foreseen = self.outlook_losses(hidden, batch)
-            loss, metrics = loss + weights.outlook * foreseen.mean(), metrics | {"outlook": metric(foreseen)}
-        if self.click_outlook is not None:
-            foreseen = self.click_losses(readings, batch)
-            loss = loss + weights.clicks * foreseen.mean()
-            metrics |= {"clicks": metric(foreseen, (batch["num_items"] > 0).sum())}
+        if self.click_prediction is not None:
+            clicks = self.click_losses(readings, batch)
+            loss = loss + weights.clicks * clicks.mean()
+            metrics |= {"clicks": metric(clicks, (batch["num_items"] > 0).sum())}
         return loss, metrics
 
     def readings(self, batch: Batch) -> Tensor | None:
         """What each click says by itself (B, N, D), where the model reads clicks so; in the general stage for its loss alone."""
         shown = self.settings.stage == "personal" and self.model.preference.style_encoder is not None
-        if not shown and self.click_outlook is None:
+        if not shown and self.click_prediction is None:
             return None
         return self.model.encode_clicks(_at_least_one_item(batch["history_codes"]))
 
@@ -109,19 +107,12 @@ class LanguageTask(Task):
             weights[: math.isqrt(codes.shape[1])] = self.settings.losses.first_row
         return (losses.view_as(codes) * weights).sum(-1) / weights.sum()
 
-    def outlook_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
-        """Each sample's mean cross entropy (B,) over its picture tokens, all of them predicted at begin of image."""
-        codes = batch["codes"]
-        logits = self.model.image_logits(self.outlook(hidden[:, -1 - codes.shape[1]]))
-        losses = F.cross_entropy(logits.float().flatten(0, 1), codes.flatten(), reduction="none")
-        return losses.view_as(codes).mean(-1)
-
     def click_losses(self, readings: Tensor, batch: Batch) -> Tensor:
         """Each sample's loss (B,): -log of the mean over its clicks of the probability of the picture's tokens, each of them
-        foreseen by itself from that click's reading; by the token. 0 without clicks."""
-        places = foreseen_places(batch["codes"].shape[1], batch["seeds"])
+        predicted by itself from that click's style embedding; divided by their number. 0 without clicks."""
+        places = predicted_places(batch["codes"].shape[1], batch["seeds"])
         codes = batch["codes"].gather(1, places)[:, None].expand(-1, readings.shape[1], -1)
-        logits = self.model.image_logits(self.click_outlook(readings, places[:, None]))
+        logits = self.model.image_logits(self.click_prediction(readings, places[:, None]))
         losses = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
         real = torch.arange(readings.shape[1], device=readings.device) < batch["num_items"][:, None]
         likely = (-losses.sum(-1)).masked_fill(~real, torch.finfo(torch.float32).min)
@@ -129,12 +120,12 @@ class LanguageTask(Task):
         return torch.where(batch["num_items"] > 0, -total / codes.shape[-1], 0.0)
 
     def step_flops(self, batch: Batch) -> float:
-        """By formula: see `forward_flops` and `gradient_flops`; without the outlooks, some hundredths of it."""
+        """By formula: see `forward_flops` and `gradient_flops`; without the auxiliary image prediction, some hundredths of it."""
         read = batch["history_codes"].shape[1]
         shown = 0 if self.settings.stage == "general" else read
         parts = forward_flops(self.model.config, batch["ids"].shape[1], shown, batch["answer_ids"].shape[1], read)
-        moving = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
-        return len(batch["ids"]) * (sum(parts.values()) + gradient_flops(parts, moving))
+        trainable = [name for name, parameter in self.model.named_parameters() if parameter.requires_grad]
+        return len(batch["ids"]) * (sum(parts.values()) + gradient_flops(parts, trainable))
 
     def tokens(self, batch: Batch) -> int:
         """Positions, padding left out."""
@@ -176,25 +167,26 @@ class LanguageTask(Task):
         self.prompter.save(directory)
 
 
-_MOST_FORESEEN = 64
+_MOST_PREDICTED = 64
 
 
-def foreseen_places(number: int, seeds: Tensor) -> Tensor:
-    """Which of a picture's `number` tokens each of the samples foresees, (B, n): all, or every so many from a start of its
-    own: with 576 of 16,384 codes and ten clicks all of them would be gigabytes of logits."""
-    stride = -(-number // _MOST_FORESEEN)
+def predicted_places(number: int, seeds: Tensor) -> Tensor:
+    """Which of a picture's `number` tokens each sample's clicks predict, (B, n): all, or every n-th from a start of the sample's
+    own. With 576 of 16,384 codes and ten clicks the logits of all of them would take gigabytes."""
+    stride = -(-number // _MOST_PREDICTED)
     starts = seeds[:, None] % stride
     return starts + torch.arange(0, number - stride + 1, stride, device=seeds.device)
 
 
 def _at_least_one_item(items: Tensor) -> Tensor:
-    """(B, N, T) as it is, or with an item of zeros: every worker walks the same way through the modules, or ZeRO-3 waits for
-    ever."""
+    """(B, N, T) as it is, or with an item of zeros: every worker runs the same modules, or ZeRO-3 never
+    returns."""
     return items if items.shape[1] else items.new_zeros(len(items), 1, items.shape[2])
 
 
-class Outlook(nn.Module):
-    """What a vector (..., D) says of places of the picture, for the image head: a hidden state, or what a click says by itself."""
+class ImagePrediction(nn.Module):
+    """The auxiliary image prediction: what the image head reads (..., D) at each place of a picture, from a click's style
+    embedding. A part of training alone: no model directory has it."""
 
     def __init__(self, config: ModelConfig, seed: int):
         super().__init__()
@@ -205,10 +197,9 @@ class Outlook(nn.Module):
             linear.weight.data = torch.randn(width, width, generator=generator) * width**-0.5
             linear.bias.data.zero_()
 
-    def forward(self, said: Tensor, places: Tensor | None = None) -> Tensor:
-        """(..., D) -> (..., K, D), or (..., n, D) of the places (..., n) alone."""
-        where = self.places if places is None else self.places[places]
-        return self.write(F.gelu(self.read(said)[..., None, :] + where))
+    def forward(self, embeddings: Tensor, places: Tensor) -> Tensor:
+        """Style embeddings (..., D) and places (..., n) of the picture -> (..., n, D)."""
+        return self.write(F.gelu(self.read(embeddings)[..., None, :] + self.places[places]))
 
 
 def _decoded(model: UniAdGen, codes) -> Image.Image:

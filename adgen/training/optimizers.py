@@ -1,4 +1,4 @@
-"""What moves the weights: AdamW alone, or Muon for the matrices between hidden states beside it.
+"""The optimizers: AdamW alone, or Muon for the matrices between hidden states and AdamW for the rest.
 
 Muon (Jordan et al. 2024) steps along the orthogonalised momentum of a matrix, so that no direction of it is learned much
 faster than another. It is torch's own; its rate is scaled so that a step is as long as AdamW's would be (Liu et al. 2025),
@@ -16,15 +16,15 @@ from adgen.training.settings import OptimizerSettings
 _HEADS = ("lm_head", "vision_head")
 
 
-def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> "torch.optim.Optimizer | Together":
-    """The optimizer of `settings.kind` over what moves; as published, everything decays."""
+def make_optimizer(module: nn.Module, settings: OptimizerSettings) -> "torch.optim.Optimizer | CombinedOptimizer":
+    """The optimizer of `settings.kind` over the trainable parameters; as published, everything decays."""
     if settings.kind == "adamw":
-        return adamw(moving_parameters(module), settings)
+        return adamw(trainable_parameters(module), settings)
     matrices = hidden_matrices(module)
     chosen = {id(matrix) for matrix in matrices}
-    rest = [parameter for parameter in moving_parameters(module) if id(parameter) not in chosen]
+    rest = [parameter for parameter in trainable_parameters(module) if id(parameter) not in chosen]
     muon = [muon_over(matrices, settings)] if matrices else []
-    return Together(*muon, *([adamw(rest, settings)] if rest else []))
+    return CombinedOptimizer(*muon, *([adamw(rest, settings)] if rest else []))
 
 
 def adamw(parameters: list[Tensor], settings: OptimizerSettings) -> torch.optim.AdamW:
@@ -38,13 +38,13 @@ def muon_over(matrices: list[Tensor], settings: OptimizerSettings) -> torch.opti
     return torch.optim.Muon(matrices, lr=settings.learning_rate, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw")
 
 
-def moving_parameters(module: nn.Module) -> list[Tensor]:
+def trainable_parameters(module: nn.Module) -> list[Tensor]:
     """All that have a gradient."""
     return [parameter for parameter in module.parameters() if parameter.requires_grad]
 
 
 def hidden_matrices(module: nn.Module) -> list[Tensor]:
-    """Weights of the linear layers that move, but for the heads over a vocabulary."""
+    """Weights of the trainable linear layers, without the heads over a vocabulary."""
     return [
         layer.weight
         for name, layer in module.named_modules()
@@ -52,7 +52,7 @@ def hidden_matrices(module: nn.Module) -> list[Tensor]:
     ]
 
 
-class Together:
+class CombinedOptimizer:
     """Optimizers of different parameters, as one."""
 
     def __init__(self, *parts: torch.optim.Optimizer):

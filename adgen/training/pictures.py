@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 from PIL import Image
 from torch import Tensor
@@ -22,11 +21,8 @@ from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
 from adgen.records import unit_interval
 from adgen.training.codebook import MovingCodebook
-from adgen.training.discriminator import PatchDiscriminator, adversarial_losses, feature_distance
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch, Collator, Metrics, Task, metric
-
-PICTURES = pa.schema([pa.field("picture", pa.binary())])  # PNG at the model's size
 
 
 class PictureCollator:
@@ -48,20 +44,16 @@ class PictureCollator:
 
 
 class TokenizerTask(Task):
-    """Reconstruction, commitment, and optionally a perceptual and an adversarial term; the codebook follows by itself."""
+    """Reconstruction and commitment; the codebook follows by itself."""
 
     largest_zero_stage = 2
-    moves_itself = ("codebook.", "model.image_tokenizer.vqvae.quantize.")
+    self_updated = ("codebook.", "model.image_tokenizer.vqvae.quantize.")
 
     def __init__(self, model: UniAdGen, prompter: Prompter, settings: TrainingSettings):
         super().__init__()
         self.model, self.prompter, self.weights = model, prompter, settings.tokenizer
         image, own = model.config.image, settings.tokenizer
         self.codebook = MovingCodebook(image.codebook_size, image.code_size, own.decay, own.revive_below, settings.seed)
-        with torch.random.fork_rng(devices=()):
-            torch.manual_seed(settings.seed)  # layers begin with torch's own initialisers, which know no generator
-            self.discriminator = PatchDiscriminator() if own.adversarial else None
-        self.step = 0
         model.requires_grad_(False)
         model.image_tokenizer.requires_grad_(True)
         self.table.requires_grad_(False)
@@ -87,13 +79,6 @@ class TokenizerTask(Task):
         l1, l2 = error.abs().mean((1, 2, 3)), error.square().mean((1, 2, 3))
         loss = own.l1 * l1 + own.l2 * l2 + own.commitment * commitment
         metrics = {"l1": metric(l1), "l2": metric(l2), "commitment": metric(commitment)}
-        if own.perceptual and not prefix:
-            seen = feature_distance(self.features, pixels, made)
-            loss, metrics = loss + own.perceptual * seen, metrics | {"perceptual": metric(seen)}
-        if self.discriminator is not None and not prefix:
-            maker, judge = adversarial_losses(self.discriminator, pixels, made)
-            share = own.adversarial if self.step >= own.adversarial_from else 0.0
-            loss, metrics = loss + share * maker + judge, metrics | {"maker": metric(maker), "judge": metric(judge)}
         return loss.mean(), {prefix + name: value for name, value in metrics.items()}
 
     def reconstructed(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,14 +96,6 @@ class TokenizerTask(Task):
         through = latents + (entries - latents).detach()
         vqvae = tokenizer.vqvae
         return vqvae.decoder(vqvae.post_quant_conv(through)), commitment
-
-    def features(self, pixels: Tensor) -> Tensor:
-        """DINOv2's features of pictures, at the size that it reads products in."""
-        side = self.model.config.foreground.condition_size
-        return self.model.foreground.features(F.interpolate(pixels, size=(side, side), mode="bilinear", align_corners=False))
-
-    def before_step(self, step: int) -> None:
-        self.step = step
 
     def after_step(self, step: int) -> None:
         self.codebook.follow(self.table.data, step)

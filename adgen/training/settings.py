@@ -1,10 +1,11 @@
 """Settings that decide what is learned. Where and how fast is the job's own (adgen/on_ray/training/settings.py)."""
 
+from types import MappingProxyType
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from adgen.config import Settings
+from adgen.config import Removed, Settings
 from adgen.model.config import LoRAConfig
 from adgen.model.pbs_config import PBSConfig
 
@@ -16,6 +17,7 @@ UNTRAINED = "random"  # in the place of a DINOv2 directory
 class LossSettings(Settings):
     """Weights of the next-token losses. Each is the mean over samples of a sample's mean over its tokens."""
 
+    REMOVED = MappingProxyType({"outlook": Removed(0.0, "0.2.0")})
     text: float = Field(1.0, ge=0)
     """Of the title answer, its closing tag and end of sentence."""
     image: float = Field(1.0, ge=0)
@@ -23,15 +25,11 @@ class LossSettings(Settings):
     first_row: float = Field(1.0, gt=0)
     """Of the tokens of a picture's first row, against its others: they decide in which style it goes on, so what a history
     has to say is learned there."""
-    outlook: float = Field(0.0, ge=0)
-    """Of all picture tokens at once, each predicted at begin of image by itself: before a token is painted, all that tells one
-    picture from another is the prompt, so the whole picture's weight of evidence lies on what the history and the product say.
-    A part of training alone: no model has it."""
     clicks: float = Field(0.0, ge=0)
-    """Of the picture as each click foresees it by itself, from its embedding by the style encoder. A sample's loss is that of a
-    mixture, -log of the mean over its clicks of the picture's probability: the clicks that explain a picture learn from it and
-    strays are let off, so pictures of one style come to be read alike. A part of training alone; in stage general, which shows no
-    history, the reader learns it beside the decoder, and stage personal begins with clicks that say something."""
+    """An auxiliary image prediction: the picture's tokens as each click predicts them by itself, from its style embedding. A
+    sample's loss is that of a mixture, -log of the mean over its clicks of the picture's probability: the clicks that explain a
+    picture learn from it and strays do not, so that pictures of one style get similar embeddings. It is part of training alone.
+    Stage general shows no history, but trains the style encoder this way together with the decoder."""
 
 
 class DropoutSettings(Settings):
@@ -46,21 +44,21 @@ class DropoutSettings(Settings):
 
 
 class TrainableSettings(Settings):
-    """What of the model moves. `released` is the published recipe (spec section 9): low-rank updates on q, k, v and o,
+    """What of the model is trainable. `released` is the published recipe (spec section 9): low-rank updates on q, k, v and o,
     the token table, and every module that is new over Janus-Pro. `full` is everything that the stage uses."""
 
     preset: Literal["full", "released"] = "full"
     freeze: tuple[str, ...] = ()
-    """Further prefixes of parameter names that stand still, such as decoder.lm_head."""
+    """Further prefixes of parameter names that are frozen, such as decoder.lm_head."""
     lora: LoRAConfig = LoRAConfig()
     """Of the preset `released`. The updates are merged into the weights at the end."""
 
 
 class OptimizerSettings(Settings):
-    """What moves the weights, and how its learning rate moves. The defaults are the published ones."""
+    """The optimizer and its learning-rate schedule. The defaults are the published ones."""
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """`muon` moves the matrices between hidden states by torch's Muon, everything else by AdamW; the torch engine alone."""
+    """`muon` updates the matrices between hidden states by torch's Muon, everything else by AdamW; the torch engine alone."""
     learning_rate: float = Field(5e-5, gt=0)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
@@ -77,23 +75,24 @@ class OptimizerSettings(Settings):
 class TokenizerSettings(Settings):
     """The VQ tokenizer's losses and codebook."""
 
+    REMOVED = MappingProxyType(
+        {
+            "perceptual": Removed(0.0, "0.2.0"),
+            "adversarial": Removed(0.0, "0.2.0"),
+            "adversarial_from": Removed(0, "0.2.0"),
+        }
+    )
     l1: float = Field(1.0, ge=0)
     l2: float = Field(1.0, ge=0)
     """Weights of the reconstruction's absolute and squared error."""
     history: float = Field(0.5, ge=0)
-    """Weight of pictures at the history's size, beside those at full size."""
+    """Weight of pictures at the history's size, in addition to those at full size."""
     commitment: float = Field(0.25, ge=0)
     """Pull of latents towards their code."""
     decay: float = Field(0.95, gt=0, lt=1)
     """The codebook is a moving average of the latents that chose each code: this much stays each step."""
     revive_below: float = Field(0.1, ge=0)
     """A code that is chosen this rarely, as a share of an even use, moves onto a latent of the batch."""
-    perceptual: float = Field(0.0, ge=0)
-    """Weight of the distance in the model's own DINOv2 features; of use where those are trained."""
-    adversarial: float = Field(0.0, ge=0)
-    """Weight of a patch discriminator's verdict (hinge loss)."""
-    adversarial_from: int = Field(0, ge=0)
-    """First step at which the verdict counts; the discriminator learns from the start."""
 
 
 class ContrastSettings(Settings):

@@ -26,7 +26,7 @@ def make_task(start: Path | None, settings: TrainingSettings, dinov2: str | Path
     if settings.stage == "pbs":
         encoder = load_pbs(start, settings.contrast.encoder) if start else new_encoder(settings.contrast.encoder, settings.seed)
         return ContrastTask(encoder, settings)
-    # In fp32 whatever the files are in: an optimizer that moves bf16 weights loses most of its small steps to rounding.
+    # In fp32 whatever the files are in: an optimizer that updates bf16 weights loses most of its small steps to rounding.
     model = load(start, dtype=torch.float32)
     if dinov2 and str(dinov2) != UNTRAINED:
         load_dinov2(model, dinov2)
@@ -64,10 +64,10 @@ def check_start(start: Path | None, settings: TrainingSettings, dinov2: str | Pa
         raise ModelError(f"{start}: no {PBS_CONFIG_FILE}: stage pbs starts from an encoder of that stage, or without --model")
     if settings.stage != "pbs" and is_encoder:
         raise ModelError(f"{start}: an encoder of stage pbs, but stage {settings.stage} starts from a model directory")
-    _check_sight(start, settings, dinov2)
+    _require_trained_foreground(start, settings, dinov2)
 
 
-def _check_sight(start: Path, settings: TrainingSettings, dinov2: str | Path | None) -> None:
+def _require_trained_foreground(start: Path, settings: TrainingSettings, dinov2: str | Path | None) -> None:
     seeing = settings.stage == "pbs" or has_foreground(start)
     if not seeing and not dinov2:
         size = read_config(start).foreground.hidden_size

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from adgen.errors import ModelError, RunError
-from adgen.model.names import current_name
 from adgen.training.optimizers import make_optimizer
 from adgen.training.settings import OptimizerSettings
-from adgen.training.task import Batch, Metrics, Task
+from adgen.training.task import Batch, Metrics, Task, rename_tensors
 
 STATE_FILE = "state.pt"
 
@@ -44,13 +43,13 @@ class TorchStep:
         (loss / self.accumulation).backward()
 
     def apply(self, learning_rate: float) -> float:
-        """Move the weights; the norm of all gradients before clipping."""
+        """Update the weights; returns the norm of all gradients before clipping."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        moving = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(moving, self.clip)
+        trainable = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(trainable, self.clip)
         if not torch.isfinite(norm):
-            raise RunError(spoilt_gradients(float(norm)))
+            raise RunError(nonfinite_gradients(float(norm)))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return float(norm)
@@ -73,7 +72,8 @@ class TorchStep:
 
 def load_task(task: Task, tensors: dict[str, Tensor], source: str) -> None:
     """`load_state_dict` whose error names the first tensor that does not fit, in one line."""
-    own, tensors = task.state_dict(), {current_name(name): tensor for name, tensor in tensors.items()}
+    own, tensors = task.state_dict(), dict(tensors)
+    rename_tensors(task, tensors)
     for name in sorted(own.keys() | tensors.keys()):
         if name not in own or name not in tensors:
             where = "the checkpoint lacks" if name not in tensors else "the checkpoint alone has"
@@ -86,8 +86,8 @@ def load_task(task: Task, tensors: dict[str, Tensor], source: str) -> None:
     task.load_state_dict(tensors)
 
 
-def spoilt_gradients(norm: float) -> str:
-    """What to say when the gradients are no numbers."""
+def nonfinite_gradients(norm: float) -> str:
+    """The message for non-finite gradients."""
     return (
         f"the norm of the gradients is {norm}: the weights are left as they were, and the last checkpoint is kept; "
         "lower optimizer.learning_rate and train again from there"
@@ -95,5 +95,5 @@ def spoilt_gradients(norm: float) -> str:
 
 
 def finite(loss: Tensor) -> bool:
-    """Whether the loss is a number."""
+    """Whether the loss is a finite number."""
     return bool(torch.isfinite(loss.detach()))

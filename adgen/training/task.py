@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+
+from adgen.model.names import current_name
 
 Batch = dict[str, Tensor]
 Collator = Callable[[Sequence[dict], Sequence[int] | None], Batch]
@@ -21,15 +24,18 @@ class Task(nn.Module):
 
     largest_zero_stage = 3
     """Tasks that write to their own parameters need them whole."""
-    moves_itself: tuple[str, ...] = ()
-    """Prefixes of tensors that `after_step` or buffers move, beside the optimizer."""
+    self_updated: tuple[str, ...] = ()
+    """Prefixes of tensors that are updated outside the optimizer: by `after_step`, or buffers."""
+    earlier_names: tuple[tuple[str, str], ...] = ()
+    """Prefixes of tensors' names in checkpoints of earlier versions, each with the present one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(rename_tensors)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
         """The loss, a mean over the batch's samples of something that depends on each alone, and what to report."""
         raise NotImplementedError
-
-    def before_step(self, step: int) -> None:
-        """Optimizer step `step` begins: what a loss knows of time comes from here, so that a resumed run knows it too."""
 
     def after_step(self, step: int) -> None:
         """What follows optimizer step `step` on every worker: moving averages."""
@@ -41,10 +47,10 @@ class Task(nn.Module):
     def step_flops(self, batch: Batch) -> float:
         """FLOPs of a forward pass and of the gradients that it needs, counted by running both: for stages without a formula."""
         training = self.training
-        moving = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        trainable = [parameter for parameter in self.parameters() if parameter.requires_grad]
         # Fused attention is not counted on CPUs; plain matrix products are. autograd.grad leaves every .grad as it is.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-            torch.autograd.grad(self.eval()(batch)[0], moving, allow_unused=True)
+            torch.autograd.grad(self.eval()(batch)[0], trainable, allow_unused=True)
         self.train(training)
         return float(counter.get_total_flops())
 
@@ -59,6 +65,15 @@ class Task(nn.Module):
     def export(self, directory: Path) -> None:
         """Write what was learned as a model directory."""
         raise NotImplementedError
+
+
+def rename_tensors(task: Task, tensors: dict[str, Tensor], *_: Any) -> None:
+    """torch's hook before `load_state_dict`: names of earlier versions become the present ones, in place."""
+    for name in list(tensors):
+        now = current_name(name)
+        for before, after in task.earlier_names:
+            now = after + now.removeprefix(before) if now.startswith(before) else now
+        tensors[now] = tensors.pop(name)
 
 
 def metric(values: Tensor, count: int | Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""What moves and what stands still."""
+"""What is trainable and what is frozen."""
 
 import torch
 
@@ -16,7 +16,7 @@ def choose_trainable(
     model: UniAdGen, stage: str, settings: TrainableSettings, seed: int = 0, reads_clicks: bool = False
 ) -> list[str]:
     """Set requires_grad on every parameter for a language stage, adding low-rank updates where the preset has them; the
-    names of those that move. reads_clicks: the stage `general` trains the style encoder, too (losses.clicks). SettingsError
+    names of the trainable ones. reads_clicks: the stage `general` trains the style encoder, too (losses.clicks). SettingsError
     when a name in `freeze` fits nothing, or nothing is left."""
     if settings.preset == "released":
         add_lora(model.decoder, settings.lora)
@@ -27,7 +27,7 @@ def choose_trainable(
         model.config = model.config.model_copy(update={"lora": settings.lora})
     released = set(trainable_names(model))
     freeze = tuple(map(current_name, settings.freeze))
-    still = _NEVER_IN_LANGUAGE + freeze
+    frozen = _NEVER_IN_LANGUAGE + freeze
     names = dict(model.named_parameters())
     for prefix in freeze:
         if not any(name.startswith(prefix) for name in names):
@@ -35,13 +35,13 @@ def choose_trainable(
     for name, parameter in names.items():
         chosen = settings.preset == "full" or published_name(name) in released
         unused = stage == "general" and _unused_in_general(name, reads_clicks)
-        parameter.requires_grad_(chosen and not unused and not name.startswith(still))
-    # DINOv2's mask token stands for hidden patches, which nothing here hides: it has no gradient.
+        parameter.requires_grad_(chosen and not unused and not name.startswith(frozen))
+    # DINOv2's mask token replaces hidden patches, and nothing here hides any: it has no gradient.
     names["foreground.adapter.embeddings.mask_token"].requires_grad_(False)
-    moving = [name for name, parameter in names.items() if parameter.requires_grad]
-    if not moving:
+    trainable = [name for name, parameter in names.items() if parameter.requires_grad]
+    if not trainable:
         raise SettingsError(f"trainable: nothing is left to train in stage {stage}")
-    return moving
+    return trainable
 
 
 def _unused_in_general(name: str, reads_clicks: bool) -> bool:

@@ -47,7 +47,7 @@ def run(step, first: int, last: int, rank: int = 0, workers: int = 1, accumulati
     return losses
 
 
-def meet(rank: int, world_size: int, file: str) -> None:
+def join_ranks(rank: int, world_size: int, file: str) -> None:
     """What Ray Train does before the worker function begins."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size)}

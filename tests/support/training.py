@@ -6,6 +6,8 @@ The golden is the loss of each of 20 steps of the personal stage: fixed seed, no
 same with one worker and with two, whatever ZeRO shards.
 """
 
+import json
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +20,8 @@ from adgen.on_ray.training.settings import PretrainSettings
 from adgen.shop.synthetic.synth import synthesize
 from support.models import small_config, small_model, small_prompter
 from support.progress import Silent
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # how long each report waits for Ray Train
 
 GOLDEN = Path(__file__).parents[1] / "golden_losses" / "personal.txt"
 STEPS = 20
@@ -64,6 +68,37 @@ def without_references(shop: Path, into: Path) -> Path:
     table = pq.read_table(shop / "references.parquet")
     pq.write_table(pa.Table.from_pylist([], table.schema), into / "references.parquet")
     return into
+
+
+def settings_file(folder: Path, inputs: Path) -> Path:
+    """The golden's settings as TOML, with more checkpoints."""
+    settings = small_run(inputs, "", checkpoint={"every": 4, "keep": 9})
+    path = folder / "pretrain.toml"
+    path.write_text(
+        f"""
+        stage = "personal"
+        inputs = {json.dumps(settings.inputs)}
+        model = {json.dumps(settings.model)}
+        cache = {json.dumps(settings.cache)}
+        steps = {settings.steps}
+        batch = {settings.batch}
+        seed = {settings.seed}
+        device = "cpu"
+        [optimizer]
+        learning_rate = {settings.optimizer.learning_rate}
+        [checkpoint]
+        every = 4
+        keep = 9
+        [evaluation]
+        examples = 4
+        samples = 0
+        [workers]
+        cpus = 0.5
+        threads = 1
+        micro_batch = 2
+        """
+    )
+    return path
 
 
 def write_golden() -> None:

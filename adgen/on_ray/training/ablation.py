@@ -1,30 +1,30 @@
 """Which parts of personalization earn their place: the stage `personal` once a variant, from one start and with one budget.
 
 - no_history: the prompt shows none;
-- random_history: as taste, but each user is shown somebody else's;
-- coarse_only: the drawn history as plain tokens, the fine step's weights standing still at nothing;
+- random_history: as style_embedding, but each user is shown another user's;
+- coarse_only: the drawn history as plain tokens; the fine step is frozen where it adds nothing;
 - published: masks and fusion as published, in the place of the history's embeddings;
 - residual: masks and fusion added to them;
-- taste: these, and the taste, each click read by itself, where the picture begins; the form that ships, and the start's
-  reader, which the general stage taught;
-- fresh_reader: as taste, with a reader that was taught nothing before;
-- no_clicks_loss: as fresh_reader, without the loss of a picture foreseen from each click (losses.clicks);
-- no_outlook: as taste, without the loss of a picture foreseen from its prompt (losses.outlook).
+- style_embedding: residual, and the style embedding of each click added where the picture begins; the form that ships, with the
+  start's style encoder, which the general stage trained;
+- untrained_encoder: as style_embedding, with a style encoder that was not trained before;
+- no_clicks_loss: as untrained_encoder, without the auxiliary image prediction from each click (losses.clicks).
 
 `jobs/evaluate.py proof --ablation OUT` measures OUT/<name>/model.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from adgen.config import Settings
 from adgen.errors import SettingsError
@@ -38,6 +38,8 @@ from adgen.progress import Progress
 from adgen.records import digest
 from adgen.training.stages import load_prompter
 
+log = logging.getLogger(__name__)
+
 Form = Literal["residual", "published", "fresh"]
 VARIANTS = (
     "no_history",
@@ -45,16 +47,17 @@ VARIANTS = (
     "coarse_only",
     "published",
     "residual",
-    "taste",
-    "fresh_reader",
+    "style_embedding",
+    "untrained_encoder",
     "no_clicks_loss",
-    "no_outlook",
 )
+_EARLIER_NAMES = {"style_embedding": "taste", "untrained_encoder": "fresh_reader"}
+"""Of variants before 0.2.0; read until 0.3.0."""
 _FORMS: dict[str, Form] = {
     "coarse_only": "residual",
     "published": "published",
     "residual": "residual",
-    "fresh_reader": "fresh",
+    "untrained_encoder": "fresh",
     "no_clicks_loss": "fresh",
 }
 """Of the variants that start with another fine step than the start's."""
@@ -66,7 +69,7 @@ class Ablation(Settings):
     """Where the variants start, what they learn from, and the budget that each has."""
 
     start: str = "runs/tiny/general/model"
-    """A local model directory of stage `general`, with a residual and a taste."""
+    """A local model directory of stage `general`, with a residual and a style encoder."""
     shop: str = "runs/tiny/shop"
     """A local shop: products, histories, references and their pictures."""
     cache: str = "runs/tiny/examples"
@@ -80,20 +83,33 @@ class Ablation(Settings):
     def run(self, name: str) -> PretrainSettings:
         """A variant's settings."""
         own = self.personal
-        places = {"stage": "personal", "model": self.start, "inputs": self.shop, "cache": self.cache, "out": f"{self.out}/{name}"}
+        out = self._folder(name, _EARLIER_NAMES.get(name, name))
+        places = {"stage": "personal", "model": self.start, "inputs": self.shop, "cache": self.cache, "out": out}
         if name == "no_history":
             places["dropout"] = own.dropout.model_copy(update={"history": 1.0})
         elif name == "random_history":
-            places["inputs"] = f"{self.out}/strangers"
+            places["inputs"] = self._folder("other_users", "strangers")
         elif name == "coarse_only":
             places["trainable"] = own.trainable.model_copy(update={"freeze": (*own.trainable.freeze, "preference.")})
-        elif name == "no_outlook":
-            places["losses"] = own.losses.model_copy(update={"outlook": 0.0})
         if name in _FORMS:
             places["model"] = f"{self.out}/{_FORMS[name]}-start"
         if _FORMS.get(name) in ("residual", "published") or name == "no_clicks_loss":
             places["losses"] = own.losses.model_copy(update={"clicks": 0.0})
         return own.model_copy(update=places)
+
+    def _folder(self, name: str, before: str) -> str:
+        """OUT/name, or OUT/before where an earlier version made it."""
+        return f"{self.out}/{before if Path(self.out, before).exists() else name}"
+
+    @field_validator("variants", mode="before")
+    @classmethod
+    def _present_names(cls, variants: Any) -> Any:
+        if "no_outlook" in variants:
+            raise ValueError("no_outlook was removed in version 0.2.0, with losses.outlook: leave it out")
+        now = {before: name for name, before in _EARLIER_NAMES.items()}
+        for before in now.keys() & set(variants):
+            log.warning("variants: %s is called %s; the old name is read until 0.3.0", before, now[before])
+        return tuple(now.get(name, name) for name in variants)
 
 
 def follow_ablation(settings: Ablation, progress: Progress) -> list[Summary]:
@@ -112,7 +128,7 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
         progress.phase(name)
         run = settings.run(name)
         if name == "random_history":
-            give_strangers(Path(settings.shop), Path(run.inputs), settings.seed)
+            shuffle_histories(Path(settings.shop), Path(run.inputs), settings.seed)
         if name in _FORMS:
             write_start(Path(settings.start), Path(run.model), settings.seed, _FORMS[name])
         yield pretrain(run, progress)
@@ -120,19 +136,24 @@ def _train(settings: Ablation, progress: Progress) -> Iterator[Summary]:
 
 @torch.no_grad()
 def check_plain(start: Path) -> None:
-    """SettingsError unless masks and fusion add nothing yet: only then are they, standing still, the coarse step alone."""
+    """SettingsError unless masks and fusion add nothing yet: only then is a frozen fine step the coarse step alone."""
     model = load(start)
-    for part, there in (("residual", model.config.preference.residual), ("taste", model.config.preference.style_layers)):
+    for part, there in (("residual", model.config.preference.residual), ("style encoder", model.config.preference.style_layers)):
         if not there:
             raise SettingsError(f"start: {start}: its fine step has no {part}: take a model of stage general of such a size")
     if any(weights.any() for weights in model.preference.dual_modality_fusion_encoder.output_proj.parameters()):
         raise SettingsError(f"start: {start}: its fine step is trained already: take a model of stage general")
 
 
-def give_strangers(shop: Path, dest: Path, seed: int) -> None:
-    """A copy of the shop (pictures by hard link where the disk can) in which nobody has their own history. The histories
-    come last."""
-    made_from = digest("strangers", str(shop.resolve()), str((shop / "histories.parquet").stat().st_mtime_ns), seed)
+def shuffle_histories(shop: Path, dest: Path, seed: int) -> None:
+    """A copy of the shop (pictures by hard link where the disk can) in which every user has another user's history. The
+    histories come last."""
+    made_from = digest(
+        "strangers",  # as earlier versions wrote it
+        str(shop.resolve()),
+        str((shop / "histories.parquet").stat().st_mtime_ns),
+        seed,
+    )
     if _is_made(dest, "histories.parquet", made_from):
         return
     shutil.rmtree(dest, ignore_errors=True)
@@ -165,9 +186,9 @@ def _is_made(folder: Path, last: str, made_from: str) -> bool:
 
 @torch.no_grad()
 def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
-    """The start with another fine step. `residual`: its masks and fusion as they are, without a taste; `published`: neither
-    residual nor taste, and new weights, since the residual's end in zeros; `fresh`: all of it, and a reader that was taught
-    nothing yet."""
+    """The start with another fine step. `residual`: its masks and fusion as they are, without a style encoder; `published`:
+    neither residual nor style encoder, and new weights, since the residual's end in zeros; `fresh`: all of it, with an untrained
+    style encoder."""
     made_from = digest("start", model_digest(start), seed, form)
     if _is_made(dest, CONFIG_FILE, made_from):
         return

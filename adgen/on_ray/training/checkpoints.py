@@ -1,4 +1,4 @@
-"""A checkpoint on its way to a worker and from it: fetched once a machine, refused when spoilt, and what a failed write means."""
+"""How workers fetch a checkpoint, once a machine, and write one; a non-finite loss is refused, a failed write is explained."""
 
 import contextlib
 import errno
@@ -20,9 +20,10 @@ _TORCH_WRITER = "PytorchStreamWriter"  # in the message of torch's RuntimeError 
 
 @contextlib.contextmanager
 def checkpoint_here(
-    folder: RunFolder, found: dict[str, Any], universal: bool, rank: int, local_rank: int, meet: Callable[[], None]
+    folder: RunFolder, found: dict[str, Any], universal: bool, rank: int, local_rank: int, barrier: Callable[[], None]
 ) -> Iterator[Path]:
-    """The checkpoint `found` as a local folder, until the block ends. Every worker of the run enters; meet(): their barrier.
+    """The checkpoint `found` as a local folder, until the block ends. Every worker of the run calls this; barrier():
+    waits for all of them.
 
     A folder that all see is read in place, and the first worker makes the universal form that another number of workers
     needs. From S3 the first worker of each machine fetches (and converts) for the others there, into a folder of this
@@ -39,9 +40,9 @@ def checkpoint_here(
             from adgen.training.deepspeed_files import make_universal
 
             make_universal(local, found["zero_stage"])
-        meet()
+        barrier()
         yield local
-        meet()
+        barrier()
     finally:
         if first and not folder.is_local:
             shutil.rmtree(local, ignore_errors=True)

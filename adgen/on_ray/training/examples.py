@@ -23,13 +23,12 @@ from adgen.model.checkpoint import read_config
 from adgen.model.weight_files import read_tensors, weight_files
 from adgen.on_ray.training.example_encoders import BackgroundMaker, ClickMaker, CutoutMaker, ExampleMaker, Maker, PictureMaker
 from adgen.on_ray.training.run_folder import on_this_node
-from adgen.on_ray.training.settings import PretrainSettings
+from adgen.on_ray.training.settings import TABLES, PretrainSettings
 from adgen.records import digest
 from adgen.shop.inputs.tables import Inputs, open_inputs
 from adgen.training.example_files import ExampleFolder, Index, part_name
 from adgen.training.settings import LANGUAGE_STAGES
 
-TABLES = ("products", "histories", "references")
 _VERSION = 1  # another number for any change of what an example holds
 ROWS_PER_PART = 512
 
@@ -163,7 +162,7 @@ def read_index(folder: ExampleFolder, numbers: list[int]) -> Index:
 
 def query_parts(inputs: Inputs, query: str, clicks: ExampleFolder | None, memory: str = "2GB") -> Iterator[pa.Table]:
     """The query's rows in parts, over the input tables (and what clicked products look like) as Arrow streams. DuckDB takes
-    so much memory, and spills the rest to a folder that goes with the query."""
+    `memory` at most, and spills the rest to a folder that goes with the query."""
     with (
         tempfile.TemporaryDirectory(prefix="adgen-duckdb-") as spill,  # of this user and query alone: it holds histories
         duckdb.connect(config={"memory_limit": memory, "temp_directory": spill}) as connection,
@@ -185,7 +184,7 @@ def query_parts(inputs: Inputs, query: str, clicks: ExampleFolder | None, memory
 
 
 def _tokenizer_digest(start: Path) -> str:
-    """Of the weights that turn pictures into codes: the rest of a model may move."""
+    """Of the weights that turn pictures into codes: the rest of a model may change."""
     total = hashlib.sha256()
     for path in weight_files(start):
         for name, tensor in sorted(read_tensors(path)):

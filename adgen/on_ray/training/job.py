@@ -1,6 +1,6 @@
 """Pretraining on one screen: start, examples, workers, model. The same command goes on where it stopped.
 
-What a run is lies in its folder (`pretraining_store`); the driver holds nothing that a crash could take.
+What a run is lies in its folder (`run_folder`); the driver holds nothing that a crash could take.
 """
 
 import os
@@ -19,23 +19,21 @@ from ray.train.torch import TorchTrainer
 import adgen.errors
 from adgen.errors import OwnedElsewhere, RunError, SettingsError
 from adgen.generation.starter import write_starter_model
-from adgen.model.checkpoint import model_digest
 from adgen.model.config import CONFIG_FILE, PRESETS
 from adgen.model.device import pick_device
 from adgen.on_ray.training.batches import batches_dataset, in_order
-from adgen.on_ray.training.examples import TABLES, Prepared, prepare_examples
+from adgen.on_ray.training.examples import Prepared, prepare_examples
 from adgen.on_ray.training.ownership import Ownership
+from adgen.on_ray.training.resume import claim, forget_rays_list, run_identity
 from adgen.on_ray.training.run_folder import CHECKPOINTS, FACTS, MODEL, RunFolder, on_this_node
-from adgen.on_ray.training.settings import PretrainSettings
+from adgen.on_ray.training.settings import TABLES, PretrainSettings
 from adgen.on_ray.training.source import Job, Source
-from adgen.on_ray.training.status import Board
+from adgen.on_ray.training.status import StatusActor
 from adgen.on_ray.training.worker_function import train
 from adgen.progress import Progress
-from adgen.records import digest
 from adgen.shop.inputs.locations import is_s3
 from adgen.shop.inputs.tables import open_inputs
 from adgen.training.deepspeed_step import read_deepspeed_file
-from adgen.training.settings import UNTRAINED
 from adgen.training.stages import check_start
 
 START = "start"
@@ -79,7 +77,7 @@ def _pretrain(
     folder = RunFolder(settings.out)
     progress.phase("start")
     start = resolve_start(settings, folder)
-    resumed = folder.claim(run_identity(settings, start), {"settings": settings.model_dump(mode="json")})
+    resumed = claim(folder, run_identity(settings, start), {"settings": settings.model_dump(mode="json")})
     summary = Summary(settings.stage, f"{folder.uri}/{MODEL}", settings.steps, resumed=resumed)
     if (done := folder.read_json(f"{MODEL}/{FACTS}")) is not None:
         summary.held_out_loss, summary.examples, summary.finished_before = done["held_out_loss"], done["examples"], True
@@ -104,17 +102,17 @@ def run_workers(
     owner: Ownership,
 ) -> dict[str, Any]:
     """Ray Train's part: returns the last step's numbers when the model is written; raises what stopped it."""
-    folder.prepare_for_ray()
+    forget_rays_list(folder)
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # how long a report may wait for the controller
-    board = Board.remote()
-    owner.on_lost = lambda message: ray.get(board.fail.remote(OwnedElsewhere.__name__, message))
+    status = StatusActor.remote()
+    owner.on_lost = lambda message: ray.get(status.fail.remote(OwnedElsewhere.__name__, message))
     owner.check()
     source = Source(settings, start, prepared.examples, prepared.backgrounds, settings.dinov2 or None)
     facts = {"stage": settings.stage, "seed": settings.seed, "settings": settings.identity(), "examples_digest": prepared.digest}
     on_gpu = pick_device(settings.device) == "cuda"
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": Job(source, board, facts, deepspeed)},
+        train_loop_config={"job": Job(source, status, facts, deepspeed)},
         scaling_config=ray.train.ScalingConfig(
             num_workers=settings.workers.num,
             use_gpu=on_gpu,
@@ -126,20 +124,20 @@ def run_workers(
             storage_filesystem=folder.files,
             failure_config=ray.train.FailureConfig(max_failures=settings.workers.max_failures),
         ),
-        datasets={"train": batches_dataset(source, board)},
+        datasets={"train": batches_dataset(source, status)},
         dataset_config=in_order(),
     )
-    with _shown(board, progress):
+    with _shown(status, progress):
         try:
             trainer.fit()
         except Exception as error:
-            _raise_failure(board)
+            _raise_failure(status)
             raise RunError(
                 f"the workers failed more than workers.max_failures {settings.workers.max_failures} times; the last: "
                 f"{_first_line(error)}. The same command goes on from the last checkpoint"
             ) from error
-    _raise_failure(board)
-    return ray.get(board.read.remote())[0]
+    _raise_failure(status)
+    return ray.get(status.read.remote())[0]
 
 
 def resolve_start(settings: PretrainSettings, folder: RunFolder) -> str | None:
@@ -177,25 +175,11 @@ def _texts(inputs: Any) -> list[str]:
     return sorted(texts)
 
 
-def run_identity(settings: PretrainSettings, start: str | None) -> dict[str, Any]:
-    """All that decides what is learned: settings, and what lies at the places that they name."""
-    identity = settings.identity() | {"start": model_digest(on_this_node(start)) if start else None, "inputs": _stamps(settings)}
-    if settings.dinov2:
-        own = settings.dinov2
-        identity["dinov2"] = own if own == UNTRAINED else model_digest(on_this_node(own))
-    return identity
-
-
-def _stamps(settings: PretrainSettings) -> str:
-    inputs = open_inputs(settings.inputs, TABLES)
-    return digest("inputs", *(part for pair in sorted(inputs.stamps.items()) for part in pair))
-
-
 class _shown:
-    """A thread that shows the board's progress while the block runs."""
+    """A thread that shows the status actor's progress while the block runs."""
 
-    def __init__(self, board: Any, progress: Progress):
-        self.board, self.progress, self.stop, self.step = board, progress, threading.Event(), 0
+    def __init__(self, status: Any, progress: Progress):
+        self.status, self.progress, self.stop, self.step = status, progress, threading.Event(), 0
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def _watch(self) -> None:
@@ -203,7 +187,7 @@ class _shown:
             self._show()
 
     def _show(self) -> None:
-        if values := ray.get(self.board.read.remote())[0]:
+        if values := ray.get(self.status.read.remote())[0]:
             self.progress.advance(values["step"] - self.step, _numbers(values))  # less than nothing after a restart
             self.step = values["step"]
 
@@ -223,9 +207,9 @@ def _numbers(values: dict[str, Any]) -> str:
     return f"loss {values['loss']:.3f}  {values['tokens_per_second']:,.0f} tokens/s  MFU {values['mfu']:.0%}"
 
 
-def _raise_failure(board: Any) -> None:
-    """What a worker called incurable, as the error that it was."""
-    failure = ray.get(board.read.remote())[1]
+def _raise_failure(status: Any) -> None:
+    """Raise the error that no restart can cure, if a worker reported one."""
+    failure = ray.get(status.read.remote())[1]
     if failure is not None:
         kind, message = failure
         raise getattr(adgen.errors, kind, RunError)(message)

@@ -24,7 +24,7 @@ class TrainingLog:
         self.local.mkdir(parents=True, exist_ok=True)
         self._restore(step)
         self.losses = open(self.local / LOSSES, "a", encoding="utf-8")  # noqa: SIM115 - open as long as the run
-        self.board = SummaryWriter(str(self.local / TENSORBOARD), purge_step=step or None, write_to_disk=True)
+        self.tensorboard = SummaryWriter(str(self.local / TENSORBOARD), purge_step=step or None, write_to_disk=True)
 
     def _restore(self, step: int) -> None:
         path = self.local / LOSSES
@@ -45,7 +45,7 @@ class TrainingLog:
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Numbers for TensorBoard."""
         for name, value in values.items():
-            self.board.add_scalar(name, value, step)
+            self.tensorboard.add_scalar(name, value, step)
 
     def sheet(self, step: int, pictures: list[Image.Image], lines: list[str]) -> None:
         """A sample sheet: a row an example, and what was written for each in a text file beside it."""
@@ -56,13 +56,13 @@ class TrainingLog:
         folder.mkdir(exist_ok=True)
         grid.save(folder / f"step-{step:08}.png")
         (folder / f"step-{step:08}.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        self.board.add_image("samples", np.asarray(grid), step, dataformats="HWC")
-        self.board.add_text("samples", "\n\n".join(lines), step)
+        self.tensorboard.add_image("samples", np.asarray(grid), step, dataformats="HWC")
+        self.tensorboard.add_text("samples", "\n\n".join(lines), step)
 
     def sync(self) -> None:
         """Put what was written where the run's folder is."""
         self.losses.flush()
-        self.board.flush()
+        self.tensorboard.flush()
         if not self.folder.is_local:
             local = pafs.LocalFileSystem()
             pafs.copy_files(str(self.local), self.folder.path, source_filesystem=local, destination_filesystem=self.folder.files)
@@ -71,7 +71,7 @@ class TrainingLog:
         """Flush and close; a full disk has been spoken of before."""
         self.sync()
         self.losses.close()
-        self.board.close()
+        self.tensorboard.close()
 
 
 def as_grid(pictures: list[Image.Image], columns: int) -> Image.Image:

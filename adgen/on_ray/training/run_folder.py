@@ -6,8 +6,7 @@
     OUT/tensorboard/, OUT/samples/
     OUT/model/                        written when the last step is done; training.json last
 
-Ray Train writes the checkpoints' files; which of them count is decided here, from the folder alone. Its own list of
-checkpoints lags a report behind, and would not survive a disk that was full when it was written.
+Ray Train writes the checkpoints' files. `resume.py` decides which of them a run goes on from.
 """
 
 import json
@@ -19,11 +18,9 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from adgen.config import current_values
-from adgen.errors import InputError, RunError, StoreError
+from adgen.errors import InputError, StoreError
 from adgen.records import digest
 from adgen.shop.inputs.locations import filesystem, is_s3, local_path
-from adgen.training.settings import TrainingSettings
 
 RUN_FILE, COMPLETE, CHECKPOINTS, MODEL, FACTS = "run.json", "complete.json", "checkpoints", "model", "training.json"
 
@@ -70,23 +67,6 @@ class RunFolder:
             sink.write(data)
         self.files.move(f"{target}.part", target)
 
-    def claim(self, identity: dict[str, Any], facts: dict[str, Any]) -> bool:
-        """Start the run, or go on with it: whether it was there. RunError names the first setting that differs."""
-        found = self.read_json(RUN_FILE)
-        if found is None:
-            self.write_json(RUN_FILE, facts | {"identity": identity})
-            return False
-        identity_before = current_values(TrainingSettings, found["identity"], f"{self.uri}/{RUN_FILE}")
-        before = _with_new_names(identity_before, TrainingSettings().model_dump(mode="json"), identity)
-        differing = _first_difference(before, identity)
-        if differing:
-            name, before, now = differing
-            raise RunError(
-                f"{self.uri} holds a run with {name} {before!r}, and now it is {now!r}: go on with the same settings, or give "
-                "another --out"
-            )
-        return True
-
     # -- checkpoints ---------------------------------------------------------------------------------------------
 
     def checkpoints(self) -> list[dict[str, Any]]:
@@ -100,26 +80,11 @@ class RunFolder:
         """A checkpoint's last write; older ones that are neither among the newest `keep` nor the best go."""
         self.write_json(f"{CHECKPOINTS}/{checkpoint_name(facts['step'])}/{COMPLETE}", facts)
         known = self.checkpoints()
-        judged = [each for each in known if each["held_out_loss"] is not None and math.isfinite(each["held_out_loss"])]
-        best = min(judged, key=lambda each: each["held_out_loss"])["step"] if judged else None
+        measured = [each for each in known if each["held_out_loss"] is not None and math.isfinite(each["held_out_loss"])]
+        best = min(measured, key=lambda each: each["held_out_loss"])["step"] if measured else None
         for old in known[:-keep]:
             if old["step"] != best:
                 self.files.delete_dir(f"{self.path}/{CHECKPOINTS}/{checkpoint_name(old['step'])}")
-
-    def remove_unfinished(self, newest: int) -> None:
-        """What an earlier try wrote beyond the newest complete checkpoint: files of another number of workers would stay
-        among the new ones."""
-        selector = pafs.FileSelector(f"{self.path}/{CHECKPOINTS}", allow_not_found=True)
-        for info in self.files.get_file_info(selector):
-            if info.base_name.startswith("step-") and info.base_name > checkpoint_name(newest):
-                self.files.delete_dir(info.path)
-
-    def prepare_for_ray(self) -> None:
-        """Ray Train shall go by what its workers find here, not by a list of its own from an earlier try."""
-        for name in ("checkpoint_manager_snapshot.json",):
-            path = f"{self.path}/{CHECKPOINTS}/{name}"
-            if self.files.get_file_info(path).type == pafs.FileType.File:
-                self.files.delete_file(path)
 
     # -- folders -------------------------------------------------------------------------------------------------
 
@@ -176,28 +141,5 @@ def on_this_node(uri: str) -> Path:
 
 
 def checkpoint_name(step: int) -> str:
-    """Of the checkpoint after so many steps."""
+    """The folder of the checkpoint after `step` steps."""
     return f"step-{step:08}"
-
-
-def _with_new_names(before: dict, defaults: dict, now: dict) -> dict:
-    """The identity of an earlier version's run as the present one would have written it: a setting that came since has its
-    default, which is what was done before."""
-    filled = {name: value for name, value in defaults.items() if name in now} | before
-    return {
-        name: _with_new_names(value, defaults[name], now[name])
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict) and isinstance(now.get(name), dict)
-        else value
-        for name, value in filled.items()
-    }
-
-
-def _first_difference(before: dict, now: dict, prefix: str = "") -> tuple[str, Any, Any] | None:
-    for name in sorted(before.keys() | now.keys()):
-        old, new = before.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            if inner := _first_difference(old, new, f"{prefix}{name}."):
-                return inner
-        elif old != new:
-            return f"{prefix}{name}", old, new
-    return None

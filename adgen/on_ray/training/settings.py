@@ -12,6 +12,9 @@ from adgen.shop.inputs.locations import is_s3, local_path
 from adgen.training.order import Share
 from adgen.training.settings import LANGUAGE_STAGES, UNTRAINED, TrainingSettings
 
+TABLES = ("products", "histories", "references")
+"""What training reads of `inputs`."""
+
 
 class WorkerSettings(Settings):
     """How the work spreads over Ray Train's workers."""
@@ -30,7 +33,7 @@ class WorkerSettings(Settings):
     """ZeRO stage; default the file's, or 1."""
     bf16: bool | None = None
     """Default: on GPUs for the language stages. The torch engine keeps fp32 weights and computes in bf16; DeepSpeed computes with
-    bf16 weights beside an fp32 copy, which is what it exports. The tokenizer can with the torch engine alone, and pbs cannot."""
+    bf16 weights and keeps an fp32 copy, which is what it exports. The tokenizer can with the torch engine alone, and pbs cannot."""
     gradient_checkpointing: bool = False
     """Keep one input a decoder layer and compute the rest again: less memory, a third more time."""
     cpus: float = Field(default=1.0, gt=0)
@@ -51,7 +54,7 @@ class CheckpointSettings(Settings):
     every: int = Field(default=200, gt=0)
     """Steps between checkpoints; the last step has one, too."""
     keep: int = Field(default=2, gt=0)
-    """Newest checkpoints that are kept; the one with the smallest held-out loss is kept beside them."""
+    """Newest checkpoints that are kept; the one with the smallest held-out loss is kept, too."""
 
 
 class PretrainSettings(TrainingSettings):
@@ -121,11 +124,11 @@ class PretrainSettings(TrainingSettings):
         if self.workers.engine == "torch" and num > 1:
             raise ValueError(f"workers.engine torch runs one worker, not {num}: leave it to auto, or take deepspeed")
         if self.stage in ("tokenizer", "pbs") and self.workers.zero_stage == 3:
-            raise ValueError(f"stage {self.stage} moves weights by itself and needs them whole: workers.zero_stage 1 or 2")
+            raise ValueError(f"stage {self.stage} updates weights itself and needs them whole: workers.zero_stage 1 or 2")
         can_bf16 = self.stage in LANGUAGE_STAGES or (self.stage == "tokenizer" and self.engine == "torch")
         if self.workers.bf16 and not can_bf16:
             raise ValueError(
-                f"stage {self.stage} moves weights by small averages, which bf16 would lose: workers.bf16 false"
+                f"stage {self.stage} updates weights by small averages, which bf16 would lose: workers.bf16 false"
                 + (", or workers.engine torch" if self.stage == "tokenizer" else "")
             )
         if self.stage == "pbs" and share.micro_batch < 2:

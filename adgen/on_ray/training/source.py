@@ -1,4 +1,4 @@
-"""What a training worker is told, and where its batches come from."""
+"""What a training worker gets from the driver, and where its batches come from."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +47,7 @@ class Source:
         return held_out(reader.index.num_rows, self.settings.evaluation.examples, self.settings.seed)
 
     def order(self, reader: ExampleReader) -> Order:
-        """All other examples, for ever."""
+        """All other examples, epoch after epoch."""
         return Order(reader.index.group_sizes, self.settings.seed, frozenset(self.held_out(reader)))
 
     def _backgrounds(self) -> list[dict]:
@@ -60,10 +60,10 @@ class Source:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker is told."""
+    """What a worker gets from the driver."""
 
     source: Source
-    board: Any
+    status: Any
     facts: dict[str, Any]
     """Of the run, for training.json."""
     deepspeed: dict[str, Any] | None = None

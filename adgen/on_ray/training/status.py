@@ -1,4 +1,4 @@
-"""What driver, workers and batch makers tell each other. A process of its own that imports nothing heavy."""
+"""The status actor: what driver, workers and batch makers report to each other. It imports nothing heavy."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import ray
 
 
 @ray.remote(num_cpus=0)
-class Board:
+class StatusActor:
     """Where the wave begins, how training goes, why it stopped."""
 
     def __init__(self) -> None:
@@ -17,7 +17,7 @@ class Board:
         self.wave_start = number
 
     def first_of_wave(self) -> int:
-        """As `begin_wave` was told."""
+        """The first micro-batch of the present wave."""
         return self.wave_start
 
     def update(self, progress: dict[str, Any]) -> None:

@@ -18,10 +18,11 @@ from adgen.errors import RunError
 from adgen.on_ray.training.batches import MicroBatch, read_batches
 from adgen.on_ray.training.checkpoints import checkpoint_here, require_number, writing
 from adgen.on_ray.training.log import TrainingLog
+from adgen.on_ray.training.resume import needs_universal, newest_checkpoint
 from adgen.on_ray.training.run_folder import FACTS, MODEL, RunFolder, checkpoint_name
 from adgen.on_ray.training.source import Job
 from adgen.on_ray.training.throughput import Speed
-from adgen.on_ray.training.worker_setup import fresh_task, make_step, other_workers, worker_device
+from adgen.on_ray.training.worker_setup import fresh_task, make_step, worker_device
 from adgen.records import digest
 from adgen.training.schedule import learning_rate
 from adgen.training.step import finite
@@ -32,16 +33,14 @@ class Worker:
     """One worker of a run."""
 
     def __init__(self, job: Job):
-        self.job, self.source, self.settings, self.board = job, job.source, job.source.settings, job.board
+        self.job, self.source, self.settings, self.status = job, job.source, job.source.settings, job.status
         context = ray.train.get_context()
         self.rank, self.local_rank = context.get_world_rank(), context.get_local_rank()
         self.device = worker_device(self.settings, context.get_local_world_size())
         self.folder = RunFolder(self.settings.out)
         self.share = self.settings.share
-        self.found = self._newest_checkpoint()
+        self.found = newest_checkpoint(self.folder, self.rank, self.settings.workers.num)
         self.number = self.found["step"] if self.found else 0
-        if self.rank == 0:
-            self.folder.remove_unfinished(self.number)
         self.task = fresh_task(self.source)
         self.step = make_step(self.task, self.settings, self.found, self.device, job.deepspeed)
         if self.found:
@@ -56,12 +55,12 @@ class Worker:
     # -- the loop ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train from where the newest checkpoint stands to the last step, then write the model."""
+        """Train from the newest checkpoint to the last step, then write the model."""
         settings, first = self.settings, self.number
         per_step = self.share.accumulation * settings.workers.num
         shard = ray.train.get_dataset_shard("train")
-        batches = read_batches(shard, self.board, first * per_step, self.rank, settings, self.meet)
-        self._tell(first)
+        batches = read_batches(shard, self.status, first * per_step, self.rank, settings, self.barrier)
+        self._report(first)
         while self.number < settings.steps:
             self.one_step([next(batches) for _ in range(self.share.accumulation)])
             last = self.number == settings.steps
@@ -75,7 +74,6 @@ class Worker:
     def one_step(self, batches: list[MicroBatch]) -> None:
         """Forward, backward, apply; then what the task does by itself, and the logs."""
         self.task.train()
-        self.task.before_step(self.number)
         metrics: Metrics = {}
         total = torch.zeros(2, device=self.device)
         for batch in batches:
@@ -105,11 +103,11 @@ class Worker:
         loss = values.pop("loss")
         speed = self.speed.lap()
         self.log.step(self.number, loss, values | more | speed | self.task.state_metrics())
-        self._tell(self.number, loss=loss, **values, **speed)
+        self._report(self.number, loss=loss, **values, **speed)
 
-    def _tell(self, step: int, **values: float) -> None:
+    def _report(self, step: int, **values: float) -> None:
         if self.rank == 0:
-            self.board.update.remote({"step": step, **values})
+            self.status.update.remote({"step": step, **values})
 
     # -- looking -------------------------------------------------------------------------------------------------
 
@@ -147,20 +145,20 @@ class Worker:
             self.step.save(Path(folder))
             state = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"step": self.number}, checkpoint=state, checkpoint_dir_name=checkpoint_name(self.number))
-        self.meet()
+        self.barrier()
         if self.rank == 0:
             self.log.scalars(self.number, {} if self.held_out_loss is None else {"held_out_loss": self.held_out_loss})
             self._require_run()
             with writing(self.folder, self.number, last_good):
                 self.log.sync()
                 self.folder.commit(self._checkpoint_facts(), self.settings.checkpoint.keep)
-        self.meet()
+        self.barrier()
         self.found = self._checkpoint_facts()
         self.speed.restart()
 
     def _require_run(self) -> None:
-        """What stopped the run meanwhile, such as another driver that has it now: then nothing more is committed."""
-        if (failure := ray.get(self.board.read.remote())[1]) is not None:
+        """Raise what has stopped the run, such as a driver that took it over: nothing more is committed then."""
+        if (failure := ray.get(self.status.read.remote())[1]) is not None:
             kind, message = failure
             raise getattr(errors, kind, RunError)(message)
 
@@ -174,16 +172,9 @@ class Worker:
             "held_out_loss": self.held_out_loss,
         }
 
-    def _newest_checkpoint(self) -> dict[str, Any] | None:
-        """The newest complete checkpoint, as the first worker sees it."""
-        found = [self.folder.checkpoints()[-1:] if self.rank == 0 else None]
-        if self.settings.workers.num > 1:
-            dist.broadcast_object_list(found)
-        return found[0][0] if found[0] else None
-
     def _load_checkpoint(self) -> None:
-        other = other_workers(self.found, self.settings)
-        with checkpoint_here(self.folder, self.found, other, self.rank, self.local_rank, self.meet) as local:
+        universal = needs_universal(self.found, self.settings)
+        with checkpoint_here(self.folder, self.found, universal, self.rank, self.local_rank, self.barrier) as local:
             self.step.load(local)
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -201,8 +192,8 @@ class Worker:
                     self.folder.put(Path(scratch), MODEL)
         if self.rank == 0:
             self.log.close()
-            self._tell(self.number, held_out_loss=self.held_out_loss)
-        self.meet()
+            self._report(self.number, held_out_loss=self.held_out_loss)
+        self.barrier()
 
     def _write_facts(self, directory: Path) -> None:
         """How this model came about; earlier stages' facts are kept as its history."""
@@ -225,7 +216,7 @@ class Worker:
 
     # -- small parts ---------------------------------------------------------------------------------------------
 
-    def meet(self) -> None:
+    def barrier(self) -> None:
         """Wait for all workers."""
         if self.settings.workers.num > 1:
             dist.barrier()

@@ -7,6 +7,7 @@ import ray.train.torch
 import torch
 
 from adgen.errors import RunError
+from adgen.on_ray.training.resume import needs_universal, require_same_engine
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.on_ray.training.source import Source
 from adgen.training.settings import LANGUAGE_STAGES
@@ -41,11 +42,7 @@ def make_step(
 
     RunError when the checkpoint `found` is another engine's, or ZeRO shards what must be whole."""
     own, optimizer, share = settings.workers, settings.optimizer, settings.share
-    if found and found["engine"] != settings.engine:
-        raise RunError(
-            f"{settings.out}: its checkpoint is of engine {found['engine']}, and now it is {settings.engine}: "
-            f"set workers.engine to {found['engine']}"
-        )
+    require_same_engine(found, settings)
     bf16 = (device != "cpu" and settings.stage in LANGUAGE_STAGES) if own.bf16 is None else own.bf16
     if settings.engine == "torch":
         return TorchStep(task, optimizer, share.accumulation, device, bf16)
@@ -55,9 +52,4 @@ def make_step(
     stage = config["zero_optimization"]["stage"]
     if stage > task.largest_zero_stage:
         raise RunError(f"stage {settings.stage} needs its weights whole: ZeRO {task.largest_zero_stage} at most, not {stage}")
-    return DeepSpeedStep(task, optimizer, config, device, universal=other_workers(found, settings))
-
-
-def other_workers(found: dict[str, Any] | None, settings: PretrainSettings) -> bool:
-    """Whether a checkpoint was made by another number of workers."""
-    return bool(found) and found["workers"] != settings.workers.num
+    return DeepSpeedStep(task, optimizer, config, device, universal=needs_universal(found, settings))
