@@ -8,6 +8,7 @@ from PIL import Image
 from support.shops import SmallShop, rules, small_shop
 
 from adgen.creatives.erasure import user_hash
+from adgen.creatives.lost_objects import lost_objects
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.records import pair_seed, user_key
@@ -74,6 +75,27 @@ def test_nothing_changed_all_carried(shop, store: Storage):
     third = shop.night(store, second)
     assert {row["carried_from"] for row in third.carry} == {first.journal.run_id}
     assert third.lineage() == before
+
+
+@pytest.mark.parametrize("asked_by", ["heads", "a listing"])
+def test_a_creative_whose_object_is_lost_is_made_again(shop, store: Storage, monkeypatch, caplog, asked_by: str):
+    """A picture that is gone, one that is cut short, a rendition that is gone; the others are carried."""
+    monkeypatch.setattr("adgen.creatives.lost_objects.HEADS_BELOW", 50_000 if asked_by == "heads" else 0)
+    shop.pictures = True
+    first = shop.night(store)
+    rows = [row for index in sorted(first.journal.done()) for row in first.journal.read_part(index).to_pylist()]
+    gone, short, small = (row["pair_id"] for row in rows[:3])
+    store.delete(rows[0]["uri"])
+    store.put(rows[1]["uri"], b"cut")
+    store.delete(rows[2]["renditions"][0]["uri"])
+    second = shop.night(store, first)
+    assert second.made == {gone, short, small}
+    assert len(second.carry) == len(shop.pairs) - 3
+    before = {row["pair_id"]: row["fingerprint"] for row in rows}
+    assert all((row["fingerprint"], row["attempt"]) == (before[row["pair_id"]], 0) for row in second.generate)
+    assert "3 objects of run" in caplog.text
+    assert len(lost_objects(second.journal)) == 0
+    assert shop.night(store, second).summary.to_generate == 0
 
 
 def test_a_click_that_is_not_drawn_changes_no_fingerprint(shop, folder):

@@ -12,6 +12,7 @@ from PIL import Image
 from adgen.creatives import layout
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
+from adgen.creatives.objects import put_object
 from adgen.creatives.storage import Storage
 from adgen.records import FAILED, INPUT_TABLES, LINEAGE, MANIFEST, OK
 from adgen.shop.catalog.catalog import Catalog, build_catalog
@@ -62,6 +63,7 @@ class SmallShop:
     pairs: list[tuple] = field(default_factory=list)
     nights: int = 0
     rows_of_products: list[dict] = field(default_factory=list)
+    pictures: bool = False  # whether a night's creatives are objects in the store, each with a rendition
 
     def paint(self, name: str, colour: int) -> str:
         """A picture file, a speckled square on white; painted again it has another size and another time."""
@@ -152,16 +154,23 @@ def run_night(shop: SmallShop, storage: Storage, base: Night | None, failed: set
             journal.commit_part(part, *carried_rows(table))
         else:
             night.generate += table.to_pylist()
-            journal.commit_part(part, *_commit_rows(table, failed))
+            journal.commit_part(part, *_commit_rows(table, failed, storage if shop.pictures else None))
     return night
 
 
-def _commit_rows(plan: pa.Table, failed: set[str]) -> tuple[pa.Table, pa.Table]:
+def _commit_rows(plan: pa.Table, failed: set[str], storage: Storage | None) -> tuple[pa.Table, pa.Table]:
     rows = []
     for row in plan.to_pylist():
         reason = row["reason"] or ("engine" if row["pair_id"] in failed else None)
         made = {"schema_version": 1, "status": FAILED if reason else OK, "reason": reason, "stale": False}
+        made |= vars_of(storage, row) if storage and not reason else {}
         rows.append(row | made | {"title": row["product_title"], "model_digest": MODEL, "gates": [("g", "ok")], "scores": []})
     manifest = [{name: row.get(name) for name in MANIFEST.names} for row in rows]
     lineage = [{name: row.get(name) for name in LINEAGE.names} for row in rows]
     return pa.Table.from_pylist(manifest, MANIFEST), pa.Table.from_pylist(lineage, LINEAGE)
+
+
+def vars_of(storage: Storage, row: dict) -> dict:
+    """The manifest's columns of a picture and a rendition, which are put into the store."""
+    picture, small = (vars(put_object(storage, f"{size} {row['fingerprint']}".encode(), "webp")) for size in ("large", "small"))
+    return picture | {"renditions": [small | {"ratio": "1:1", "width": 1, "height": 1, "format": "webp"}]}

@@ -9,6 +9,7 @@ the journal parts of their run, each together with its lineage, which does name 
 needed to find a row's bucket.
 """
 
+import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,9 +23,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adgen.creatives.journal import Journal
+from adgen.creatives.lost_objects import lost_objects
 from adgen.records import HISTORIES, LINEAGE, MANIFEST, PAIRS
 from adgen.shop.catalog.buckets import bucket_count, product_key
 from adgen.shop.inputs.tables import InputFile, Inputs
+
+log = logging.getLogger(__name__)
 
 PAIRS_PER_BUCKET = 16_384
 MOST_OPEN = 512  # files of one split
@@ -78,11 +82,14 @@ def split_published(
 ) -> int:
     """Spread the rows of the base run's shards (or of those in `indexes`) over the buckets, with their lineage; the rows.
 
-    A row without lineage, or of an erased user whose lineage is gone, is left out: its pair is generated again.
+    A row without lineage, of an erased user whose lineage is gone, or with an object that is not in the store any more is left
+    out: its pair is generated again.
     """
     chosen = sorted(base.done()) if indexes is None else list(indexes)
+    if len(lost := lost_objects(base)):
+        log.warning("%d objects of run %s are not in %s: they are made again", len(lost), base.run_id, base.storage.uri)
     with ThreadPoolExecutor(_PARTS_IN_FLIGHT) as pool:
-        tables = _ahead(pool, partial(_published_part, base), chosen)
+        tables = _ahead(pool, partial(_published_part, base, lost), chosen)
         return _split(map(_ranked, tables), "published", Path(folder), num_buckets, part)
 
 
@@ -162,14 +169,25 @@ def _shares(table: pa.Table, num_buckets: int) -> Iterator[tuple[int, pa.Table]]
         yield int(bucket), table.slice(start, end - start)
 
 
-def _published_part(base: Journal, index: int) -> pa.Table:
-    rows, lineage = base.read_part(index), base.read_lineage(index)
+def _published_part(base: Journal, lost: pa.Array, index: int) -> pa.Table:
+    rows, lineage = _without_lost(base.read_part(index), lost), base.read_lineage(index)
     if lineage is None:
         return PUBLISHED.empty_table()
     found = pc.index_in(rows["pair_id"], value_set=lineage["pair_id"].combine_chunks())
     extra = lineage.select([field.name for field in LINEAGE_ONLY]).take(found)
     joined = pa.Table.from_arrays([*rows.columns, *extra.columns], schema=PUBLISHED)
     return joined.filter(pc.and_(joined["user_id"].is_valid(), pc.equal(joined["variant"], 0)))
+
+
+def _without_lost(rows: pa.Table, lost: pa.Array) -> pa.Table:
+    """The rows whose picture and renditions are all there."""
+    if not len(lost):
+        return rows
+    renditions = rows["renditions"].combine_chunks()
+    is_lost = pc.is_in(pc.struct_field(pc.list_flatten(renditions), "sha256"), value_set=lost)
+    without = pc.is_in(rows["sha256"], value_set=lost).to_numpy()
+    without[pc.list_parent_indices(renditions).filter(is_lost).to_numpy()] = True
+    return rows.filter(pa.array(~without))
 
 
 def _ahead(pool: ThreadPoolExecutor, read: Callable[[int], pa.Table], indexes: list[int]) -> Iterator[pa.Table]:
