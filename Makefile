@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: help install demo test proof lint train-tiny clean
+.PHONY: help install demo test test-fast test-long test-gpu proof lint train-tiny clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -26,8 +26,22 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 	$(BIN)/adgen report demo/store demo --inputs demo/shop --out demo/report.html
 	@echo "Look at demo/report.html"
 
-test: install ## all tests
-	$(BIN)/python -m pytest
+# Most of a test's time is waiting (Ray starts, processes die): four workers keep two cores busy.
+WORKERS ?= 4
+PYTEST := $(BIN)/python -m pytest
+SPREAD := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+
+test: install ## all tests but the long ones, WORKERS=4 at a time
+	$(PYTEST) $(SPREAD) --durations=25
+
+test-fast: install ## the tests that start no Ray and kill no process
+	$(PYTEST) $(SPREAD) -m "not ray and not kill"
+
+test-long: install ## the longer proofs, tests/long/
+	$(PYTEST) tests/long
+
+test-gpu: install ## what needs a CUDA device, tests/gpu/
+	$(PYTEST) tests/gpu
 
 train-tiny: install ## the small model from nothing (two cores: up to 100 minutes; the same command goes on)
 	$(BIN)/python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny

@@ -1,6 +1,8 @@
-"""Stores for tests: every test that takes `store` runs on a local folder and on S3 (moto on loopback)."""
+"""What all tests share: which run side by side; stores (a folder, and S3 from moto on loopback); a small shop, a model, Ray."""
 
 import logging
+import os
+import resource
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,34 @@ from adgen.creatives.s3 import s3_client
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
 from adgen.shop.synthetic.synth import synthesize
+
+# Workers side by side, each with as many threads as cores, would wait for each other. Read when torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Files whose tests have a Ray of their own, beside the one of all others: training starts and ends groups of workers all the time.
+OWN_RAY = {"test_pretraining": "training", "test_ranks": "ranks"}
+LONGEST_FIRST = ("kill", "training", "ray", "ranks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of a group run in one worker (xdist, --dist loadgroup): one Ray for many tests, a module's fixtures made once."""
+    for item in items:
+        if "ray_cluster" in item.fixturenames:
+            item.add_marker("ray")
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: order.get(_group(item), len(order)))
+
+
+def _group(item: pytest.Item) -> str:
+    if item.get_closest_marker("kill"):
+        return "kill"
+    return OWN_RAY.get(item.path.stem, "ray") if "ray_cluster" in item.fixturenames else item.path.stem
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """For whoever looks at CI's log; nothing asserts it."""
+    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    terminalreporter.write_line(f"the largest process took {peak / 2**20:.1f} GiB")
 
 
 @pytest.fixture(scope="session")
