@@ -6,7 +6,8 @@ and a null differs from an empty string.
 
 import hashlib
 import hmac
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import pyarrow as pa
 
@@ -112,7 +113,7 @@ LINEAGE = pa.schema(
         pa.field("settings_digest", pa.string()),
         pa.field("seed", pa.int64()),
         pa.field("attempt", pa.int32()),
-        # What the last bit of a logit may depend on, and what came of it (on_ray/provenance.py); null where no engine ran.
+        # What the last bit of a logit may depend on, and what came of it (on_ray/refresh/provenance.py); null where no engine ran.
         pa.field("num_slots", pa.int32()),
         pa.field("num_threads", pa.int32()),
         pa.field("device", pa.string()),
@@ -120,6 +121,22 @@ LINEAGE = pa.schema(
         pa.field("tokens", pa.string()),
     ]
 )
+LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens"))
+"""Columns that came after the first tables were written, with the value that a table without them is read with: of manifests,
+journal parts, lineage and plan parts. A new column stands at the end of its schema and has an entry here; schema_version stays."""
+
+
+def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table that this version or an earlier one wrote, in the order of `schema`, later columns filled with their defaults.
+    Columns that `schema` does not know follow. ValueError names a column that is missing and no later one."""
+    for field in schema:
+        if field.name in table.column_names:
+            continue
+        if field.name not in LATER_COLUMNS:
+            raise ValueError(f"column {field.name} is missing")
+        table = table.append_column(field, pa.repeat(pa.scalar(LATER_COLUMNS[field.name], field.type), table.num_rows))
+    known = schema.names
+    return table if table.column_names == known else table.select([*known, *(n for n in table.column_names if n not in known)])
 
 
 # -- ids and seeds ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import boto3
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.runs import Crash, CrashingStorage
-from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, small_shop, tokenize
+from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, encoders, small_shop, tokenize
 
 from adgen.creatives import layout
 from adgen.creatives.storage import Storage
@@ -19,7 +20,7 @@ from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, RunError, StoreError
 from adgen.shop.catalog import rows as catalog_rows
 from adgen.shop.catalog.buckets import bucket_count, product_key, read_products, split_products
-from adgen.shop.catalog.catalog import build_catalog, last_catalog, open_catalog
+from adgen.shop.catalog.catalog import CatalogPlace, build_catalog, last_catalog, open_catalog
 from adgen.shop.inputs.tables import open_inputs
 from adgen.shop.similarity import embed_titles
 
@@ -57,7 +58,7 @@ def test_codes_titles_and_embeddings_are_found_by_product(shop, store: Storage):
     assert catalog.title_ids(ids) == [tokenize(title) for title in titles]
     assert np.array_equal(catalog.embeddings([*ids, "unknown"])[:3], embed_titles(titles).astype(np.float16))
     assert not catalog.embeddings(["unknown"]).any()
-    assert len(set(catalog.click_hashes(["p0", "p1", "p2"]))) == 3
+    assert len(set(catalog.facts(["p0", "p1", "p2"])["click_hash"].to_pylist())) == 3
     assert catalog.codes([]).shape[0] == 0
     with pytest.raises(InputError, match="'unknown' has no picture codes"):
         catalog.codes(["p0", "unknown"])
@@ -102,7 +103,7 @@ def test_the_same_bytes_with_another_time_are_not_encoded_again(shop, folder, re
     encoder = CountingEncoder()
     second = shop.catalog(folder, encoder)
     assert (reads, encoder.pictures) == (["images/4.png"], 0)
-    assert second.click_hashes(["p4"]) == first.click_hashes(["p4"])
+    assert second.facts(["p4"])["click_hash"] == first.facts(["p4"])["click_hash"]
 
 
 def test_a_product_clicked_for_the_first_time_gets_its_codes(shop, folder):
@@ -150,7 +151,7 @@ def test_a_bad_night_keeps_the_codes_of_the_last_good_reading(shop, folder):
     after = shop.catalog(folder)
     facts = facts_of(after, "p4")
     assert (facts["image_reason"], facts["cutout_reason"]) == ("missing_file", "unreadable")
-    assert after.click_hashes(["p4"]) == before.click_hashes(["p4"])
+    assert after.facts(["p4"])["click_hash"] == before.facts(["p4"])["click_hash"]
     assert np.array_equal(after.codes(["p4"]), before.codes(["p4"]))
     assert facts["product_hash"] == facts_of(before, "p4")["product_hash"]
 
@@ -210,7 +211,7 @@ def test_the_index_is_valid_until_a_new_one_is_written(shop, folder):
     for acts in range(40):
         storage = CrashingStorage(folder, acts)
         try:
-            build_catalog(inputs, storage, MODEL, CAMPAIGN, scratch, scratch / f"c{acts}", CountingEncoder(), tokenize)
+            build_catalog(inputs, CatalogPlace(storage, MODEL, CAMPAIGN, scratch / f"c{acts}"), encoders(), scratch)
         except Crash:
             found = last_catalog(folder, MODEL, CAMPAIGN, scratch / "reader")
             assert found.titles(["p4"]) in (old.titles(["p4"]), ["another name"])
@@ -227,7 +228,7 @@ def test_two_campaigns_with_one_model_do_not_disturb_each_other(shop, folder, tm
     ours = shop.catalog(folder)
     other = small_shop(tmp_path / "others" / "inputs", num_products=4, num_users=2)
     scratch = tmp_path / "others" / "scratch"
-    build_catalog(other.save(), folder, MODEL, "winter", scratch, scratch / "cache", CountingEncoder(), tokenize)
+    build_catalog(other.save(), CatalogPlace(folder, MODEL, "winter", scratch / "cache"), encoders(), scratch)
     assert last_catalog(folder, MODEL, CAMPAIGN, scratch / "cache").index == ours.index
 
 
@@ -261,10 +262,8 @@ def test_another_embedding_embeds_again_and_reads_nothing(shop, folder, reads):
     shop.catalog(folder)
     reads.clear()
     scratch = shop.folder.parent / "scratch"
-    options = {"embed": lambda titles: np.ones((len(titles), 8)) * 0.25, "embedding": "eights", "embedding_size": 8}
-    catalog = build_catalog(
-        shop.save(), folder, MODEL, CAMPAIGN, scratch, scratch / "cache", CountingEncoder(), tokenize, **options
-    )
+    eights = replace(encoders(), embed=lambda titles: np.ones((len(titles), 8)) * 0.25, embedding="eights", embedding_size=8)
+    catalog = build_catalog(shop.save(), CatalogPlace(folder, MODEL, CAMPAIGN, scratch / "cache"), eights, scratch)
     assert reads == []
     assert catalog.embeddings(["p1"]).tolist() == [[0.25] * 8]
 
@@ -302,13 +301,13 @@ def test_inputs_on_s3_are_read_once_and_give_the_same_hashes(shop, folder, tmp_p
     for path in filter(Path.is_file, shop.folder.rglob("*")):
         boto3.client("s3").upload_file(str(path), bucket, f"{prefix}/{path.relative_to(shop.folder)}")
     reads.clear()
-    encoder, names = CountingEncoder(), (MODEL, CAMPAIGN, tmp_path / "scratch", tmp_path / "scratch" / "cache")
-    store = open_storage(tmp_path / "another")
+    encoder, scratch = CountingEncoder(), tmp_path / "scratch"
+    place = CatalogPlace(open_storage(tmp_path / "another"), MODEL, CAMPAIGN, scratch / "cache")
     for _ in range(2):
-        catalog = build_catalog(open_inputs(s3_uri), store, *names, encoder, tokenize)
+        catalog = build_catalog(open_inputs(s3_uri), place, encoders(encoder), scratch)
     assert (encoder.pictures, len(reads)) == (12, 20)
     products = list(shop.products)
-    assert catalog.click_hashes(products) == local.click_hashes(products)
+    assert catalog.facts(products)["click_hash"] == local.facts(products)["click_hash"]
     assert catalog.facts(products)["product_hash"] == local.facts(products)["product_hash"]
     assert facts_of(catalog, "p1")["image_stamp"].startswith("etag:")
 

@@ -603,7 +603,7 @@ def test_finishing_keeps_what_was_painted(shop, tmp_path):
     ids = {"pair_id": "ab" * 32, "fingerprint": "cd" * 32, "product_id": product["product_id"], "product_title": product["title"]}
     pair = product | ids | {"title": product["title"], "picture": picture, "channel": None}
     settings = RefreshSettings(store=str(tmp_path), campaign=CAMPAIGN)
-    stage = FinishKeepingUnpasted(Context(settings, S3Access(), "20260101000000-000000-00000000", "", ""))
+    stage = FinishKeepingUnpasted(Context(settings, "20260101000000-000000-00000000", "", ""))
     made = stage.creative(pair, {product["product_id"]: (shop / product["cutout"]).read_bytes()})
     assert made.picture.data != picture
     assert read_unpasted(stage.journal.storage, CAMPAIGN, pair) == picture

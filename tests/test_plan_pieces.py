@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from support.runs import WrappedStorage
-from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, rules, small_shop, tokenize
+from support.shops import CAMPAIGN, MODEL, SmallShop, encoders, rules, small_shop
 
 from adgen.creatives import layout
 from adgen.creatives.journal import Journal
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import InputError
-from adgen.shop.catalog.catalog import build_catalog
+from adgen.shop.catalog.catalog import CatalogPlace, build_catalog
 from adgen.shop.plan import buckets as plan_buckets
 from adgen.shop.plan import plan
 from adgen.shop.plan.buckets import clear_buckets, read_bucket, split_inputs, split_published
@@ -59,10 +59,10 @@ def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder,
     whole = shop.night(folder)
     another, scratch = open_storage(tmp_path / "another"), tmp_path / "apart"
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        names = (MODEL, CAMPAIGN, scratch, scratch / "cache")
-        catalog = build_catalog(shop.save(), another, *names, CountingEncoder(), tokenize, run=pool.map)
+        place = CatalogPlace(another, MODEL, CAMPAIGN, scratch / "cache")
+        catalog = build_catalog(shop.save(), place, encoders(), scratch, run=pool.map)
         journal = Journal(another, CAMPAIGN, layout.new_run_id())
-        parts, summary = make_plan(rules(), shop.save(), catalog, journal, scratch / "plan", pairs_per_shard=4, run=pool.map)
+        parts, summary = make_plan(rules(), shop.save(), catalog, journal, scratch / "plan", run=pool.map)
     assert (parts, summary) == (whole.parts, whole.summary)
 
 
@@ -125,5 +125,5 @@ def test_a_planner_that_dies_leaves_no_plan_and_the_next_one_is_whole(shop, fold
 
     journal = Journal(Full(folder), "autumn", whole.journal.run_id)
     with pytest.raises(OSError, match="no space"):
-        make_plan(rules(), shop.save(), shop.catalog(folder), journal, tmp_path / "plan", pairs_per_shard=4)
+        make_plan(rules(), shop.save(), shop.catalog(folder), journal, tmp_path / "plan")
     assert shop.night(folder).parts == whole.parts

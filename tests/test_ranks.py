@@ -14,7 +14,6 @@ from support.models import save_small_model
 from support.progress import Silent
 from support.refreshes import published_rows, run, settings
 
-from adgen.creatives.storage import S3Access
 from adgen.errors import EngineLost, ModelError, RunError
 from adgen.on_ray.cluster import num_engines, slot_resources
 from adgen.on_ray.cluster_settings import ClusterSettings
@@ -160,7 +159,7 @@ def stage(ray_cluster, tmp_path, monkeypatch):
         for number in range(deaths):
             (marks / str(number)).touch()
         made = RefreshSettings(device="cpu", engine={"tensor_parallel": 2, "num_slots": 1000})
-        return GenerateTogether(Context(made, S3Access(), str(marks), "", ""))
+        return GenerateTogether(Context(made, str(marks), "", ""))
 
     yield make
     remove_groups("")

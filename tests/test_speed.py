@@ -45,14 +45,14 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
 
 
 def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
-    run = RunSpeed()
+    priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
+    run = RunSpeed(priced)
     for seconds, least, pictures in ((3.0, 1.5, 10), (5.0, 2.5, 30)):
         run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures})
-    priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
     speed = {"share_of_roofline": 0.5, "share_of_floor": 0.5, "device_seconds_per_1000": 400.0, "cost_per_1000": 0.4}
-    assert run.report(priced) == speed
-    assert run.report(RefreshSettings())["cost_per_1000"] is None
-    assert set(RunSpeed().report(priced).values()) == {None}
+    assert run.report() == speed
+    assert RunSpeed(RefreshSettings(), 1.0, 0.5, 10).report()["cost_per_1000"] is None
+    assert set(RunSpeed(priced).report().values()) == {None}
 
 
 def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_path, monkeypatch):

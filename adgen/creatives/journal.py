@@ -15,7 +15,7 @@ from adgen.creatives import layout
 from adgen.creatives.documents import Plan, PlanPart, parse_document, utc_now
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import RunError, StoreError
-from adgen.records import LINEAGE, MANIFEST
+from adgen.records import LINEAGE, MANIFEST, with_later_columns
 
 _LINEAGE_KEY = b"adgen.lineage"
 
@@ -118,14 +118,20 @@ class Journal:
         return True
 
     def read_part(self, index: int) -> pa.Table:
-        """The committed rows of a shard; StoreError if it has none."""
-        return from_parquet(self.storage.read(layout.journal_part(self.campaign, self.run_id, index)))
+        """The committed rows of a shard (records.MANIFEST); StoreError if it has none."""
+        return self._read_table(layout.journal_part(self.campaign, self.run_id, index), MANIFEST)
 
     def read_lineage(self, index: int) -> pa.Table | None:
         """The lineage that the shard's committed rows name; None if they were committed without."""
         metadata = self.read_part(index).schema.metadata or {}
         key = metadata.get(_LINEAGE_KEY)
-        return _completed(from_parquet(self.storage.read(key.decode())), LINEAGE) if key else None
+        return self._read_table(key.decode(), LINEAGE) if key else None
+
+    def _read_table(self, key: str, schema: pa.Schema) -> pa.Table:
+        try:
+            return with_later_columns(from_parquet(self.storage.read(key)), schema)
+        except ValueError as error:
+            raise StoreError(f"{self.storage.address(key)}: {error}") from None
 
     def _folder(self) -> str:
         return layout.journal(self.campaign, self.run_id)
@@ -159,14 +165,6 @@ def _with_schema(table: pa.Table, schema: pa.Schema, what: str) -> pa.Table:
         if not field.nullable and table[field.name].null_count:
             raise RunError(f"{what}: column {field.name} has nulls")
     return table
-
-
-def _completed(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """The table with nulls for columns that the version which wrote it did not have."""
-    for field in schema:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
-    return table.select(schema.names)
 
 
 def to_parquet(table: pa.Table) -> bytes:

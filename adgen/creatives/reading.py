@@ -13,7 +13,7 @@ from adgen.creatives.documents import ManifestFile, Pointer, RunDocument, parse_
 from adgen.creatives.journal import from_parquet
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError
-from adgen.records import MANIFEST, MANIFEST_SCHEMA_VERSION
+from adgen.records import MANIFEST, MANIFEST_SCHEMA_VERSION, with_later_columns
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,13 @@ class ManifestReader:
         """A manifest file's rows; ConsumerError if they are of a schema that this version does not know."""
         table = from_parquet(self.file_bytes(file))
         version = pc.max(table["schema_version"]).as_py() if table.num_rows else MANIFEST_SCHEMA_VERSION
-        if version > MANIFEST_SCHEMA_VERSION or not set(MANIFEST.names) <= set(table.column_names):
-            raise ConsumerError(f"{self.storage.address(file.key)}: has manifest schema {version}; update adgen to read it")
-        return table.select(MANIFEST.names)
+        address = self.storage.address(file.key)
+        if version > MANIFEST_SCHEMA_VERSION:
+            raise ConsumerError(f"{address}: has manifest schema {version}; update adgen to read it")
+        try:
+            return with_later_columns(table, MANIFEST).select(MANIFEST.names)
+        except ValueError as error:
+            raise ConsumerError(f"{address}: not a manifest: {error}") from None
 
     def tables(self) -> Iterator[pa.Table]:
         """All rows, file by file, ordered by user_key."""

@@ -15,8 +15,10 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import Storage
 from adgen.records import FAILED, INPUT_TABLES, LINEAGE, MANIFEST, OK
-from adgen.shop.catalog.catalog import Catalog, build_catalog
+from adgen.shop.catalog.catalog import Catalog, CatalogPlace, build_catalog
+from adgen.shop.catalog.rows import Encoders
 from adgen.shop.inputs.tables import Inputs, open_inputs
+from adgen.shop.plan.fingerprint import Maker
 from adgen.shop.plan.plan import PlanSummary, make_plan
 from adgen.shop.plan.rows import PlanRules, carried_rows
 
@@ -45,12 +47,15 @@ def rules(**changes) -> PlanRules:
         "campaign_key": b"the campaign key",
         "user_secret": b"the user secret",
         "campaign_seed": 7,
-        "model_digest": MODEL,
-        "engine_version": "1",
-        "digests": ("sampling", "finish", "words"),
+        "maker": Maker(MODEL, "1", ("sampling", "finish", "words")),
         "history_items": 3,
+        "pairs_per_shard": 4,
     }
     return PlanRules(**(values | changes))
+
+
+def encoders(encoder: CountingEncoder | None = None) -> Encoders:
+    return Encoders(encoder or CountingEncoder(), tokenize)
 
 
 @dataclass
@@ -91,9 +96,7 @@ class SmallShop:
 
     def catalog(self, storage: Storage, encoder: CountingEncoder | None = None) -> Catalog:
         scratch = self.folder.parent / "scratch"
-        return build_catalog(
-            self.save(), storage, MODEL, CAMPAIGN, scratch, scratch / "cache", encoder or CountingEncoder(), tokenize
-        )
+        return build_catalog(self.save(), CatalogPlace(storage, MODEL, CAMPAIGN, scratch / "cache"), encoders(encoder), scratch)
 
     def night(self, storage: Storage, base: "Night | None" = None, failed: set[str] = frozenset(), **options) -> "Night":
         """Catalog, plan, and every shard committed: ok, or failed for the pairs in `failed`."""
@@ -142,9 +145,7 @@ def run_night(shop: SmallShop, storage: Storage, base: Night | None, failed: set
     if base:
         ours = PlanRules(**vars(ours) | {"base_run": base.journal.run_id})
     scratch = shop.folder.parent / f"plan{shop.nights}"
-    parts, summary = make_plan(
-        ours, shop.save(), catalog, journal, scratch, base.journal if base else None, **({"pairs_per_shard": 4} | options)
-    )
+    parts, summary = make_plan(ours, shop.save(), catalog, journal, scratch, base.journal if base else None, **options)
     journal.commit_plan(parts, settings_digest="s", inputs={}, base_run=None, pointer_etag=None, pointer_generation=0)
     night = Night(journal, parts, summary, [], [])
     for part in parts:

@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adgen.config import FinishSettings
-from adgen.creatives.stores import open_storage
 from adgen.errors import RunError
 from adgen.finishing.encode import Encoded
 from adgen.finishing.finish import Finished
@@ -140,7 +139,7 @@ def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured
         clock = PhaseClock(watch)
         clock.phase("catalog")
         with tempfile.TemporaryDirectory(prefix="adgen-benchmark-") as scratch:
-            build_run_catalog(settings, open_storage(settings.store), prepare(settings), Path(scratch))
+            build_run_catalog(prepare(settings), Path(scratch))
         summary = refresh(settings, clock, stages)
         phases = clock.close()
     if not summary.published or summary.generated != pairs or summary.rejected:

@@ -17,9 +17,7 @@ import torch
 from PIL import Image
 from ray.data import ActorPoolStrategy, DataContext
 
-from adgen.creatives.journal import Journal
 from adgen.creatives.layout import new_run_id
-from adgen.creatives.stores import open_storage
 from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout
 from adgen.images import read_picture
@@ -29,7 +27,7 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
 from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.payload import pack, product_facts, unpack
-from adgen.on_ray.refresh.planning import plan_rules, prepare, write_plan
+from adgen.on_ray.refresh.planning import prepare, write_plan
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
 from adgen.on_ray.rows import Row, as_row_error, raise_row_error
 from adgen.progress import Progress
@@ -109,16 +107,14 @@ def with_histories(rows: Sequence[Row], histories: Sequence[Sequence[str]]) -> l
 def open_maker(settings: ProofSettings, model: Path, inputs: Inputs, scratch: Path) -> Maker:
     """Catalog and plan of `inputs` for a model; InputError when no pair can be made."""
     refresh = refresh_settings(settings, model, inputs.uri, scratch)
-    planned = prepare(refresh, inputs)
-    storage = open_storage(refresh.store)
-    journal = Journal(storage, refresh.campaign, new_run_id())
-    catalog, parts, summary = write_plan(refresh, storage, planned, journal, None)
+    prepared = prepare(refresh, inputs)
+    journal = prepared.journal(new_run_id())
+    catalog, parts, summary = write_plan(prepared, journal, None)
     rows = [row for part in parts for row in journal.read_plan_part(part).to_pylist() if row["reason"] is None]
     if not rows:
         raise InputError(f"{inputs.uri}: no pair with a reference can be made ({summary.reasons})")
-    context = Context(refresh, refresh.s3, journal.run_id, planned.model_digest, planned.settings_digest)
-    items = plan_rules(refresh, planned, None).history_items
-    return Maker(context, catalog, rows, items, summary.planned_failures)
+    context = Context(refresh, journal.run_id, prepared.model_digest, prepared.settings_digest)
+    return Maker(context, catalog, rows, prepared.history_items, summary.planned_failures)
 
 
 def refresh_settings(settings: ProofSettings, model: Path, inputs: str, scratch: Path) -> RefreshSettings:

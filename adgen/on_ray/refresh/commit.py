@@ -3,7 +3,7 @@
 import io
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,6 @@ from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
 from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 from adgen.shop.plan.rows import carried_rows
-
-if TYPE_CHECKING:
-    pass
 
 
 class FinishAndCommit:

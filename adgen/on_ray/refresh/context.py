@@ -1,15 +1,10 @@
 """What every stage of a run needs to know."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from adgen.creatives.journal import Journal
-from adgen.creatives.storage import S3Access
 from adgen.creatives.stores import open_storage
 from adgen.on_ray.refresh.settings import RefreshSettings
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -17,12 +12,11 @@ class Context:
     """What every stage of a run needs; small and picklable."""
 
     settings: RefreshSettings
-    access: S3Access
     run_id: str
     model_digest: str
     settings_digest: str
 
     def journal(self) -> Journal:
         """The run's plan and journal."""
-        storage = open_storage(self.settings.store, self.access)
+        storage = open_storage(self.settings.store, self.settings.s3)
         return Journal(storage, self.settings.campaign, self.run_id)

@@ -12,7 +12,6 @@ from pydantic import BaseModel, Field, ValidationError
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.layout import new_run_id
-from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import Storage
@@ -47,13 +46,12 @@ class Forecast:
 
 def forecast(settings: RefreshSettings) -> Forecast:
     """Plan the refresh into a folder that is thrown away. Ray must be connected; RunError as for a real run."""
-    storage = open_storage(settings.store, settings.s3)
-    probe(storage)
-    planned = prepare(settings)
+    prepared = prepare(settings)
+    storage = prepared.storage
     pointer, _ = read_pointer(storage, settings.campaign)
     with tempfile.TemporaryDirectory(prefix="adgen-dry-run-") as folder:
         journal = Journal(open_storage(Path(folder) / "store"), settings.campaign, new_run_id())
-        _, _, summary = write_plan(settings, storage, planned, journal, pointer.run_id if pointer else None)
+        _, _, summary = write_plan(prepared, journal, pointer.run_id if pointer else None)
     engines = num_engines(settings.cluster, cluster_device(settings.device), settings.engine.tensor_parallel)
     made = Forecast(
         pairs=summary.pairs,

@@ -12,17 +12,13 @@ from typing import Any
 
 from adgen.creatives.cleanup import clean_up
 from adgen.creatives.erasure import finish_erasures
-from adgen.creatives.journal import Journal
-from adgen.creatives.probe import probe
 from adgen.creatives.publish import finish
 from adgen.creatives.runs import Run, start_or_resume
-from adgen.creatives.storage import Storage
-from adgen.creatives.stores import open_storage
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.failures import FailureWatch, ended_on_failure
 from adgen.on_ray.refresh.gate import check_gate_settings, why_held
-from adgen.on_ray.refresh.planning import Planned, catalog_of, make_plan, prepare, run_details
+from adgen.on_ray.refresh.planning import Prepared, catalog_of, make_plan, prepare, run_details
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.shards import run_wave, waves
 from adgen.on_ray.refresh.slot_plan import plan_slots
@@ -61,6 +57,28 @@ class Summary:
     """The same times forecast.price_an_hour."""
     note: str = ""
 
+    @classmethod
+    def of(cls, run: Run, speed: RunSpeed, published: bool, seconds: float, note: str) -> "Summary":
+        """Of a run that has ended; `speed` is of what this driver's engines made."""
+        counts = run.document.counts
+        return cls(
+            run_id=run.run_id,
+            published=published,
+            state=run.document.state,
+            pairs=counts.rows,
+            generated=counts.generated - counts.failed,  # run.json counts failed rows as generated
+            carried=counts.carried,
+            rejected=counts.rejected,
+            failed=counts.failed,
+            stale=counts.stale,
+            duplicates=run.document.duplicates,
+            reasons=counts.reasons,
+            seconds=round(seconds, 1),
+            engine_calls=speed.pictures,
+            **speed.report(),
+            note=note,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self)
@@ -70,39 +88,26 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     """Refresh the campaign that `settings` name, from `inputs` where they are opened already. Ray must be connected. RunError
     (of any kind) says why it stopped."""
     started = time.time()
-    storage = open_storage(settings.store, settings.s3)
-    probe(storage)
-    planned = prepare(settings, inputs)
+    prepared = prepare(settings, inputs)
+    storage = prepared.storage
     check_gate_settings(settings.gate)
-    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, planned.keys.campaign_key))]
-    run = start_or_resume(storage, settings.campaign, planned.resume_key, **run_details(settings, planned))
-    summary = Summary(run.run_id)
-    held = ""
+    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, prepared.keys.campaign_key))]
+    run = start_or_resume(storage, settings.campaign, prepared.resume_key, **run_details(prepared))
+    speed, held = RunSpeed(settings), ""
     with run.beating(), ended_on_failure(run):
         if not run.resumed:
             if keep := settings.clean_up.keep_runs:
                 progress.phase("clean up")
                 notes.append(_finish_earlier("clean-up", lambda: clean_up(storage, settings.campaign, keep)))
             progress.phase("plan")
-            make_plan(settings, storage, run, planned)
+            make_plan(prepared, run)
         if run.document.state == "RUNNING":
-            speed = run_shards(settings, storage, run, planned, progress, stages)
-            summary.engine_calls = speed.pictures
-            for name, value in speed.report(settings).items():
-                setattr(summary, name, value)
-            held = why_held(settings, run, planned.inputs, progress)
+            run_shards(prepared, run, speed, progress, stages)
+            held = why_held(settings, run, prepared.inputs, progress)
         progress.phase("publish")
         partial = settings.plan.limit is not None
         pointer = finish(run, partial=partial, publish_partial=settings.publish_partial, held=held)
-    counts = run.document.counts
-    summary.published, summary.state = pointer is not None, run.document.state
-    for name in ("generated", "carried", "rejected", "failed", "stale", "reasons"):
-        setattr(summary, name, getattr(counts, name))
-    summary.pairs, summary.duplicates = counts.rows, run.document.duplicates
-    summary.generated -= summary.failed  # the manifest's count is of rows made tonight, failed ones too
-    summary.seconds = round(time.time() - started, 1)
-    summary.note = "; ".join(filter(None, [held, *notes]))
-    return summary
+    return Summary.of(run, speed, pointer is not None, time.time() - started, "; ".join(filter(None, [held, *notes])))
 
 
 def _finish_earlier(what: str, act: Callable[[], object]) -> str:
@@ -115,25 +120,20 @@ def _finish_earlier(what: str, act: Callable[[], object]) -> str:
         return f"{what} failed, and is tried again by the next refresh: {error}"
 
 
-def run_shards(
-    settings: RefreshSettings, storage: Storage, run: Run, planned: Planned, progress: Progress, stages: Stages
-) -> RunSpeed:
-    """Do every shard that has no journal part; what engines generated, and how fast."""
-    journal = Journal(storage, settings.campaign, run.run_id)
-    unfinished = journal.unfinished()
+def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress, stages: Stages) -> None:
+    """Do every shard that has no journal part; `speed` counts what engines generate."""
+    settings, unfinished = prepared.settings, prepared.journal(run.run_id).unfinished()
     progress.phase("generate", sum(part.rows for part in unfinished))
     device = cluster_device(settings.device)
     if run.document.num_slots is None and any(part.kind == "generate" for part in unfinished):
         run.update(num_slots=plan_slots(settings, device))
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
-    settings = settings.model_copy(update={"device": device, "engine": engine})
-    context = Context(settings, settings.s3, run.run_id, planned.model_digest, planned.settings_digest)
-    watch, speed = FailureWatch(settings.failures), RunSpeed()
-    catalog = catalog_of(settings, storage, run, planned)
+    placed = settings.model_copy(update={"device": device, "engine": engine})
+    context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest)
+    watch, catalog = FailureWatch(settings.failures), catalog_of(prepared, run)
     for wave in waves(unfinished, settings.cluster.shards_per_wave):
         for done in run_wave(context, wave, catalog, stages):
             run.check()
             progress.advance(done["rows"])
             watch.count(done)
             speed.count(done)
-    return speed

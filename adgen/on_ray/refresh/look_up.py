@@ -2,18 +2,16 @@
 
 import hashlib
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from adgen.errors import PairError
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import pack, plan_part
 from adgen.on_ray.refresh.provenance import PROVENANCE
 from adgen.on_ray.rows import Row, as_row_error
+from adgen.records import with_later_columns
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.inputs.locations import read_bytes
-
-if TYPE_CHECKING:
-    pass
+from adgen.shop.plan.rows import PLAN_PAIRS
 
 
 class LookUp:
@@ -27,7 +25,7 @@ class LookUp:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
-        pairs = self.journal.read_plan_part(plan_part(row)).to_pylist()
+        pairs = with_later_columns(self.journal.read_plan_part(plan_part(row)), PLAN_PAIRS).to_pylist()
         return row | {"shard": pack(pairs, self.look_up(pairs))}
 
     def look_up(self, pairs: list[Row]) -> dict[str, bytes]:

@@ -11,9 +11,11 @@ import adgen
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.erasure import forgotten_hashes
 from adgen.creatives.journal import Journal
+from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, ModelError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
@@ -23,28 +25,44 @@ from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer
 from adgen.on_ray.refresh.plan_tasks import map_buckets
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.records import digest
-from adgen.shop.catalog.catalog import Catalog, build_catalog, open_catalog
+from adgen.shop.catalog.catalog import Catalog, CatalogPlace, build_catalog, open_catalog
+from adgen.shop.catalog.rows import Encoders
 from adgen.shop.inputs.tables import Inputs, open_inputs
 from adgen.shop.key_files import Keys, load_keys
+from adgen.shop.plan.fingerprint import Maker
 from adgen.shop.plan.plan import PlanSummary, resume_key
 from adgen.shop.plan.plan import make_plan as plan_pairs
 from adgen.shop.plan.rows import ForgottenUsers, PlanRules
 
 
 @dataclass(frozen=True)
-class Planned:
-    """What is known before a run begins."""
+class Prepared:
+    """A refresh that was checked, before its run begins: what it was asked for, and what that comes to."""
 
+    settings: RefreshSettings
+    storage: Storage
     inputs: Inputs
     keys: Keys
     model_digest: str
     settings_digest: str
     resume_key: str
 
+    def journal(self, run_id: str) -> Journal:
+        """Plan and journal of one of the campaign's runs."""
+        return Journal(self.storage, self.settings.campaign, run_id)
 
-def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Planned:
-    """Check inputs (default those that the settings name), keys and model; RunError before any work. InputError when there
+    @property
+    def history_items(self) -> int:
+        """Clicks drawn for a prompt: as set, else as many as the model was made for."""
+        asked = self.settings.plan.history_items
+        return model_config(self.settings).history_items if asked is None else asked
+
+
+def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared:
+    """Check store, inputs (default those that the settings name), keys and model; RunError before any work. InputError when there
     are no pairs."""
+    storage = open_storage(settings.store, settings.s3)
+    probe(storage)
     inputs = inputs or open_inputs(settings.inputs)
     if inputs["pairs"].num_rows == 0:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
@@ -54,7 +72,7 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Planned:
     chosen = settings.creative_digest()
     # Where and how fast a run works may change between two tries; what it makes may not.
     identity = digest(chosen, model, settings.plan.digest(), rules_digest(), *keys.ids.values())
-    return Planned(inputs, keys, model, chosen, resume_key(settings.campaign, identity, inputs.stamps))
+    return Prepared(settings, storage, inputs, keys, model, chosen, resume_key(settings.campaign, identity, inputs.stamps))
 
 
 def maker_digest(model: Path) -> str:
@@ -62,97 +80,81 @@ def maker_digest(model: Path) -> str:
     return digest(model_digest(model), ENGINE_VERSION)
 
 
-def run_details(settings: RefreshSettings, planned: Planned) -> dict[str, Any]:
+def run_details(prepared: Prepared) -> dict[str, Any]:
     """What run.json says of a new run apart from its protocol; no secret is among it."""
     import deepspeed
     import torch
     import transformers
 
+    settings = prepared.settings
     versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
     drawn = {"sampling": settings.sampling.of(settings.model).model_dump(mode="json")}  # with what the model says itself
     return {
         "settings": settings.model_dump(mode="json", exclude={"keys"}) | drawn,
-        "digests": {"model": planned.model_digest, "settings": planned.settings_digest, "rules": rules_digest()},
+        "digests": {"model": prepared.model_digest, "settings": prepared.settings_digest, "rules": rules_digest()},
         "versions": versions,
-        "key_ids": planned.keys.ids,
+        "key_ids": prepared.keys.ids,
     }
 
 
-def make_plan(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned) -> None:
+def make_plan(prepared: Prepared, run: Run) -> None:
     """The run's catalog, then the plan; its commit is the last write."""
-    pointer, etag = read_pointer(storage, settings.campaign)
+    pointer, etag = read_pointer(prepared.storage, run.campaign)
     base_run = pointer.run_id if pointer else None
-    journal = Journal(storage, settings.campaign, run.run_id)
-    catalog, parts, summary = write_plan(settings, storage, planned, journal, base_run)
+    journal = prepared.journal(run.run_id)
+    catalog, parts, summary = write_plan(prepared, journal, base_run)
     digests = run.document.digests | {"catalog": catalog.index.name}
     run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates)
     journal.commit_plan(
         parts,
-        settings_digest=planned.settings_digest,
-        inputs=planned.inputs.stamps,
+        settings_digest=prepared.settings_digest,
+        inputs=prepared.inputs.stamps,
         base_run=base_run,
         pointer_etag=etag,
         pointer_generation=pointer.generation if pointer else 0,
     )
 
 
-def write_plan(
-    settings: RefreshSettings, storage: Storage, planned: Planned, journal: Journal, base_run: str | None
-) -> tuple[Catalog, list[PlanPart], PlanSummary]:
-    """Bring the catalog in `storage` up to date and write the plan's parts through `journal`; nothing is committed."""
+def write_plan(prepared: Prepared, journal: Journal, base_run: str | None) -> tuple[Catalog, list[PlanPart], PlanSummary]:
+    """Bring the store's catalog up to date and write the plan's parts through `journal`; nothing is committed."""
     with tempfile.TemporaryDirectory(prefix="adgen-plan-") as folder:
-        catalog = build_run_catalog(settings, storage, planned, Path(folder) / "products")
-        parts, summary = plan_pairs(
-            plan_rules(settings, planned, base_run),
-            planned.inputs,
-            catalog,
-            journal,
-            Path(folder) / "pairs",
-            base=Journal(storage, settings.campaign, base_run) if base_run else None,
-            pairs_per_shard=settings.plan.pairs_per_shard,
-            limit=settings.plan.limit,
-            is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(storage)), planned.keys.campaign_key),
-            run=map_buckets,
-        )
+        catalog = build_run_catalog(prepared, Path(folder) / "products")
+        base = prepared.journal(base_run) if base_run else None
+        rules = plan_rules(prepared, base_run)
+        parts, summary = plan_pairs(rules, prepared.inputs, catalog, journal, Path(folder) / "pairs", base, map_buckets)
     return catalog, parts, summary
 
 
-def plan_rules(settings: RefreshSettings, planned: Planned, base_run: str | None) -> PlanRules:
-    """What of the settings decides the plan."""
-    keys = planned.keys.for_campaign(settings.campaign)
-    items = settings.plan.history_items
+def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
+    """What decides the plan."""
+    settings = prepared.settings
+    keys = prepared.keys.for_campaign(settings.campaign)
     return PlanRules(
         campaign_key=keys.campaign_key,
         user_secret=keys.user_secret,
         campaign_seed=settings.plan.campaign_seed,
-        model_digest=planned.model_digest,
-        engine_version=ENGINE_VERSION,
-        digests=(*settings.creative_digests(), rules_digest()),
-        history_items=model_config(settings).history_items if items is None else items,
+        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(), rules_digest())),
+        history_items=prepared.history_items,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
+        limit=settings.plan.limit,
+        pairs_per_shard=settings.plan.pairs_per_shard,
+        is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(prepared.storage)), prepared.keys.campaign_key),
     )
 
 
-def build_run_catalog(settings: RefreshSettings, storage: Storage, planned: Planned, folder: Path) -> Catalog:
+def build_run_catalog(prepared: Prepared, folder: Path) -> Catalog:
     """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
+    settings = prepared.settings
     with catalog_encoders() as run:
-        return build_catalog(
-            planned.inputs,
-            storage,
-            planned.model_digest,
-            settings.campaign,
-            folder,
-            cache_folder(),
-            encoder=HistoryEncoder(settings.model),
-            tokenize=TitleTokenizer(settings.model),
-            run=run,
-        )
+        place = CatalogPlace(prepared.storage, prepared.model_digest, settings.campaign, cache_folder())
+        encoders = Encoders(HistoryEncoder(settings.model), TitleTokenizer(settings.model))
+        return build_catalog(prepared.inputs, place, encoders, folder, run)
 
 
-def catalog_of(settings: RefreshSettings, storage: Storage, run: Run, planned: Planned) -> Catalog:
+def catalog_of(prepared: Prepared, run: Run) -> Catalog:
     """The catalog that the run's plan was made with; files are fetched once a node."""
-    return open_catalog(storage, planned.model_digest, run.document.digests["catalog"], cache_folder())
+    return open_catalog(prepared.storage, prepared.model_digest, run.document.digests["catalog"], cache_folder())
 
 
 def cache_folder() -> Path:

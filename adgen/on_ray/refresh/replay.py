@@ -29,8 +29,9 @@ from adgen.on_ray.refresh.payload import product_facts
 from adgen.on_ray.refresh.provenance import PROVENANCE, provenance, version_in
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.rows import Row
-from adgen.records import FAILED, OK, digest
+from adgen.records import FAILED, OK, digest, with_later_columns
 from adgen.shop.catalog.catalog import open_catalog
+from adgen.shop.plan.rows import PLAN_PAIRS
 
 Outcome = Literal["equal_bytes", "equal_tokens", "different_device", "unequal", "input_gone"]
 EXIT_CODES: dict[Outcome, int] = {"equal_bytes": 0, "equal_tokens": 3, "different_device": 4, "unequal": 5, "input_gone": 6}
@@ -130,7 +131,7 @@ def _planned(journal: Journal, pair_id: str) -> tuple[int, Row]:
     parts = [part for part in journal.read_plan().parts if part.kind == "generate"]
 
     def look(part: Any) -> list[Row]:
-        table = journal.read_plan_part(part)
+        table = with_later_columns(journal.read_plan_part(part), PLAN_PAIRS)
         return table.filter(pc.equal(table["pair_id"], pair_id)).to_pylist()
 
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
@@ -173,7 +174,7 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
     """The creative, made again, and its provenance."""
     import torch
 
-    context = Context(settings, settings.s3, source.run.run_id, source.row["model_digest"], "")
+    context = Context(settings, source.run.run_id, source.row["model_digest"], "")
     pair = dict(source.pair)
     with TemporaryDirectory(prefix="adgen-replay-") as cache, _gone("the catalog of its run was removed"):
         catalog = open_catalog(storage, source.row["model_digest"], source.run.digests.get("catalog", ""), cache)

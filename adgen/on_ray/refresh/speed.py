@@ -42,6 +42,7 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
 class RunSpeed:
     """Of all shards that this driver saw done."""
 
+    settings: RefreshSettings
     engine_seconds: float = 0.0
     floor_seconds: float = 0.0
     pictures: int = 0
@@ -52,17 +53,17 @@ class RunSpeed:
         self.floor_seconds += done["floor_seconds"]
         self.pictures += done["engine_calls"]
 
-    def report(self, settings: RefreshSettings) -> Row:
+    def report(self) -> Row:
         """share_of_roofline (0..1), device_seconds_per_1000 creatives, and cost_per_1000 in the price's currency; null where
         nothing was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
             return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
-        lossy = settings.engine.lossy_options()
+        lossy = self.settings.engine.lossy_options()
         # A step of several drafts, or a prompt of which tokens are left out, has no roofline in this arithmetic.
         has_roofline = not {"speculation", "drop_masked_history"} & lossy.keys()
-        seconds = 1000 * self.engine_seconds * settings.engine.tensor_parallel / self.pictures
+        seconds = 1000 * self.engine_seconds * self.settings.engine.tensor_parallel / self.pictures
         share = round(self.floor_seconds / self.engine_seconds, 4) if has_roofline else None
-        price = settings.forecast.price_an_hour
+        price = self.settings.forecast.price_an_hour
         return {
             "share_of_roofline": share,
             "share_of_floor": share,

@@ -7,7 +7,7 @@ One refresh, on any number of machines:
     for number in numbers:
         products = read_products(folder, number)
         changes = changed_products(products, previous_rows(previous, products), inputs)
-        rows = [encode_products(batch, encoder, tokenize) for batch in changes.work]     # the workers' part
+        rows = [encode_products(batch, encoders) for batch in changes.work]     # the workers' part
         buckets.append(write_bucket(storage, model_digest, number, [changes.kept, *rows]))
     index = write_catalog(storage, model_digest, campaign, buckets, num_buckets, embedding, size)
     catalog = open_catalog(storage, model_digest, index.name, cache_dir)
@@ -17,6 +17,7 @@ may be removed at any time.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -29,9 +30,9 @@ from adgen.errors import InputError
 from adgen.shop.catalog.buckets import bucket_count, product_key, read_products, split_products
 from adgen.shop.catalog.files import CatalogBucket, CatalogFile, CatalogIndex, fetch_file, last_index, read_index, write_bucket
 from adgen.shop.catalog.files import write_catalog as write_catalog
-from adgen.shop.catalog.rows import Changes, Embed, Encoder, Tokenize, changed_products, encode_products, row_schema
+from adgen.shop.catalog.rows import Changes, Encoders, changed_products, encode_products, row_schema
 from adgen.shop.inputs.tables import Inputs
-from adgen.shop.similarity import EMBEDDING_NAME, EMBEDDING_SIZE, embed_titles
+from adgen.shop.similarity import EMBEDDING_SIZE
 
 
 class _Rows:
@@ -104,10 +105,6 @@ class Catalog:
         """Titles of clicked products; one that has none is ""."""
         return [title or "" for title in self._of_clicked("title", product_ids)]
 
-    def click_hashes(self, product_ids: Sequence[str]) -> list[str]:
-        """Content hashes of clicked products (title and picture), to compare with the plan's history_hashes."""
-        return self._of_clicked("click_hash", product_ids)
-
     def _of_clicked(self, column: str, product_ids: Sequence[str]) -> list:
         ids = self._rows("ids")
         return ids.table[column].take(pa.array(ids.known(product_ids, "picture codes"))).to_pylist()
@@ -173,54 +170,51 @@ def previous_rows(previous: Catalog | None, products: pa.Table, size: int = EMBE
     return previous.rows(products["product_id"].to_pylist()) if previous else row_schema(size).empty_table()
 
 
-def inspect_bucket(
-    number: int, folder: str | Path, inputs: Inputs, previous: Catalog | None, embedding: str = EMBEDDING_NAME
-) -> Changes:
+def inspect_bucket(number: int, folder: str | Path, inputs: Inputs, previous: Catalog | None, embedding: str) -> Changes:
     """One bucket's `changed_products`: a task of its own."""
     products = read_products(folder, number)
     embed_again = previous is not None and previous.index.embedding != embedding
     return changed_products(products, previous_rows(previous, products), inputs, embed_again=embed_again)
 
 
-def finish_bucket(
-    number: int,
-    num_buckets: int,
-    kept: pa.Table,
-    rows: Sequence[pa.Table],
-    storage: Storage,
-    model_digest: str,
-    previous: Catalog | None,
-) -> CatalogBucket:
-    """`write_bucket`, or the previous entry where nothing changed."""
-    if previous and not rows and previous.index.num_buckets == num_buckets:
-        old = next((bucket for bucket in previous.index.buckets if bucket.number == number), None)
-        if old and old.facts.rows == kept.num_rows:  # kept rows are a part of the old ones
-            return old
-    return write_bucket(storage, model_digest, number, [part for part in (kept, *rows) if part.num_rows])
+def previous_bucket(number: int, num_buckets: int, kept: pa.Table, previous: Catalog | None) -> CatalogBucket | None:
+    """The last catalog's entry of a bucket of which all rows were kept, where it has just these; else None."""
+    if previous is None or previous.index.num_buckets != num_buckets:
+        return None
+    old = next((bucket for bucket in previous.index.buckets if bucket.number == number), None)
+    return old if old and old.facts.rows == kept.num_rows else None  # kept rows are a part of the old ones
+
+
+@dataclass(frozen=True)
+class CatalogPlace:
+    """Where a campaign's catalog is."""
+
+    storage: Storage
+    model_digest: str
+    name: str
+    """Of the campaign."""
+    cache_dir: str | Path
+    """Where this node keeps its copies of the files."""
 
 
 def build_catalog(
     inputs: Inputs,
-    storage: Storage,
-    model_digest: str,
-    name: str,
+    place: CatalogPlace,
+    encoders: Encoders,
     folder: str | Path,
-    cache_dir: str | Path,
-    encoder: Encoder,
-    tokenize: Tokenize,
-    embed: Embed = embed_titles,
-    embedding: str = EMBEDDING_NAME,
-    embedding_size: int = EMBEDDING_SIZE,
     run: Callable[[Callable, Iterable], Iterable] = map,
 ) -> Catalog:
-    """Tonight's catalog for `name` (a campaign). `run` maps a function over batches: `map`, or something parallel."""
+    """The campaign's catalog for these inputs. `folder` is local scratch room. `run` maps a function over batches: `map`, or
+    something parallel."""
+    storage, model_digest = place.storage, place.model_digest
     num_buckets = bucket_count(inputs["products"].num_rows)
-    previous = last_catalog(storage, model_digest, name, cache_dir)
-    encode = partial(encode_products, encoder=encoder, tokenize=tokenize, embed=embed)
+    previous = last_catalog(storage, model_digest, place.name, place.cache_dir)
     buckets = []
     for number in split_products(inputs, folder, num_buckets):
-        changes = inspect_bucket(number, folder, inputs, previous, embedding)
-        rows = list(run(encode, changes.work))
-        buckets.append(finish_bucket(number, num_buckets, changes.kept, rows, storage, model_digest, previous))
-    index = write_catalog(storage, model_digest, name, buckets, num_buckets, embedding, embedding_size)
-    return Catalog(storage, index, cache_dir)
+        changes = inspect_bucket(number, folder, inputs, previous, encoders.embedding)
+        rows = list(run(partial(encode_products, encoders=encoders), changes.work))
+        old = None if rows else previous_bucket(number, num_buckets, changes.kept, previous)
+        parts = [part for part in (changes.kept, *rows) if part.num_rows]
+        buckets.append(old or write_bucket(storage, model_digest, number, parts))
+    index = write_catalog(storage, model_digest, place.name, buckets, num_buckets, encoders.embedding, encoders.embedding_size)
+    return Catalog(storage, index, place.cache_dir)

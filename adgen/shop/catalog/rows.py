@@ -25,11 +25,27 @@ from adgen.images import check_product, read_picture
 from adgen.records import digest
 from adgen.shop.inputs.locations import read_bytes, stat
 from adgen.shop.inputs.tables import Inputs
-from adgen.shop.similarity import EMBEDDING_SIZE, embed_titles
+from adgen.shop.similarity import EMBEDDING_NAME, EMBEDDING_SIZE, embed_titles
 
 Encoder = Callable[[list[Image.Image]], np.ndarray]
 Tokenize = Callable[[str], list[int]]
 Embed = Callable[[list[str]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """What makes a product ready for the model. Pickles as paths, not as weights."""
+
+    encoder: Encoder
+    """Pictures -> (n, tokens) codes below 65536."""
+    tokenize: Tokenize
+    """A clicked title -> its ids."""
+    embed: Embed = embed_titles
+    """Titles -> (n, embedding_size), for the similarity of clicks."""
+    embedding: str = EMBEDDING_NAME
+    """The name of `embed`: another one embeds every title again."""
+    embedding_size: int = EMBEDDING_SIZE
+
 
 PRODUCTS_PER_BATCH = 64
 _PICTURES_AT_ONCE = 16  # decoded pictures in memory; one may have 50 million pixels
@@ -130,18 +146,15 @@ def _work(row: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
     return work
 
 
-def encode_products(batch: pa.Table, encoder: Encoder, tokenize: Tokenize, embed: Embed = embed_titles) -> pa.Table:
-    """Read, hash and encode what a batch of `changed_products` asks for; its finished rows.
-
-    encoder: pictures -> (n, tokens) codes below 65536; tokenize: a clicked title -> its ids; embed: titles -> (n, size).
-    """
+def encode_products(batch: pa.Table, encoders: Encoders) -> pa.Table:
+    """Read, hash and encode what a batch of `changed_products` asks for; its finished rows."""
     rows = batch.to_pylist()
     for start in range(0, len(rows), _PICTURES_AT_ONCE):
-        _read_and_encode(rows[start : start + _PICTURES_AT_ONCE], encoder)
+        _read_and_encode(rows[start : start + _PICTURES_AT_ONCE], encoders.encoder)
     for row in rows:
-        row["title_ids"] = tokenize(row["title"] or "") if row["codes"] is not None else None
+        row["title_ids"] = encoders.tokenize(row["title"] or "") if row["codes"] is not None else None
         _derive_hashes(row)
-    embeddings = np.asarray(embed([row["title"] or "" for row in rows]), np.float16)
+    embeddings = np.asarray(encoders.embed([row["title"] or "" for row in rows]), np.float16)
     schema = row_schema(embeddings.shape[1])
     values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     facts = pa.Table.from_pylist(rows, pa.schema([*_FACTS, *_MODEL]))

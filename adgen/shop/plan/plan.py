@@ -37,11 +37,9 @@ from adgen.shop.plan.buckets import (
 )
 from adgen.shop.plan.rows import PLAN_CARRY as PLAN_CARRY
 from adgen.shop.plan.rows import PLAN_PAIRS as PLAN_PAIRS
-from adgen.shop.plan.rows import BucketPlan, IsForgotten, PlanRules, plan_bucket
+from adgen.shop.plan.rows import BucketPlan, PlanRules, plan_bucket
 from adgen.shop.plan.rows import carried_rows as carried_rows
 
-PAIRS_PER_SHARD = 256
-CARRIED_PER_SHARD = 100_000
 _UPLOADS = 16
 
 
@@ -74,15 +72,9 @@ class ShardWriter:
     kind, and uploads from some threads.
     """
 
-    def __init__(
-        self,
-        journal: Journal,
-        pairs_per_shard: int = PAIRS_PER_SHARD,
-        carried_per_shard: int = CARRIED_PER_SHARD,
-        limit: int | None = None,
-    ):
-        self._journal, self._left = journal, limit
-        self._sizes = {"generate": pairs_per_shard, "carry": carried_per_shard}
+    def __init__(self, journal: Journal, rules: PlanRules):
+        self._journal, self._left = journal, rules.limit
+        self._sizes = {"generate": rules.pairs_per_shard, "carry": rules.carried_per_shard}
         self._waiting = {"generate": PLAN_PAIRS.empty_table(), "carry": PLAN_CARRY.empty_table()}
         self._pool = ThreadPoolExecutor(_UPLOADS)
         self._uploads: list[Future[PlanPart]] = []
@@ -153,13 +145,9 @@ def make_plan(
     journal: Journal,
     folder: str | Path,
     base: Journal | None = None,
-    pairs_per_shard: int = PAIRS_PER_SHARD,
-    carried_per_shard: int = CARRIED_PER_SHARD,
-    limit: int | None = None,
-    is_forgotten: IsForgotten | None = None,
     run: Callable[[Callable, Iterable], Iterable] = map,
 ) -> tuple[list[PlanPart], PlanSummary]:
-    """Write the plan parts of all pairs (of the first `limit`); for `journal.commit_plan`. `folder` is local scratch room.
+    """Write the plan parts of all pairs (of the first `rules.limit`); for `journal.commit_plan`. `folder` is local scratch room.
 
     `base` is the journal of the run that the pointer names (`rules.base_run`); none: nothing is carried.
     """
@@ -170,8 +158,8 @@ def make_plan(
         split_inputs(inputs, table, folder, coarse)
     if base is not None:
         split_published(base, folder, coarse)
-    one = partial(plan_bucket, rules, catalog=catalog, limit=limit, is_forgotten=is_forgotten)
-    shards = ShardWriter(journal, pairs_per_shard, carried_per_shard, limit)
+    one = partial(plan_bucket, rules, catalog=catalog)
+    shards = ShardWriter(journal, rules)
     for plan in run(one, read_buckets(folder, num_buckets)):
         shards.add(plan)
         if shards.is_full:

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adgen.creatives.erasure import user_hash
-from adgen.records import FAILED, LINEAGE, MANIFEST, digest, pair_id, pair_seed, user_key
+from adgen.records import FAILED, LINEAGE, MANIFEST, pair_id, pair_seed, user_key, with_later_columns
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.plan.buckets import PUBLISHED, Bucket
+from adgen.shop.plan.fingerprint import VARIANT, Maker, is_carried, is_unchanged
 from adgen.shop.plan.histories import Drawn, Histories
 
 PAIRS_AT_ONCE = 8192
-VARIANT = 0
 
 PLAN_PAIRS = pa.schema(
     [
@@ -73,19 +73,17 @@ class PlanRules:
     campaign_key: bytes = field(repr=False)
     user_secret: bytes = field(repr=False)
     campaign_seed: int
-    model_digest: str
-    engine_version: str
-    digests: tuple[str, ...]
-    """Of the sampling and finishing settings and of the rule packs, always in the same order."""
+    maker: Maker
     history_items: int = 10
     when_unreadable: Literal["keep_previous", "drop"] = "keep_previous"
     base_run: str | None = None
-
-    def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int) -> str:
-        """Of all that determines a creative."""
-        history = (len(history_hashes), *history_hashes)
-        made_by = (self.model_digest, self.engine_version, len(self.digests), *self.digests)
-        return digest("creative", product_hash, *history, *made_by, seed, VARIANT)
+    """The run whose creatives may be carried."""
+    limit: int | None = None
+    """Only the first `limit` pairs."""
+    pairs_per_shard: int = 256
+    carried_per_shard: int = 100_000
+    is_forgotten: IsForgotten | None = None
+    """User ids -> whether each was erased; their pairs are left out."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +108,14 @@ class BucketPlan:
         return BucketPlan(*tables, self.generate_order[made], self.carry_order[kept], self.duplicates, self.forgotten)
 
 
-def plan_bucket(
-    rules: PlanRules, bucket: Bucket, catalog: Catalog, limit: int | None = None, is_forgotten: IsForgotten | None = None
-) -> BucketPlan:
-    """Plan a bucket's pairs (at most the first `limit`), ordered by user rank, user and pair_id.
-
-    is_forgotten: user ids -> whether each was erased; their pairs are left out.
-    """
+def plan_bucket(rules: PlanRules, bucket: Bucket, catalog: Catalog) -> BucketPlan:
+    """Plan a bucket's pairs (at most the first `rules.limit`), ordered by user rank, user and pair_id."""
     pairs, duplicates = _distinct(bucket.pairs, rules.campaign_key)
     before = pairs.num_rows
-    if is_forgotten is not None:
-        pairs = _without_forgotten(pairs, is_forgotten)
+    if rules.is_forgotten is not None:
+        pairs = _without_forgotten(pairs, rules.is_forgotten)
     forgotten = before - pairs.num_rows
-    pairs = pairs if limit is None else pairs.slice(0, limit)
+    pairs = pairs if rules.limit is None else pairs.slice(0, rules.limit)
     published = _Published(bucket.published, rules.base_run)
     parts = []
     for start in range(0, pairs.num_rows, PAIRS_AT_ONCE):
@@ -143,7 +136,8 @@ def plan_bucket(
 
 def carried_rows(part: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Manifest rows and lineage of a plan part of kind carry, ready for `Journal.commit_part`."""
-    return part.select(MANIFEST.names).cast(MANIFEST), part.select(LINEAGE.names).cast(LINEAGE)
+    manifest, lineage = (with_later_columns(part, schema).select(schema.names).cast(schema) for schema in (MANIFEST, LINEAGE))
+    return manifest, lineage
 
 
 def _distinct(pairs: pa.Table, campaign_key: bytes) -> tuple[pa.Table, int]:
@@ -201,16 +195,15 @@ def _plan_some(
     asked = [(row["pair_id"], row["user_id"], row["product_id"], row["product"]["title"]) for row in good]
     for row, drawn in zip(good, histories.draw(asked, rules.history_items), strict=True):
         row["drawn"] = drawn
-        row["fingerprint"] = rules.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
+        row["fingerprint"] = rules.maker.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
     made, kept = [], []
     for order, row in enumerate(rows, start):
         before = published.find(row["pair_id"])
         stale = _is_stale(rules, row, before)
-        same = before is not None and before["fingerprint"] == row.get("fingerprint")
-        if stale or (same and row["reason"] is None and before["status"] != FAILED):
+        if stale or is_carried(before, row.get("fingerprint")):
             kept.append((order, before["index"], row["user_key"], stale))
         else:
-            again = same and before["status"] == FAILED
+            again = is_unchanged(before, row.get("fingerprint")) and before["status"] == FAILED
             made.append((order, _plan_row(row, (before["attempt"] or 0) + 1 if again else 0)))
     carry = published.carry([index for _, index, _, _ in kept], [key for _, _, key, _ in kept], [stale for *_, stale in kept])
     generate = pa.Table.from_pylist([row for _, row in made], PLAN_PAIRS)

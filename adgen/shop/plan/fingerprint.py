@@ -1,0 +1,42 @@
+"""What makes a creative changed: its fingerprint. A pair whose published row has the same one is carried, not made again.
+
+What is named here determines the creative: the product (`product_hash`: title, selling points, scale, cut-out, picture), the
+drawn history in its order (`click_hash` of each: title, picture), the model, the engine's version, the settings that change a
+creative, the rule packs, and the seed. How fast and where it is made is not among them. Published fingerprints stay: a new part
+enters only where it is not at its default.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adgen.records import FAILED, digest
+
+VARIANT = 0
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What makes all creatives of a run, whatever the pair."""
+
+    model_digest: str
+    engine_version: str
+    digests: tuple[str, ...]
+    """Of the sampling, finishing and engine settings and of the rule packs, always in the same order."""
+
+    def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int) -> str:
+        """Of all that determines a creative, 64 hex digits."""
+        history = (len(history_hashes), *history_hashes)
+        made_by = (self.model_digest, self.engine_version, len(self.digests), *self.digests)
+        return digest("creative", product_hash, *history, *made_by, seed, VARIANT)
+
+
+def is_unchanged(published: dict[str, Any] | None, fingerprint: str | None) -> bool:
+    """Whether the pair's published row (None: it has none) was made from the same. A pair with bad input has no fingerprint: two
+    such nights are the same, too."""
+    return published is not None and published["fingerprint"] == fingerprint
+
+
+def is_carried(published: dict[str, Any] | None, fingerprint: str | None) -> bool:
+    """Whether the published row is the creative that would be made. A failed row is no creative: it is tried again."""
+    return fingerprint is not None and is_unchanged(published, fingerprint) and published["status"] != FAILED
