@@ -174,13 +174,18 @@ def pull(
     campaign: Campaign,
     dest: Dest,
     since: Annotated[str | None, arg(metavar="RUN", help="a run whose creatives you have: fetch what it lacks")] = None,
+    keep_withdrawn: Annotated[bool, arg(help="keep the files of creatives that are withdrawn or erased")] = False,
     s3: S3 = S3Options(),
     as_json: Json = False,
 ) -> int:
-    """Fetch new and changed creatives of the published run with their manifest; goes on where it stopped."""
+    """Mirror the published run: fetch new and changed creatives with their manifest, remove those that are withdrawn or erased.
+
+    Goes on where it stopped. Exit 1 if objects are missing in the store: they are named, and the rest is pulled."""
     from adgen.creatives.pull import pull
 
-    return _print_summary(pull(s3.open(store), campaign, dest, since), as_json)
+    done = pull(s3.open(store), campaign, dest, since, keep_withdrawn=keep_withdrawn)
+    _print_summary(done, as_json)
+    return 1 if done.problems else 0
 
 
 @app.command(name="replay")

@@ -50,6 +50,10 @@ class ManifestFile(Document):
     last_user_key: str
 
 
+def _named(file: ManifestFile) -> tuple[str, int, str]:
+    return file.key, file.rows, file.sha256
+
+
 class Counts(Document):
     """Manifest rows of a run: ok + rejected + failed = rows = generated + carried."""
 
@@ -98,8 +102,12 @@ class RunDocument(Document):
         return self.state == "RUNNING" or self.pointer == "pending"
 
     def manifest_digest(self) -> str:
-        """The digest of the file list that the pointer repeats."""
-        return digest(*(part for file in self.manifest for part in (file.key, file.rows, file.sha256)))
+        """The digest of the file list that the pointer repeats, key ranges included: readers of one user trust them."""
+        return digest(*(part for file in self.manifest for part in (*_named(file), file.first_user_key, file.last_user_key)))
+
+    def has_manifest_digest(self, said: str) -> bool:
+        """Whether a pointer that says so names this file list; pointers of 0.1.0 say nothing of key ranges."""
+        return said in (self.manifest_digest(), digest(*(part for file in self.manifest for part in _named(file))))
 
 
 class Pointer(Document):

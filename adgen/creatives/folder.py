@@ -43,6 +43,9 @@ class FolderStorage(Storage):
         data = _unless_missing(path.read_bytes)
         return None if data is None else Stored(data, hashlib.sha256(data).hexdigest())
 
+    def shown(self, key: str) -> bytes | None:
+        return _unless_missing(self._path(key).read_bytes)
+
     def head(self, key: str) -> Entry | None:
         found = _unless_missing(self._path(key).stat)
         return None if found is None else Entry(key, found.st_size, found.st_mtime)

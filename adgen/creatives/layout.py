@@ -11,6 +11,7 @@ _NAME = re.compile(names.NAME)
 _RUN_ID = re.compile(names.RUN_ID)
 _JOURNAL_PART = re.compile(names.JOURNAL_PART)
 _OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.([a-z0-9]{1,8})")
+_MANIFEST_FILE = re.compile(rf"campaigns/[^/]+/runs/{_RUN_ID.pattern}/manifest/\d{{5}}-([0-9a-f]{{16}})\.parquet")
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 CAMPAIGNS = "campaigns/"
@@ -45,6 +46,12 @@ def object_key(sha256: str, extension: str) -> str:
     if not _EXTENSION.fullmatch(extension):
         raise StoreError(f"extension {extension!r}: use 1-8 lower-case letters or digits")
     return f"objects/{sha256[:2]}/{sha256}.{extension}"
+
+
+def manifest_file_hash(key: str) -> str | None:
+    """The first 16 digits of the sha256 that a manifest file's key names; None if it is no such key."""
+    match = _MANIFEST_FILE.fullmatch(key)
+    return match.group(1) if match else None
 
 
 def object_hash(key: str) -> str | None:

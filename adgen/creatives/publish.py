@@ -121,7 +121,7 @@ def _swap(storage: Storage, run: RunDocument, generation: int, etag: str | None,
         return pointer
     except StoreError as error:
         there, there_etag = read_pointer(storage, run.campaign)
-        if there and there.run_id == run.run_id and there.manifest_digest == pointer.manifest_digest:
+        if there and there.run_id == run.run_id and run.has_manifest_digest(there.manifest_digest):
             return there
         if there_etag != etag:
             raise _OtherPublished(

@@ -36,11 +36,14 @@ def is_content(data: bytes, reference: Reference) -> bool:
     return len(data) == reference.bytes and hashlib.sha256(data).hexdigest() == reference.sha256
 
 
-def inspect(storage: Storage, reference: Reference) -> Literal["ok", "missing", "mismatched"]:
-    """Read the object and compare it with the row."""
+Outcome = Literal["ok", "missing", "mismatched"]
+
+
+def inspect(storage: Storage, reference: Reference) -> tuple[Outcome, bytes]:
+    """Read the object and compare it with the row; its bytes, which are empty unless it is ok."""
     if not reference.is_well_formed:
-        return "mismatched"
+        return "mismatched", b""
     stored = storage.get(reference.uri)
     if stored is None:
-        return "missing"
-    return "ok" if is_content(stored.data, reference) else "mismatched"
+        return "missing", b""
+    return ("ok", stored.data) if is_content(stored.data, reference) else ("mismatched", b"")

@@ -127,6 +127,11 @@ class Storage(ABC):
     def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
         """Remove what killed writers left half-written in folders that `is_ours`, a path below the root; how many."""
 
+    def shown(self, key: str) -> bytes | None:
+        """The bytes that a plain reader of the document finds under its key: on a folder a copy of the newest version."""
+        stored = self.get(key)
+        return stored and stored.data
+
     def read(self, key: str) -> bytes:
         """The bytes at `key`; StoreError naming it if there are none."""
         stored = self.get(key)
