@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 from support.shops import SmallShop, rules, small_shop
 
-from adgen.creatives.erasure import user_hash
 from adgen.creatives.lost_objects import lost_objects
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
+from adgen.creatives.tombstones import user_hash
 from adgen.records import pair_seed, user_key
 from adgen.shop.plan.plan import resume_key
 from adgen.shop.plan.rows import ForgottenUsers

@@ -112,9 +112,15 @@ def mark_for_removal(storage: Storage, run: RunDocument) -> bool:
 
 
 def remove_run(storage: Storage, run: RunDocument) -> None:
-    """Remove all that a marked run holds, run.json last: killed half-way, the next clean-up finds the mark."""
-    _delete_all(storage, layout.private_run(run.campaign, run.run_id))
+    """Remove all that a marked run holds, run.json last: killed half-way, the next clean-up finds the mark.
+
+    Rows go before the lineage and plan that say whose they are, plan.json last: an erasure in between still finds the rows.
+    """
     _delete_all(storage, f"{layout.run(run.campaign, run.run_id)}manifest/")
+    _delete_all(storage, layout.journal(run.campaign, run.run_id))
+    plan = layout.plan_document(run.campaign, run.run_id)
+    _delete_all(storage, layout.private_run(run.campaign, run.run_id), but=plan)
+    storage.delete(plan)
     storage.drop(layout.run_document(run.campaign, run.run_id))
 
 
@@ -127,9 +133,9 @@ def _remove_strays(storage: Storage, campaign: str, known: set[str], born_before
                 _delete_all(storage, prefix)
 
 
-def _delete_all(storage: Storage, prefix: str) -> None:
+def _delete_all(storage: Storage, prefix: str, but: str = "") -> None:
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(storage.delete, [entry.key for entry in own_entries(storage, prefix)]):
+        for _ in pool.map(storage.delete, [entry.key for entry in own_entries(storage, prefix) if entry.key != but]):
             pass
 
 

@@ -10,7 +10,7 @@ import hashlib
 import mmap
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from adgen.creatives import layout
 from adgen.creatives.documents import Counts, ManifestFile, Plan
-from adgen.creatives.journal import Journal
+from adgen.creatives.journal import Journal, planned_rows, without_pairs
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import RunError
 from adgen.records import FAILED, MANIFEST, OK, REJECTED
@@ -39,9 +39,14 @@ SortKey = tuple[str, str, int]
 
 
 def compact(
-    journal: Journal, plan: Plan, rows_per_file: int = ROWS_PER_FILE, rows_in_memory: int = ROWS_IN_MEMORY
+    journal: Journal,
+    plan: Plan,
+    rows_per_file: int = ROWS_PER_FILE,
+    rows_in_memory: int = ROWS_IN_MEMORY,
+    without: Collection[str] = (),
 ) -> tuple[tuple[ManifestFile, ...], Counts]:
-    """Write the run's manifest files from its whole journal; the files and the counts for run.json.
+    """Write the run's manifest files from its whole journal; the files and the counts for run.json. `without` are pairs that
+    are left out.
 
     RunError if a shard is not done, or if two shards hold the same (pair_id, variant).
     """
@@ -50,7 +55,7 @@ def compact(
     # At most some hundred chunks, so that as many open files and buffers are enough for a billion rows.
     rows_in_memory = max(rows_in_memory, plan.rows // _MOST_CHUNKS)
     with tempfile.TemporaryDirectory(prefix="adgen-compaction-") as folder, ExitStack() as opened:
-        paths, samples = _spill(_committed_rows(journal, plan), Path(folder), rows_in_memory)
+        paths, samples = _spill(_committed_rows(journal, plan, without), Path(folder), rows_in_memory)
         chunks = [_Chunk(opened.enter_context(pa.OSFile(str(path)))) for path in paths]
         writer = ManifestWriter(journal.storage, journal.campaign, journal.run_id, Path(folder), rows_per_file)
         for cut in [*sorted(samples)[_SAMPLES_PER_RANGE::_SAMPLES_PER_RANGE], None]:
@@ -129,15 +134,15 @@ class ManifestWriter:
         self._parquet, self._rows = None, 0
 
 
-def _committed_rows(journal: Journal, plan: Plan) -> Iterator[pa.Table]:
+def _committed_rows(journal: Journal, plan: Plan, without: Collection[str]) -> Iterator[pa.Table]:
     """Each shard's rows, some shards fetched ahead."""
     with ThreadPoolExecutor(_PARTS_IN_FLIGHT) as pool:
         for start in range(0, len(plan.parts), _PARTS_IN_FLIGHT):
             parts = plan.parts[start : start + _PARTS_IN_FLIGHT]
             for part, table in zip(parts, pool.map(journal.read_part, [p.index for p in parts]), strict=True):
-                if table.num_rows != part.rows or table.schema != MANIFEST:
+                if planned_rows(table) != part.rows or table.schema != MANIFEST:
                     raise RunError(f"run {journal.run_id}: journal part {part.index} is not what was committed")
-                yield table.replace_schema_metadata(None)
+                yield without_pairs(table, without).replace_schema_metadata(None)
 
 
 def _spill(tables: Iterable[pa.Table], folder: Path, rows_in_memory: int) -> tuple[list[Path], list[SortKey]]:

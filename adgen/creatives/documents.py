@@ -95,6 +95,7 @@ class RunDocument(Document):
     manifest: tuple[ManifestFile, ...] = ()
     gate: dict[str, Any] | None = None  # what a sample of the run's creatives came to, and whether it was published anyway
     note: str = ""
+    erased_from: tuple[str, ...] = ()  # a copy without forgotten users: the runs that it stands for, the oldest first
 
     @property
     def unfinished(self) -> bool:
@@ -140,6 +141,7 @@ class Plan(Document):
     pointer_etag: str | None = None
     pointer_generation: int = 0
     created_at: datetime
+    forgotten: str | None = None  # digest of the tombstones that its rows were compared with
 
     @property
     def rows(self) -> int:

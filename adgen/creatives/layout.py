@@ -12,10 +12,12 @@ _RUN_ID = re.compile(names.RUN_ID)
 _JOURNAL_PART = re.compile(names.JOURNAL_PART)
 _OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.([a-z0-9]{1,8})")
 _MANIFEST_FILE = re.compile(rf"campaigns/[^/]+/runs/{_RUN_ID.pattern}/manifest/\d{{5}}-([0-9a-f]{{16}})\.parquet")
+_RUN_FILE = re.compile(rf"private/campaigns/({names.NAME})/runs/({names.RUN_ID})/")
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 CAMPAIGNS = "campaigns/"
 OBJECTS = "objects/"
+PRIVATE = "private/"
 FORGOTTEN = "private/forgotten/"
 PROBES = "private/probe/"
 CANDIDATES = "private/clean-up/"
@@ -100,6 +102,12 @@ def private_run(campaign: str, run_id: str) -> str:
     return f"{private_campaign(campaign)}runs/{checked_run_id(run_id)}/"
 
 
+def run_of(key: str) -> tuple[str, str] | None:
+    """(campaign, run_id) of what a run holds below private/; None if it is of no run."""
+    match = _RUN_FILE.match(key)
+    return (match.group(1), match.group(2)) if match else None
+
+
 def plan_document(campaign: str, run_id: str) -> str:
     """The commit of the plan."""
     return f"{private_run(campaign, run_id)}plan.json"
@@ -145,14 +153,23 @@ def catalog(model_digest: str) -> str:
     return f"catalog/{model_digest}/"
 
 
-def tombstone(user_hash: str) -> str:
-    """The mark that a user was erased; `user_hash` is keyed."""
-    return f"{FORGOTTEN}{user_hash[:2]}/{user_hash}.json"
+def tombstone(key_id: str | None, user_hash: str) -> str:
+    """The mark that a user was erased; `user_hash` is keyed, by the key of that id. Version 0.1 wrote no id."""
+    return f"{_forgotten(key_id, user_hash)}.json"
 
 
-def receipt(user_hash: str) -> str:
+def receipt(key_id: str | None, user_hash: str) -> str:
     """The proof that nothing of the user is left."""
-    return f"{FORGOTTEN}{user_hash[:2]}/{user_hash}.receipt.json"
+    return f"{_forgotten(key_id, user_hash)}.receipt.json"
+
+
+def scanned(key_id: str | None, user_hash: str) -> str:
+    """That a later scan found the receipt true."""
+    return f"{_forgotten(key_id, user_hash)}.scanned.json"
+
+
+def _forgotten(key_id: str | None, user_hash: str) -> str:
+    return f"{FORGOTTEN}{f'{key_id}/' if key_id else ''}{user_hash[:2]}/{user_hash}"
 
 
 def journal_index(key: str) -> int | None:

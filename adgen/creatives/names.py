@@ -30,8 +30,10 @@ _KEYS = (
     ("private", *_RUN, r"[a-z_]+\.(json|html|parquet)"),
     ("private", *_RUN, "(shards|lineage)", _PART),
     ("private", *_RUN, "journal", JOURNAL_PART),
-    ("private", "forgotten", _HH, rf"{_HASH}(\.[a-z]+)?\.json"),
+    ("private", "forgotten", _HH, rf"{_HASH}(\.[a-z]+)?\.json"),  # of version 0.1, without the key's id
     ("private", "forgotten", "[0-9a-f]+", _HH, rf"{_HASH}(\.[a-z]+)?\.json"),
+    ("private", "campaigns", NAME, "served", r"[A-Za-z0-9._-]+\.parquet"),
+    ("private", r"pairs\.parquet"),
     ("private", "clean-up", rf"{_HH}\.parquet"),
     ("private", "probe", r"[0-9a-f]{32}\.(txt|json)"),
     ("private", "probe", "[0-9a-f]{32}", _GENERATION),

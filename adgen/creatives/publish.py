@@ -6,10 +6,11 @@ files are named by content, run.json says `pending` from before the swap, and a 
 
 from adgen.creatives import layout
 from adgen.creatives.compaction import ROWS_PER_FILE, compact
-from adgen.creatives.documents import Pointer, RunDocument, parse_document, utc_now
+from adgen.creatives.documents import Counts, ManifestFile, Pointer, RunDocument, parse_document, utc_now
 from adgen.creatives.journal import Journal
-from adgen.creatives.runs import Run, read_run
+from adgen.creatives.runs import Run, erased_since, read_run
 from adgen.creatives.storage import Storage
+from adgen.creatives.tombstones import Tombstones
 from adgen.errors import OwnedElsewhere, RunError, StoreError
 
 
@@ -22,42 +23,80 @@ def read_pointer(storage: Storage, campaign: str) -> tuple[Pointer | None, str |
     return parse_document(Pointer, stored.data, storage.address(key)), stored.etag
 
 
-def seal(run: Run, *, state: str = "COMPLETE", publish: bool = True, note: str = "", rows_per_file: int = ROWS_PER_FILE) -> None:
-    """Compact the journal and write state, counts and file list to run.json. Nothing to do if that is done already."""
+def seal(
+    run: Run,
+    *,
+    state: str = "COMPLETE",
+    publish: bool = True,
+    note: str = "",
+    rows_per_file: int = ROWS_PER_FILE,
+    tombstones: Tombstones | None = None,
+) -> None:
+    """Compact the journal and write state, counts and file list to run.json. Nothing to do if that is done already.
+
+    With `tombstones`, users who were forgotten since the plan are left out."""
     if state not in ("COMPLETE", "PARTIAL", "HELD"):
         raise ValueError(f"{state}: a sealed run is COMPLETE, PARTIAL or HELD")
     if not run.document.unfinished or run.document.pointer == "pending":
         return
-    journal = Journal(run.storage, run.campaign, run.run_id)
-    files, counts = compact(journal, journal.read_plan(), rows_per_file)
+    files, counts = _compacted(run, tombstones, rows_per_file)
     pointer = "pending" if publish and state != "HELD" else "untouched"
     owner = run.owner if pointer == "pending" else None
     run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner, note=note)
 
 
-def publish(run: Run) -> Pointer:
+def publish(run: Run, tombstones: Tombstones | None = None, rows_per_file: int = ROWS_PER_FILE) -> Pointer:
     """Move the pointer to the sealed run if it still is the one that the plan was made against; the pointer.
 
-    StoreError naming the run that was published meanwhile if it is not; this run then is HELD.
+    A pointer that only `forget` moved since is followed: the run leaves out who was forgotten, which takes `tombstones`, and
+    is published in its place. StoreError naming the run that was published meanwhile otherwise; this run then is HELD.
     """
     if run.document.pointer != "pending":
         raise RunError(f"run {run.run_id} is {run.document.state} and not sealed for publishing; call seal() first")
     plan = Journal(run.storage, run.campaign, run.run_id).read_plan()
-    try:
-        pointer = _swap(run.storage, run.document, plan.pointer_generation + 1, plan.pointer_etag, plan.base_run)
-    except _OtherPublished as error:
-        run.update(state="HELD", pointer="untouched", owner=None, note=str(error))
-        raise StoreError(str(error)) from None
+    generation, etag, previous = plan.pointer_generation, plan.pointer_etag, plan.base_run
+    while True:
+        try:
+            pointer = _swap(run.storage, run.document, generation + 1, etag, previous)
+            break
+        except _OtherPublished as error:
+            moved = erased_since(run.storage, run.campaign, plan) if tombstones else None
+            if moved is None or moved.etag == etag:
+                run.update(state="HELD", pointer="untouched", owner=None, note=str(error))
+                raise StoreError(str(error)) from None
+            generation, etag, previous = moved.generation, moved.etag, moved.run_id
+            _seal_again(run, tombstones, rows_per_file)
     try:
         run.update(pointer="moved", generation=pointer.generation, owner=None)
     except OwnedElsewhere:
-        _take_back(run, pointer, plan.base_run)
+        _take_back(run, pointer, previous)
         raise
     return pointer
 
 
+def _compacted(run: Run, tombstones: Tombstones | None, rows_per_file: int) -> tuple[tuple[ManifestFile, ...], Counts]:
+    journal = Journal(run.storage, run.campaign, run.run_id, tombstones)
+    plan = journal.read_plan()
+    return compact(journal, plan, rows_per_file, without=journal.forgotten_pairs(plan))
+
+
+def _seal_again(run: Run, tombstones: Tombstones, rows_per_file: int) -> None:
+    """A sealed run without those who were forgotten since; what only the first manifest named goes."""
+    before = run.document.manifest
+    files, counts = _compacted(run, tombstones, rows_per_file)
+    run.update(manifest=files, counts=counts)
+    for key in {file.key for file in before} - {file.key for file in files}:
+        run.storage.delete(key)
+
+
 def finish(
-    run: Run, *, partial: bool = False, publish_partial: bool = False, held: str = "", rows_per_file: int = ROWS_PER_FILE
+    run: Run,
+    *,
+    partial: bool = False,
+    publish_partial: bool = False,
+    held: str = "",
+    rows_per_file: int = ROWS_PER_FILE,
+    tombstones: Tombstones | None = None,
 ) -> Pointer | None:
     """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if told. The pointer, or None.
 
@@ -69,8 +108,9 @@ def finish(
         publish=not partial or publish_partial,
         note=held,
         rows_per_file=rows_per_file,
+        tombstones=tombstones,
     )
-    return publish(run) if run.document.pointer == "pending" else None
+    return publish(run, tombstones, rows_per_file) if run.document.pointer == "pending" else None
 
 
 def rollback(storage: Storage, campaign: str, run_id: str) -> Pointer:

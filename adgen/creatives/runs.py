@@ -4,7 +4,8 @@ Two documents decide. `driver.json` of the campaign names the run being driven: 
 and one wins. `run.json` is owned by its driver (ownership.py). Whoever claims a campaign ends its other unfinished runs.
 """
 
-from typing import Any
+import time
+from typing import Any, NamedTuple
 
 from adgen.creatives import layout
 from adgen.creatives.documents import DriverSlot, Plan, Pointer, RunDocument, parse_document, utc_now
@@ -28,6 +29,20 @@ def list_runs(storage: Storage, campaign: str) -> list[RunDocument]:
         if stored := storage.get(key):  # none: killed before the first write, or while a clean-up removed it
             found.append(parse_document(RunDocument, stored.data, storage.address(key)))
     return found
+
+
+def living_runs(storage: Storage, runs: list[RunDocument], patience_seconds: float) -> set[str]:
+    """Ids of the unfinished runs whose heartbeat moves within `patience_seconds`; returns as soon as all are known to."""
+    watched = {run.run_id: run for run in runs if run.unfinished and not has_ended(run.owner)}
+    deadline, alive = time.monotonic() + patience_seconds, set()
+    while set(watched) - alive and (left := deadline - time.monotonic()) > 0:
+        time.sleep(min(left, max(0.05, patience_seconds / 20)))
+        for run in watched.values():
+            stored = storage.get(layout.run_document(run.campaign, run.run_id))
+            now = stored and parse_document(RunDocument, stored.data, storage.address(run.run_id))
+            if now and (now.owner, now.heartbeat) != (run.owner, run.heartbeat):
+                alive.add(run.run_id)
+    return alive
 
 
 class Run(Owned[RunDocument]):
@@ -78,7 +93,7 @@ def start_or_resume(
     owner = owner or new_owner()
     stored, slot = _read_slot(storage, campaign)
     runs = list_runs(storage, campaign)
-    unfinished = [run for run in runs if run.unfinished]
+    unfinished = [run for run in runs if run.unfinished and not run.erased_from]  # those are an erasure's: it claims nothing
     planned = {run.run_id for run in unfinished if storage.head(layout.plan_document(campaign, run.run_id))}
     chosen = _resumable(storage, runs, planned, resume_key)
     watched = {run.run_id for run in unfinished if not has_ended(run.owner)}
@@ -114,6 +129,30 @@ def _resumable(storage: Storage, runs: list[RunDocument], planned: set[str], res
     return found[0] if found else None
 
 
+class Erased(NamedTuple):
+    """A pointer that an erasure moved: what one who swaps it must know."""
+
+    run_id: str
+    generation: int
+    etag: str
+
+
+def erased_since(storage: Storage, campaign: str, plan: Plan) -> Erased | None:
+    """The pointer, if erasures and nobody else moved it since the plan was made; None if somebody else did, or nobody."""
+    stored = storage.get(layout.pointer(campaign))
+    if stored is None or stored.etag == plan.pointer_etag:
+        return None
+    pointer = parse_document(Pointer, stored.data, storage.address(layout.pointer(campaign)))
+    document = storage.get(layout.run_document(campaign, pointer.run_id))
+    run = document and parse_document(RunDocument, document.data, storage.address(layout.run_document(campaign, pointer.run_id)))
+    if not run or plan.base_run not in run.erased_from:
+        return None
+    steps = len(run.erased_from) - run.erased_from.index(plan.base_run)
+    return (
+        Erased(pointer.run_id, pointer.generation, stored.etag) if pointer.generation == plan.pointer_generation + steps else None
+    )
+
+
 def _is_held_still(storage: Storage, run: RunDocument) -> bool:
     """Whether its gate holds the run, and the pointer is the one that the run was planned against: it could be published."""
     if run.state != "HELD" or run.gate is None:
@@ -123,7 +162,7 @@ def _is_held_still(storage: Storage, run: RunDocument) -> bool:
     if plan is None:
         return False
     planned = parse_document(Plan, plan.data, storage.address(layout.plan_document(run.campaign, run.run_id)))
-    return planned.pointer_etag == (pointer and pointer.etag)
+    return planned.pointer_etag == (pointer and pointer.etag) or erased_since(storage, run.campaign, planned) is not None
 
 
 def _end_other(run: Run, note: str) -> None:

@@ -7,11 +7,13 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import finish, read_pointer
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Data, Entry, Storage, Stored
+from adgen.creatives.tombstones import Tombstones
 from adgen.errors import StoreError
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, REJECTED, user_key
 
@@ -58,14 +60,20 @@ def begin(storage: Storage, resume_key: str = "tonight", patience_seconds: float
     return start_or_resume(storage, CAMPAIGN, resume_key, patience_seconds=patience_seconds, **details)
 
 
-def commit_plan(run: Run, pairs: list[str], pairs_per_shard: int = 4) -> Journal:
-    """Plan `pairs` in shards, against the pointer as it is."""
-    journal = Journal(run.storage, run.campaign, run.run_id)
-    pointer, etag = read_pointer(run.storage, run.campaign)
-    parts = [
-        journal.write_plan_part(index, pa.table({"pair_id": pairs[start : start + pairs_per_shard]}))
-        for index, start in enumerate(range(0, len(pairs), pairs_per_shard))
-    ]
+def planned_pairs(pairs: list[str], whose: str = "user-") -> pa.Table:
+    """A plan part: whose pairs they are."""
+    return pa.table({"pair_id": pairs, "user_id": [f"{whose}{pair[:1]}" for pair in pairs]})
+
+
+def write_plan(journal: Journal, pairs: list[str], pairs_per_shard: int = 4, whose: str = "user-") -> list[PlanPart]:
+    """Plan parts of `pairs`, not committed."""
+    starts = enumerate(range(0, len(pairs), pairs_per_shard))
+    return [journal.write_plan_part(index, planned_pairs(pairs[start : start + pairs_per_shard], whose)) for index, start in starts]
+
+
+def commit_parts(journal: Journal, parts: list[PlanPart]) -> None:
+    """The plan of parts, against the pointer as it is."""
+    pointer, etag = read_pointer(journal.storage, journal.campaign)
     journal.commit_plan(
         parts,
         settings_digest="settings",
@@ -74,12 +82,19 @@ def commit_plan(run: Run, pairs: list[str], pairs_per_shard: int = 4) -> Journal
         pointer_etag=etag,
         pointer_generation=pointer.generation if pointer else 0,
     )
+
+
+def commit_plan(run: Run, pairs: list[str], pairs_per_shard: int = 4, key: bytes | None = None, whose: str = "user-") -> Journal:
+    """Plan `pairs` in shards, against the pointer as it is; with a campaign key its tombstones are read again and again."""
+    journal = Journal(run.storage, run.campaign, run.run_id, Tombstones(run.storage, key) if key else None)
+    commit_parts(journal, write_plan(journal, pairs, pairs_per_shard, whose))
     return journal
 
 
-def do_shards(journal: Journal, look: str = "plain") -> None:
-    """Commit every shard that is not done; the last pair of each is rejected, the first of shard 1 failed."""
-    for part in journal.unfinished():
+def do_shards(journal: Journal, look: str = "plain", but_last: bool = False) -> None:
+    """Commit every shard that is not done (but the last); the last pair of each is rejected, the first of shard 1 failed."""
+    unfinished = journal.unfinished()
+    for part in unfinished[:-1] if but_last else unfinished:
         pairs = journal.read_plan_part(part)["pair_id"].to_pylist()
         bad = {pairs[-1]: REJECTED} | ({pairs[0]: FAILED} if part.index == 1 else {})
         rows = [make_rows(journal.storage, [pair], look, bad.get(pair, OK)) for pair in pairs]

@@ -30,7 +30,11 @@ class FinishAndCommit:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "failed", "committed"}."""
-        pairs, pictures = unpack(row["shard"])
+        planned, pictures = unpack(row["shard"])
+        gone = self.journal.forgotten_users(
+            pair["user_id"] for pair in planned
+        )  # no picture of theirs is put; the commit asks again
+        pairs = [pair for pair in planned if pair["user_id"] not in gone]
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
             rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
         table = pa.Table.from_pylist(rows, schema=MANIFEST)
@@ -38,7 +42,7 @@ class FinishAndCommit:
         failed = sum(r["status"] == FAILED for r in rows)
         return {
             "index": row["index"],
-            "rows": len(rows),
+            "rows": len(planned),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
             "failed": failed,
             "committed": committed,

@@ -1,9 +1,10 @@
 """What every stage of a run needs to know."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.stores import open_storage
+from adgen.creatives.tombstones import Tombstones
 from adgen.on_ray.refresh.settings import RefreshSettings
 
 
@@ -15,8 +16,11 @@ class Context:
     run_id: str
     model_digest: str
     settings_digest: str
+    campaign_key: bytes | None = field(default=None, repr=False)
+    """To know forgotten users by, at every commit; none where nothing is committed."""
 
     def journal(self) -> Journal:
         """The run's plan and journal."""
         storage = open_storage(self.settings.store, self.settings.s3)
-        return Journal(storage, self.settings.campaign, self.run_id)
+        tombstones = Tombstones(storage, self.campaign_key) if self.campaign_key else None
+        return Journal(storage, self.settings.campaign, self.run_id, tombstones)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from adgen.creatives.cleanup import clean_up
-from adgen.creatives.erasure import finish_erasures
+from adgen.creatives.erasure import finish_erasures, pending_elsewhere
 from adgen.creatives.publish import finish
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.on_ray.cluster import cluster_device
@@ -91,7 +91,9 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     prepared = prepare(settings, inputs)
     storage = prepared.storage
     check_gate_settings(settings.gate)
-    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, prepared.keys.campaign_key))]
+    key = prepared.keys.campaign_key
+    notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, key))]
+    notes += [_waiting_for(other, count) for other, count in sorted(pending_elsewhere(storage, key).items())]
     run = start_or_resume(storage, settings.campaign, prepared.resume_key, **run_details(prepared))
     speed, held = RunSpeed(settings), ""
     with run.beating(), ended_on_failure(run):
@@ -106,8 +108,14 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
             held = why_held(settings, run, prepared.inputs, progress)
         progress.phase("publish")
         partial = settings.plan.limit is not None
-        pointer = finish(run, partial=partial, publish_partial=settings.publish_partial, held=held)
+        forced = settings.publish_partial
+        pointer = finish(run, partial=partial, publish_partial=forced, held=held, tombstones=prepared.tombstones)
     return Summary.of(run, speed, pointer is not None, time.time() - started, "; ".join(filter(None, [held, *notes])))
+
+
+def _waiting_for(key_id: str, count: int) -> str:
+    unfinished = f"{count} erasures under campaign key {key_id} are" if count > 1 else f"1 erasure under campaign key {key_id} is"
+    return f"{unfinished} not finished: refresh a campaign of that key, or run `adgen forget` with it"
 
 
 def _finish_earlier(what: str, act: Callable[[], object]) -> str:
@@ -129,7 +137,7 @@ def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress
         run.update(num_slots=plan_slots(settings, device))
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     placed = settings.model_copy(update={"device": device, "engine": engine})
-    context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest)
+    context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key)
     watch, catalog = FailureWatch(settings.failures), catalog_of(prepared, run)
     for wave in waves(unfinished, settings.cluster.shards_per_wave):
         for done in run_wave(context, wave, catalog, stages):

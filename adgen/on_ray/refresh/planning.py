@@ -9,13 +9,13 @@ import ray
 
 import adgen
 from adgen.creatives.documents import PlanPart
-from adgen.creatives.erasure import forgotten_hashes
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
+from adgen.creatives.tombstones import Tombstones
 from adgen.errors import InputError, ModelError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
@@ -49,7 +49,12 @@ class Prepared:
 
     def journal(self, run_id: str) -> Journal:
         """Plan and journal of one of the campaign's runs."""
-        return Journal(self.storage, self.settings.campaign, run_id)
+        return Journal(self.storage, self.settings.campaign, run_id, self.tombstones)
+
+    @property
+    def tombstones(self) -> Tombstones:
+        """Who is forgotten, as the campaign's key names them."""
+        return Tombstones(self.storage, self.keys.campaign_key)
 
     @property
     def history_items(self) -> int:
@@ -101,7 +106,7 @@ def make_plan(prepared: Prepared, run: Run) -> None:
     """The run's catalog, then the plan; its commit is the last write."""
     pointer, etag = read_pointer(prepared.storage, run.campaign)
     base_run = pointer.run_id if pointer else None
-    journal = prepared.journal(run.run_id)
+    journal, forgotten = prepared.journal(run.run_id), prepared.tombstones.hashes()
     catalog, parts, summary = write_plan(prepared, journal, base_run)
     digests = run.document.digests | {"catalog": catalog.index.name}
     run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates)
@@ -112,6 +117,7 @@ def make_plan(prepared: Prepared, run: Run) -> None:
         base_run=base_run,
         pointer_etag=etag,
         pointer_generation=pointer.generation if pointer else 0,
+        forgotten=forgotten,
     )
 
 
@@ -139,7 +145,7 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         base_run=base_run,
         limit=settings.plan.limit,
         pairs_per_shard=settings.plan.pairs_per_shard,
-        is_forgotten=ForgottenUsers(frozenset(forgotten_hashes(prepared.storage)), prepared.keys.campaign_key),
+        is_forgotten=ForgottenUsers(prepared.tombstones.hashes(), prepared.keys.campaign_key),
     )
 
 

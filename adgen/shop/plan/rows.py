@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adgen.creatives.erasure import user_hash
+from adgen.creatives.tombstones import user_hash
 from adgen.records import FAILED, LINEAGE, MANIFEST, pair_id, pair_seed, user_key, with_later_columns
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.plan.buckets import PUBLISHED, Bucket
@@ -57,7 +57,7 @@ IsForgotten = Callable[[Sequence[str]], Sequence[bool]]
 
 @dataclass(frozen=True)
 class ForgottenUsers:
-    """The erased users as a planner asks for them; hashes from `adgen.creatives.erasure.forgotten_hashes`."""
+    """The erased users as a planner asks for them; hashes from `Tombstones.hashes`."""
 
     hashes: frozenset[str]
     key: bytes = field(repr=False)
