@@ -1,6 +1,7 @@
-"""The tests themselves: what they share lies in tests/support/."""
+"""The tests themselves: what they share lies in tests/support/; what tests/README.md promises is tested."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -34,3 +35,26 @@ def test_no_test_imports_another(path):
 def test_an_import_is_found_in_code_and_in_a_string_of_code():
     code = "from a.b import c\nimport d\nrun('from test_e import f; x = 1')\nsay('import is a word')"
     assert imported(code) == {"a.b", "d", "test_e"}
+
+
+def functions_of(path: Path) -> set[str]:
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
+def promised() -> list[str]:
+    """`file.py` or `file.py::test`, as the tables of tests/README.md name them."""
+    return re.findall(r"`((?:\w+/)?test_\w+\.py(?:::\w+)?)`", (TESTS / "README.md").read_text())
+
+
+@pytest.mark.parametrize("name", sorted(set(promised())))
+def test_what_the_readme_names_is_there(name):
+    file, _, test = name.partition("::")
+    assert (TESTS / file).exists()
+    assert not test or test in functions_of(TESTS / file)
+
+
+def test_every_promise_names_a_test():
+    table = (TESTS / "README.md").read_text().partition("## What is promised")[2]
+    rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
+    assert len(rows) > 40
+    assert [promise for promise, tests in rows if "`test_" not in tests] == []

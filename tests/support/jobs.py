@@ -13,6 +13,7 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.reading import open_published
 from adgen.creatives.runs import list_runs
 from adgen.creatives.stores import open_storage
+from adgen.creatives.verify import verify
 from adgen.shop.synthetic.synth import synthesize
 from support.models import save_small_model
 
@@ -85,6 +86,14 @@ def rows(store: Path, unequal: set[str] = UNEQUAL) -> dict[str, dict]:
 def objects(store: Path) -> dict[str, bytes]:
     """Every object, byte for byte."""
     return {str(path.relative_to(store)): path.read_bytes() for path in (store / "objects").rglob("*") if path.is_file()}
+
+
+def assert_published_as(undisturbed: Path, store: Path, unequal: set[str] = UNEQUAL) -> None:
+    """The same rows and bytes, and every object there."""
+    assert rows(store, unequal) == rows(undisturbed, unequal)
+    assert objects(store) == objects(undisturbed)
+    checked = verify(open_storage(store), CAMPAIGN)
+    assert (checked.ok, checked.missing, checked.mismatched) == (NUM_PAIRS, 0, 0)
 
 
 @contextmanager
