@@ -16,7 +16,8 @@ from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import EngineLost, ModelError, OwnedElsewhere, PairError, RunError, SettingsError, StoreError
 from adgen.on_ray.refresh import job as module
-from adgen.on_ray.refresh.failures import FailureWatch
+from adgen.on_ray.refresh import planning
+from adgen.on_ray.refresh.failures import FailureWatch, ended_on_failure
 from adgen.on_ray.refresh.settings import FailureSettings
 from adgen.on_ray.rows import as_row_error, raise_row_error
 
@@ -101,7 +102,7 @@ def test_what_the_surroundings_did_leaves_the_run_to_be_resumed(folder_store: St
     """And only what the other driver did leaves it to him."""
     started = begin(folder_store)
     commit_plan(started, pair_ids(4))
-    with pytest.raises(type(error), match=str(error)), module._ended_on_failure(started):
+    with pytest.raises(type(error), match=str(error)), ended_on_failure(started):
         raise error
     there = read_run(folder_store, started.campaign, started.run_id)
     assert there.state == state
@@ -113,7 +114,7 @@ def test_what_the_surroundings_did_leaves_the_run_to_be_resumed(folder_store: St
 def test_a_store_that_ignores_if_none_match_is_refused_before_any_work(store_uri, request, tmp_path, monkeypatch):
     access = request.getfixturevalue("s3_access") if store_uri.startswith("s3://") else None
     storage = CarelessStorage(open_storage(store_uri, access), "create")
-    monkeypatch.setattr(module, "open_storage", lambda *_: storage)
+    monkeypatch.setattr(planning, "open_storage", lambda *_: storage)
     with pytest.raises(StoreError, match="ignores If-None-Match"):
         run(settings(tmp_path / "no shop", store_uri, tmp_path / "no model"))
     assert list(storage.entries("")) == []
@@ -136,7 +137,7 @@ def test_a_workers_error_is_raised_as_what_it_is(ray_cluster, folder_store: Stor
         raise StoreError("no space left")
 
     started = begin(folder_store)
-    with pytest.raises(StoreError, match=r"^no space left$"), module._ended_on_failure(started):
+    with pytest.raises(StoreError, match=r"^no space left$"), ended_on_failure(started):
         ray.get(failing.remote())
 
 

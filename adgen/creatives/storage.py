@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from pydantic import Field, SecretStr
+from tyro.conf import Suppress
 
 from adgen.config import Settings
 from adgen.errors import StoreError
@@ -56,10 +57,10 @@ class S3Access(Settings):
     """Seconds to wait for the next bytes of an answer."""
     max_connections: int = Field(default=64, ge=1)
     """Connections kept open by one process."""
-    access_key_id: SecretStr | None = Field(default=None, exclude=True)
-    """Explicit credential, never saved with a run."""
-    secret_access_key: SecretStr | None = Field(default=None, exclude=True)
-    """Explicit credential, never saved with a run."""
+    access_key_id: Suppress[SecretStr | None] = Field(default=None, exclude=True)
+    """Explicit credential of a settings file; never on a command line, never saved with a run."""
+    secret_access_key: Suppress[SecretStr | None] = Field(default=None, exclude=True)
+    """Explicit credential of a settings file; never on a command line, never saved with a run."""
 
 
 @dataclass(frozen=True)
