@@ -15,7 +15,7 @@ import json
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -36,16 +36,20 @@ def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Sav
 
     from adgen.generation.benchmark.measure import measure, settings_of
     from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
+    from adgen.on_ray.display import RichProgress
 
     progress = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    rows = []
-    for setting in settings_of(settings):
-        name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
-        found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
-        rows.append(row_of(found))
-        progress.print(*terms_of(rows[-1]), sep="\n")
+    rows, chosen = [], list(settings_of(settings))
+    with RichProgress(progress, unit="settings") as bar:
+        bar.phase("measure", len(chosen))
+        for setting in chosen:
+            name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
+            found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
+            rows.append(row_of(found))
+            progress.print(*terms_of(rows[-1]), sep="\n")
+            bar.advance(1)
     Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
     record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
     if save is not None:
@@ -66,9 +70,11 @@ def options(
     import torch
 
     from adgen.generation.benchmark.options import measure_options
+    from adgen.on_ray.display import RichProgress
 
     console = Console(stderr=True)
-    costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), console.print)
+    with RichProgress(console, unit="") as bar:
+        costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), bar.phase)
     table = Table("option", "x speed", "x speed of a picture", "steps", "distribution moved", "argmax kept")
     show = lambda value, form: "as plain" if value is None else format(value, form)  # noqa: E731
     for cost in costs:
@@ -93,11 +99,17 @@ def data(
 ) -> dict:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.benchmark.refresh import as_record, marginal_rates, run_benchmark
+    from adgen.on_ray.display import RichProgress
 
     console = Console(stderr=True)
-    measured = run_benchmark(
-        pairs, finished_pairs, side, products, pairs_per_shard, each=lambda run: console.print(json.dumps(as_record([run])[0]))
-    )
+
+    def done(run: Any) -> None:
+        console.print(json.dumps(as_record([run])[0]))
+        bar.advance(1)
+
+    with RichProgress(console, unit="refreshes") as bar:
+        bar.phase("measure", len(pairs) + (finished_pairs > 0))
+        measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard, each=done)
     runs, marginal = as_record(measured), marginal_rates(measured)
     print_runs(console, runs, marginal)
     record = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard, "runs": runs, "marginal": marginal}

@@ -1,4 +1,4 @@
-"""Train the models of the ablation: which parts of personalization earn their place.
+"""A recipe of `jobs/pretrain.py`: the models of the ablation, which says which parts of personalization earn their place.
 
     python jobs/train_ablation.py jobs/train_ablation.toml --out runs/ablation
     python jobs/evaluate.py proof --ablation runs/ablation
@@ -22,7 +22,7 @@ from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.display import RichProgress, print_summary
-from adgen.on_ray.training.ablation import Ablation, follow_ablation
+from adgen.on_ray.training.ablation import Ablation, run_ablation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         with connected(ClusterSettings()), RichProgress(console, unit="steps") as progress:
-            summaries = follow_ablation(command.ablation, progress)
+            summaries = run_ablation(command.ablation, progress)
     except AdgenError as error:
         console.print(f"train_ablation: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return 1

@@ -1,8 +1,9 @@
-"""Train the small model that ships with the package, from nothing: a synthetic shop, then all stages.
+"""A recipe of `jobs/pretrain.py`: a synthetic shop, then every stage on it, each from the last one's model.
 
-    python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
+    python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny     # the model that ships with the package, from nothing
 
-The same command goes on where it was interrupted. RUNS/personal/model is the model, RUNS/pbs/model the PBS encoder.
+The same command goes on where it was interrupted. OUT/personal/model is the model, OUT/pbs/model the PBS encoder; OUT/<stage> is
+what `jobs/pretrain.py --stage <stage>` leaves.
 """
 
 import dataclasses
@@ -21,12 +22,12 @@ from adgen.errors import AdgenError, SettingsError
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.display import RichProgress, print_summary
-from adgen.on_ray.training.recipe import Recipe, follow, ship
+from adgen.on_ray.training.recipe import Recipe, run_recipe, ship
 
 
 @dataclasses.dataclass(frozen=True)
 class Command:
-    """Follow a recorded recipe: a shop, then every stage. The same command goes on."""
+    """Train every stage of a recorded recipe, one after another, as jobs/pretrain.py does. The same command goes on."""
 
     recipe_file: Annotated[Positional[Path], arg(metavar="RECIPE.toml")]
     """The recipe; every one of its settings can be overridden below."""
@@ -43,7 +44,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         with connected(ClusterSettings()), RichProgress(console, unit="steps") as progress:
-            summaries = follow(command.recipe, progress)
+            summaries = run_recipe(command.recipe, progress)
         if command.ship is not None:
             ship(command.recipe, command.ship)
     except AdgenError as error:

@@ -11,7 +11,7 @@ from adgen.config import load_settings
 from adgen.errors import SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load, save
-from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, follow_ablation, shuffle_histories, write_start
+from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, run_ablation, shuffle_histories, write_start
 from adgen.shop.synthetic.synth import synthesize
 from adgen.training.batches import LanguageCollator
 from adgen.training.settings import TrainingSettings
@@ -148,7 +148,7 @@ def test_image_tokens_start_as_long_as_words(start):
 
 def test_an_unknown_variant_is_refused_by_name():
     with pytest.raises(SettingsError, match=r"no_masks.*known are no_history"):
-        follow_ablation(Ablation(variants=("no_masks",)), None)
+        run_ablation(Ablation(variants=("no_masks",)), None)
 
 
 def test_names_of_before_are_read(tmp_path, caplog):

@@ -140,7 +140,6 @@ def test_a_loss_that_is_no_number_names_the_batch(ray_cluster, inputs, tmp_path)
     assert not (tmp_path / "out" / "model").exists()
 
 
-@pytest.mark.kill
 def test_a_killed_driver_and_a_killed_worker_change_no_loss(finished, inputs, tmp_path):
     """SIGKILL to `jobs/pretrain.py` after its first checkpoint; two workers go on with what one began; SIGKILL to one of them after
     the second checkpoint, and Ray Train starts the two again from there. No checkpoint is made twice."""

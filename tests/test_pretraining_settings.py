@@ -8,9 +8,12 @@ import pytest
 from support.progress import Silent
 from support.training import small_run, training_inputs, without_references
 
+from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, OwnedElsewhere, SettingsError
 from adgen.on_ray.training.job import pretrain
 from adgen.on_ray.training.ownership import Ownership
+from adgen.on_ray.training.recipe import Recipe
+from adgen.on_ray.training.settings import PretrainSettings
 
 ROOT = Path(__file__).parents[1]
 SAME = 2e-4  # relative: what fp32 sums in another order come to after 20 steps
@@ -79,3 +82,16 @@ def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
     assert done.returncode == 1
     assert "batch 5 is not workers.num 2" in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
+
+
+def test_settings_files_of_before_are_read(tmp_path, caplog):
+    """What is gone is ignored where it was off, and named with the version that removed it where it was in use."""
+    file = tmp_path / "recipe.toml"
+    file.write_text("[general.losses]\noutlook = 0\n[tokenizer.tokenizer]\nadversarial = 0.0\nadversarial_from = 0\n")
+    made = load_settings(Recipe, file)
+    assert (made.general.losses, made.tokenizer.tokenizer) == (Recipe().general.losses, Recipe().tokenizer.tokenizer)
+    assert "general.losses.outlook: removed in version 0.2.0" in caplog.text
+    assert "tokenizer.tokenizer.adversarial: removed in version 0.2.0" in caplog.text
+    file.write_text("[losses]\noutlook = 1\n")
+    with pytest.raises(SettingsError, match=r"recipe\.toml: losses\.outlook: removed in version 0\.2\.0 \(value 1"):
+        load_settings(PretrainSettings, file)

@@ -253,7 +253,7 @@ def test_the_loss_of_clicks_is_that_of_a_mixture():
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(4))
     counts, tokens = batch["num_items"].tolist(), batch["codes"].shape[1]
     assert counts == [4, 2, 0, 3]
-    losses = task.click_losses(task.readings(batch), batch)
+    losses = task.click_losses(task.click_embeddings(batch), batch)
     for row, count in enumerate(counts):
         chances = []
         for click in range(count):
@@ -293,7 +293,7 @@ def test_a_click_learns_as_much_as_it_explains_of_the_picture():
     settings = training_settings(losses=LossSettings(clicks=1.0))
     task = LanguageTask(styled_model(), PROMPTER, settings).eval()
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(1))
-    readings = (10 * task.readings(batch)).detach().requires_grad_()
+    readings = (10 * task.click_embeddings(batch)).detach().requires_grad_()
     alone = [task.click_losses(readings[:, i, None], batch | {"num_items": torch.tensor([1])}) for i in range(readings.shape[1])]
     own = torch.cat([torch.autograd.grad(loss.sum(), readings)[0][:, i] for i, loss in enumerate(alone)])
     shares = (-torch.cat(alone).detach() * batch["codes"].shape[1]).softmax(0)

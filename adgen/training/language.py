@@ -48,44 +48,44 @@ class LanguageTask(Task):
         A sample without a title adds nothing to the text's mean, but counts in it: so the loss of a step does not depend
         on how its samples are cut into micro-batches.
         """
-        readings = self.readings(batch)
-        hidden = self.hidden(batch, readings)
+        click_embeddings = self.click_embeddings(batch)
+        hidden = self.hidden(batch, click_embeddings)
         text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
         weights = self.settings.losses
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
         loss = weights.text * text.mean() + weights.image * image.mean()
         metrics = {"text": metric(text, titled), "image": metric(image)}
         if self.click_prediction is not None:
-            clicks = self.click_losses(readings, batch)
+            clicks = self.click_losses(click_embeddings, batch)
             loss = loss + weights.clicks * clicks.mean()
             metrics |= {"clicks": metric(clicks, (batch["num_items"] > 0).sum())}
         return loss, metrics
 
-    def readings(self, batch: Batch) -> Tensor | None:
-        """What each click says by itself (B, N, D), where the model reads clicks so; in the general stage for its loss alone."""
+    def click_embeddings(self, batch: Batch) -> Tensor | None:
+        """The style embedding of each click (B, N, D); None where neither the prompt nor a loss reads it."""
         shown = self.settings.stage == "personal" and self.model.preference.style_encoder is not None
         if not shown and self.click_prediction is None:
             return None
         return self.model.encode_clicks(_at_least_one_item(batch["history_codes"]))
 
-    def hidden(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
+    def hidden(self, batch: Batch, click_embeddings: Tensor | None = None) -> Tensor:
         """Final hidden states (B, P + K, D)."""
         model = self.model
-        prompt = model.embed_prompt(batch["ids"], batch["slots"], self.history(batch, readings))
+        prompt = model.embed_prompt(batch["ids"], batch["slots"], self.history(batch, click_embeddings))
         embeds = torch.cat((prompt, model.image_embedding(batch["codes"])), dim=1)
         attention = torch.cat((batch["attention"].bool(), torch.ones_like(batch["codes"], dtype=torch.bool)), dim=1)
         pixels = to_unit_range(batch["condition"]).to(model.dtype)
         tokens = model.foreground.condition_tokens(pixels, batch["hidden"])
         return model.decoder(embeds, attention, model.foreground.additions(tokens))
 
-    def history(self, batch: Batch, readings: Tensor | None = None) -> Tensor:
+    def history(self, batch: Batch, click_embeddings: Tensor | None = None) -> Tensor:
         """The rows (B, R, D) of all history slots; none in the general stage, whose prompts show no history."""
         codes, titles = batch["history_codes"], batch["history_titles"]
         if self.settings.stage == "general":
             return torch.zeros(len(codes), 0, self.model.config.decoder.hidden_size, device=codes.device, dtype=self.model.dtype)
         codes, titles = _at_least_one_item(codes), _at_least_one_item(titles)
         generators = [torch.Generator().manual_seed(seed) for seed in batch["seeds"].tolist()] if self.training else None
-        rows = self.model.embed_history(codes, titles, self.training, generators, batch["num_items"], readings)
+        rows = self.model.embed_history(codes, titles, self.training, generators, batch["num_items"], click_embeddings)
         return torch.cat(rows, dim=1)
 
     def title_losses(self, hidden: Tensor, batch: Batch) -> Tensor:
@@ -107,14 +107,14 @@ class LanguageTask(Task):
             weights[: math.isqrt(codes.shape[1])] = self.settings.losses.first_row
         return (losses.view_as(codes) * weights).sum(-1) / weights.sum()
 
-    def click_losses(self, readings: Tensor, batch: Batch) -> Tensor:
+    def click_losses(self, click_embeddings: Tensor, batch: Batch) -> Tensor:
         """Each sample's loss (B,): -log of the mean over its clicks of the probability of the picture's tokens, each of them
         predicted by itself from that click's style embedding; divided by their number. 0 without clicks."""
         places = predicted_places(batch["codes"].shape[1], batch["seeds"])
-        codes = batch["codes"].gather(1, places)[:, None].expand(-1, readings.shape[1], -1)
-        logits = self.model.image_logits(self.click_prediction(readings, places[:, None]))
+        codes = batch["codes"].gather(1, places)[:, None].expand(-1, click_embeddings.shape[1], -1)
+        logits = self.model.image_logits(self.click_prediction(click_embeddings, places[:, None]))
         losses = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
-        real = torch.arange(readings.shape[1], device=readings.device) < batch["num_items"][:, None]
+        real = torch.arange(click_embeddings.shape[1], device=click_embeddings.device) < batch["num_items"][:, None]
         likely = (-losses.sum(-1)).masked_fill(~real, torch.finfo(torch.float32).min)
         total = likely.logsumexp(-1) - batch["num_items"].clamp_min(1).log()
         return torch.where(batch["num_items"] > 0, -total / codes.shape[-1], 0.0)

@@ -112,8 +112,8 @@ class Ablation(Settings):
         return tuple(now.get(name, name) for name in variants)
 
 
-def follow_ablation(settings: Ablation, progress: Progress) -> list[Summary]:
-    """Train what of it is not trained yet. Ray must be connected. SettingsError for a variant that there is none of, a shop
+def run_ablation(settings: Ablation, progress: Progress) -> list[Summary]:
+    """Train the variants that are not trained yet. Ray must be connected. SettingsError for a variant that there is none of, a shop
     that is not there, or a start that its variants' names would be wrong for."""
     if unknown := set(settings.variants) - set(VARIANTS):
         raise SettingsError(f"variants: {', '.join(sorted(unknown))}: known are {', '.join(VARIANTS)}")

@@ -1,4 +1,4 @@
-"""A recorded recipe: a synthetic shop and the stages on it, one after another, each from the last one's model.
+"""A recorded recipe: a synthetic shop and a run of `pretrain` for each stage, each from the last one's model.
 
 What is finished is not done again: the shop when its tables are there, a stage when its model is. A stage that was
 interrupted goes on from its checkpoint.
@@ -68,8 +68,8 @@ class Recipe(Settings):
             model = f"{out}/{MODEL}"
 
 
-def follow(recipe: Recipe, progress: Progress) -> list[Summary]:
-    """Do what of the recipe is not done yet. Ray must be connected."""
+def run_recipe(recipe: Recipe, progress: Progress) -> list[Summary]:
+    """Train the stages that are not trained yet. Ray must be connected."""
     progress.phase("shop")
     draw_shop(recipe.shop, Path(recipe.out) / "shop", workers=os.cpu_count() or 1)
     return [pretrain(settings, progress) for settings in recipe.runs()]
