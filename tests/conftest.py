@@ -19,9 +19,9 @@ from adgen.shop.synthetic.synth import synthesize
 
 # Workers side by side, each with as many threads as cores, would wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Files whose tests have a Ray of their own, beside the one of all others: training starts and ends groups of workers all the time.
+# Tests with Ray share one, those of these files another one each: training starts and ends groups of workers all the time.
 OWN_RAY = {"test_pretraining": "training", "test_ranks": "ranks"}
-LONGEST_FIRST = ("kill", "training", "ray", "ranks")
+LONGEST_FIRST = ("test_kill", "ray", "training", "ranks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -35,8 +35,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _group(item: pytest.Item) -> str:
-    if item.get_closest_marker("kill"):
-        return "kill"
     return OWN_RAY.get(item.path.stem, "ray") if "ray_cluster" in item.fixturenames else item.path.stem
 
 
