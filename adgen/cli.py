@@ -206,7 +206,8 @@ def replay(
     """
     from adgen.on_ray.refresh.replay import EXIT_CODES, replay
 
-    done = replay(s3.open(store), campaign, pair, model, device, s3.access())
+    with s3.access().exported():  # the inputs' pictures are reached like the store
+        done = replay(s3.open(store), campaign, pair, model, device, s3.access())
     if as_json:
         _print_json(dataclasses.asdict(done))
     else:
@@ -225,7 +226,8 @@ def report(
     """Write the contact sheet of the published run: one HTML file that opens from disk."""
     from adgen.finishing.report import write_report
 
-    count = write_report(store, campaign, out, inputs=inputs, access=s3.access())
+    with s3.access().exported():  # the inputs' pictures are reached like the store
+        count = write_report(store, campaign, out, inputs=inputs, access=s3.access())
     print(f"{out}: {count} creatives of campaign {campaign}")
     return 0
 

@@ -50,7 +50,7 @@ def run(settings: Annotated[RunEvaluationSettings, arg(name="")]) -> Outcome:
     from adgen.on_ray.display import RichProgress
     from adgen.on_ray.evaluation.job import evaluate_run
 
-    with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
+    with redirect_stdout(sys.stderr), connected(settings.cluster, settings.s3), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_run(settings, bar)
     return _outcome(record)
 
@@ -62,7 +62,7 @@ def model(settings: Annotated[ModelEvaluationSettings, arg(name="")]) -> Outcome
     from adgen.on_ray.display import RichProgress
     from adgen.on_ray.evaluation.model import evaluate_model
 
-    with redirect_stdout(sys.stderr), connected(settings.cluster), RichProgress(Console(stderr=True)) as bar:
+    with redirect_stdout(sys.stderr), connected(settings.cluster, settings.s3), RichProgress(Console(stderr=True)) as bar:
         record = evaluate_model(settings, bar)
     return _outcome(record)
 

@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
         # Libraries print to stdout what they like; there our one JSON object stands alone.
-        with redirect_stdout(sys.stderr), connected(command.settings.cluster):
+        with redirect_stdout(sys.stderr), connected(command.settings.cluster, command.settings.s3):
             outcomes = {campaign: attempt(command, campaign, console) for campaign in command.campaign}
     except AdgenError as error:
         print_error(console, "refresh", error)

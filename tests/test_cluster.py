@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -287,3 +288,25 @@ def test_deepspeed_accepts_the_training_file(stage):
     assert config.train_batch_size == values["train_micro_batch_size_per_gpu"] * values["gradient_accumulation_steps"]
     with pytest.raises(ValueError, match="no_such_field"):
         config_class(values | {"zero_optimization": {"stage": stage, "no_such_field": 1}})
+
+
+def test_a_job_s_s3_settings_hold_in_all_processes_of_ray():
+    """Readers of inputs take no S3Access; they find endpoint and region in the environment of their worker."""
+    script = """if True:
+        import os, ray
+        from adgen.creatives.storage import S3Access
+        from adgen.on_ray.cluster import connected
+        from adgen.on_ray.cluster_settings import ClusterSettings
+
+        def seen():
+            from adgen.creatives.s3 import s3_client
+            client = s3_client(S3Access())
+            return client.meta.endpoint_url, client.meta.region_name
+
+        with connected(ClusterSettings(), S3Access(endpoint_url="http://127.0.0.1:9", region="eu-west-3")):
+            assert ray.get(ray.remote(num_cpus=0.1)(seen).remote()) == seen() == ("http://127.0.0.1:9", "eu-west-3")
+        assert "AWS_ENDPOINT_URL_S3" not in os.environ
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -12,6 +12,9 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from adgen import records
+from adgen.creatives.s3 import s3_client, s3_filesystem
+from adgen.creatives.storage import S3Access
+from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, PairError
 from adgen.shop.inputs.locations import read_bytes, resolve_uri, stat
 from adgen.shop.inputs.tables import open_inputs
@@ -303,7 +306,78 @@ def test_everything_works_the_same_on_s3(s3, tmp_path):
         read_bytes(picture, 3)
     with pytest.raises(InputError, match="'products' is missing"):
         open_inputs("s3://shop/elsewhere")
+    with pytest.raises(InputError, match=r"cannot look for table 'products': Empty path component"):
+        open_inputs("s3://shop//in")
     with pytest.raises(InputError, match="no_such_bucket"):
         open_inputs("s3://no_such_bucket/in")
     with pytest.raises(InputError, match="not a local path"):
         open_inputs("gs://bucket/in")
+
+
+@pytest.mark.parametrize("key", ["in/images//p1.jpg", "in/./images/p1.jpg", "in//p1.jpg", "in/a b/%20+é.jpg", "in/.jpg"])
+def test_s3_keys_are_taken_as_they_are(s3, tmp_path, key):
+    for path in write_inputs(tmp_path).iterdir():
+        s3.upload_file(str(path), "shop", f"in/{path.name}")
+    s3.put_object(Bucket="shop", Key=key, Body=key.encode())
+    inputs = open_inputs("s3://shop/in")
+    relative = key.removeprefix("in/")
+    # What begins with a slash is a path of the machine, and ./ is the folder itself.
+    for uri in (f"s3://shop/{key}", *([] if relative.startswith(("/", "./")) else [relative])):
+        assert read_bytes(inputs.resolve(uri)) == key.encode()
+        assert stat(inputs.resolve(uri)).startswith("etag:")
+    with pytest.raises(PairError, match="too_large_file"):
+        read_bytes(inputs.resolve(f"s3://shop/{key}"), 3)
+
+
+CONFIGURED = """
+[profile night]
+region = eu-west-3
+services = local
+aws_access_key_id = from-the-profile
+aws_secret_access_key = secret
+[services local]
+s3 =
+  endpoint_url = {endpoint}
+"""
+
+
+@pytest.mark.parametrize("configured", ["variables", "profile", "settings"])
+def test_inputs_and_store_are_reached_alike(s3, tmp_path, monkeypatch, configured):
+    """Endpoint, region and credentials of pyarrow, boto3's inputs and the store, however they are given."""
+    endpoint = os.environ["AWS_ENDPOINT_URL"]
+    for path in write_inputs(tmp_path).iterdir():
+        s3.upload_file(str(path), "shop", f"in/{path.name}")
+    s3.put_object(Bucket="shop", Key="in/images/p1.jpg", Body=b"picture")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    (tmp_path / "config").write_text(CONFIGURED.format(endpoint=endpoint))
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / ("config" if configured == "profile" else "none")))
+    access = S3Access()
+    if configured == "variables":
+        given = {"ENDPOINT_URL_S3": endpoint, "REGION": "eu-west-3", "ACCESS_KEY_ID": "from-variables", "SECRET_ACCESS_KEY": "s"}
+    elif configured == "profile":
+        given = {"PROFILE": "night"}
+    else:
+        given = {"ACCESS_KEY_ID": "from-variables", "SECRET_ACCESS_KEY": "s"}
+        access = S3Access(endpoint_url=endpoint, region="eu-west-3")
+    for name, value in given.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    with access.exported():
+        assert s3_client(access).meta.endpoint_url == s3_client(S3Access()).meta.endpoint_url == endpoint
+        assert s3_client(access).meta.region_name == s3_filesystem("shop", S3Access()).region == "eu-west-3"
+        inputs = open_inputs("s3://shop/in")
+        assert inputs["products"].reader().read_all().to_pylist() == [PRODUCT]
+        assert read_bytes(inputs.resolve("images/p1.jpg")) == b"picture"
+        open_storage("s3://shop/store", access).put("objects/x", b"1")
+    assert "AWS_ENDPOINT_URL_S3" not in os.environ or configured == "variables"
+
+
+def test_without_an_endpoint_both_halves_go_to_aws(monkeypatch):
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_REGION", "eu-central-1")
+    monkeypatch.setattr("adgen.creatives.s3._s3_filesystem", lambda *arguments: arguments)
+    assert s3_client(S3Access()).meta.endpoint_url == "https://s3.eu-central-1.amazonaws.com"
+    assert s3_filesystem("shop", S3Access())[:3] == ("", None, "eu-central-1")
+    monkeypatch.delenv("AWS_REGION")
+    assert s3_filesystem("shop", S3Access())[:3] == ("shop", None, None)  # S3 is asked for the bucket's region

@@ -7,6 +7,8 @@ answered 412 although the first one won; the id tells this from losing to somebo
 import base64
 import functools
 import hashlib
+import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import boto3
+import pyarrow.fs as pafs
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
@@ -32,29 +35,62 @@ from adgen.creatives.storage import (
 from adgen.errors import StoreError
 
 _CONFLICT_TRIES = 6
+_AWS = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")  # what boto3 says where no endpoint is configured
 _MISSING = ("404", "NoSuchKey", "NotFound")
 
 
-@functools.cache
 def s3_client(access: S3Access) -> Any:
-    """The one place where a boto3 client is built; one a process for the same access, with one pool of connections."""
+    """The one place where it is decided how S3 is reached; one client a process for the same access and AWS variables, with one
+    pool of connections."""
+    return _s3_client(access, tuple(sorted(each for each in os.environ.items() if each[0].startswith("AWS_"))))
+
+
+@functools.lru_cache(maxsize=64)
+def _s3_client(access: S3Access, environment: tuple[tuple[str, str], ...]) -> Any:
     secrets = {}
     if access.access_key_id and access.secret_access_key:
         secrets = {
             "aws_access_key_id": access.access_key_id.get_secret_value(),
             "aws_secret_access_key": access.secret_access_key.get_secret_value(),
         }
-    return boto3.session.Session().client(
+    session = boto3.session.Session(**secrets)
+    client = session.client(
         "s3",
         endpoint_url=access.endpoint_url,
-        region_name=access.region,
+        region_name=access.region or dict(environment).get("AWS_REGION"),  # boto3 itself knows only AWS_DEFAULT_REGION
         config=Config(
             retries={"mode": "adaptive", "total_max_attempts": access.max_attempts},
             connect_timeout=access.connect_timeout_seconds,
             read_timeout=access.read_timeout_seconds,
             max_pool_connections=access.max_connections,
         ),
-        **secrets,
+    )
+    client.adgen_session = session  # whose credentials are renewed in time
+    return client
+
+
+def s3_filesystem(bucket: str, access: S3Access) -> pafs.S3FileSystem:
+    """A pyarrow filesystem that reaches S3 as `s3_client` does: same endpoint, region and credentials."""
+    client = s3_client(access)
+    endpoint, region = client.meta.endpoint_url, client.meta.region_name
+    found = client.adgen_session.get_credentials()
+    keys = tuple(found.get_frozen_credentials())[:3] if found else (None, None, None)
+    if _AWS.fullmatch(endpoint):
+        endpoint = None
+        region = region if client.adgen_session.region_name or access.region or os.environ.get("AWS_REGION") else None
+    return _s3_filesystem(bucket if region is None else "", endpoint, region, *keys)
+
+
+@functools.lru_cache(maxsize=64)
+def _s3_filesystem(
+    bucket: str, endpoint: str | None, region: str | None, key: str | None, secret: str | None, token: str | None
+) -> pafs.S3FileSystem:
+    return pafs.S3FileSystem(
+        endpoint_override=endpoint,
+        region=region or pafs.resolve_s3_region(bucket),
+        access_key=key,
+        secret_key=secret,
+        session_token=token,
     )
 
 

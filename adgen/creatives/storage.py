@@ -6,9 +6,11 @@ Nothing here knows of campaigns, runs or manifests.
 """
 
 import mmap
+import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from pydantic import Field, SecretStr
@@ -43,7 +45,8 @@ class Taken(StoreError):
 
 
 class S3Access(Settings):
-    """How to reach S3. What is left out comes from boto3's own chain (profile, role, AWS_ENDPOINT_URL)."""
+    """How to reach S3, inputs and outputs alike. What is left out comes from boto3's own chain (profile and its [services],
+    role, AWS_ENDPOINT_URL)."""
 
     endpoint_url: str | None = None
     """Address of an S3-compatible server; none: AWS."""
@@ -61,6 +64,27 @@ class S3Access(Settings):
     """Explicit credential of a settings file; never on a command line, never saved with a run."""
     secret_access_key: Suppress[SecretStr | None] = Field(default=None, exclude=True)
     """Explicit credential of a settings file; never on a command line, never saved with a run."""
+
+    @contextmanager
+    def exported(self) -> Iterator[dict[str, str]]:
+        """While the block runs, what takes no S3Access finds endpoint and region in the environment: readers of inputs, and
+        processes that this one starts. Gives the variables; there is no credential among them."""
+        given = {
+            "AWS_ENDPOINT_URL_S3": self.endpoint_url,
+            "AWS_REGION": self.region,
+            "AWS_DEFAULT_REGION": self.region,
+        }
+        variables = {name: value for name, value in given.items() if value is not None}
+        before = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)
+        try:
+            yield variables
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @dataclass(frozen=True)

@@ -7,23 +7,33 @@ from contextlib import contextmanager
 
 import ray
 
+from adgen.creatives.storage import S3Access
 from adgen.errors import RunError
 from adgen.on_ray.cluster_settings import ClusterSettings
 
 
 @contextmanager
-def connected(settings: ClusterSettings) -> Iterator[None]:
+def connected(settings: ClusterSettings, s3: S3Access | None = None) -> Iterator[None]:
     """Ray for the duration of the block: the cluster of `address` or RAY_ADDRESS, else a local one of our own.
 
-    A cluster that is already connected (tests, an interactive session) is used and left as it is.
+    Endpoint and region of `s3` hold in all of its processes, for inputs too. A cluster that is already connected (tests, an
+    interactive session) is used and left as it is.
     """
     if ray.is_initialized():
         yield
         return
+    with (s3 or S3Access()).exported() as variables, _started(settings, variables):
+        yield
+
+
+@contextmanager
+def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[None]:
     quiet_ray()
     address = settings.address or os.environ.get("RAY_ADDRESS")
     # A dashboard that is off makes a Ray Train cleaner warn each second (STACK.md section 2), but costs a refresh nothing.
     local = {} if address else {"include_dashboard": False}
+    if variables:
+        local["runtime_env"] = {"env_vars": variables}
     ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
     quiet_ray()  # ray.init sets its loggers up anew
     try:

@@ -135,7 +135,7 @@ def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int, each:
 def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured:
     """One refresh from nothing to published. RunError when it did not publish every pair as ok."""
     stages = Stages(LookUp, NullGenerate, NullFinish if side is None else FinishAndCommit)
-    with ProcessWatch() as watch, connected(settings.cluster):
+    with ProcessWatch() as watch, connected(settings.cluster, settings.s3):
         clock = PhaseClock(watch)
         clock.phase("catalog")
         with tempfile.TemporaryDirectory(prefix="adgen-benchmark-") as scratch:

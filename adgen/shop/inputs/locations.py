@@ -5,15 +5,17 @@ allowed roots; `read_bytes` and `stat` then take what `resolve_uri` returned.
 """
 
 import os
-import posixpath
 import re
 import stat as stat_module
 from collections.abc import Iterable
+from contextlib import closing
 from functools import lru_cache
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
+from adgen.creatives.storage import S3Access
 from adgen.errors import PairError
 
 SCHEMES = ("file", "s3")
@@ -46,18 +48,9 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     bucket = path.split("/", 1)[0]
     if not bucket:
         raise ValueError(f"{uri}: no bucket")
-    # The variables are part of the key: a process may talk to several endpoints in turn, as the tests do.
-    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return _s3_filesystem(bucket, endpoint, os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")), path
+    from adgen.creatives.s3 import s3_filesystem
 
-
-@lru_cache(maxsize=64)
-def _s3_filesystem(bucket: str, endpoint: str | None, region: str | None) -> pafs.FileSystem:
-    if endpoint:  # S3FileSystem() by itself does not look at the endpoint variables
-        return pafs.S3FileSystem(endpoint_override=endpoint, region=region or "us-east-1")
-    if region:
-        return pafs.S3FileSystem(region=region)
-    return pafs.FileSystem.from_uri(f"s3://{bucket}")[0]  # asks S3 for the bucket's region
+    return s3_filesystem(bucket, S3Access()), path
 
 
 def resolve_uri(uri: str, base: str, allowed_roots: Iterable[str] = (), allowed_schemes: Iterable[str] = SCHEMES) -> str:
@@ -74,7 +67,7 @@ def resolve_uri(uri: str, base: str, allowed_roots: Iterable[str] = (), allowed_
         raise PairError("scheme_not_allowed", f"{uri}: only {', '.join(allowed_schemes)} and relative paths")
     try:
         if scheme == "s3" or (not scheme and is_s3(base)):
-            return _resolve_s3(uri if scheme else f"{base.rstrip('/')}/{uri}", (base, *allowed_roots))
+            return _resolve_s3(uri if scheme else f"{base.rstrip('/')}/{uri.removeprefix('./')}", (base, *allowed_roots))
         path = local_path(uri) if scheme else os.path.join(local_path(base), uri)
         return _resolve_local(path, (base, *allowed_roots))
     except ValueError as error:  # a NUL or half a surrogate in the path, or a file on another host
@@ -82,17 +75,30 @@ def resolve_uri(uri: str, base: str, allowed_roots: Iterable[str] = (), allowed_
 
 
 def _resolve_s3(uri: str, roots: Iterable[str]) -> str:
-    # Keys are taken literally: no query is read, or a row could send our credentials to an endpoint of its own.
+    # Keys are taken literally, two slashes and single dots too. No query is read, or a row could send our credentials to an
+    # endpoint of its own.
     if not uri[len("s3:") :].startswith("//"):
         raise ValueError("not s3://bucket/key")
     bucket, _, key = uri[len("s3://") :].partition("/")
-    key = posixpath.normpath(key)
-    path = f"{bucket}/{key}"
+    path = f"{bucket}/{_climbed(key)}"
     for root in roots:
         root_path = root.removeprefix("s3://").rstrip("/")
-        if is_s3(root) and not key.startswith("..") and path.startswith(root_path + "/"):
+        if is_s3(root) and path.startswith(root_path + "/"):
             return f"s3://{path}"
     raise PairError("outside_roots", uri)
+
+
+def _climbed(key: str) -> str:
+    """The key with each `..` and the name before it taken away. PairError: outside_roots, where there is none before it."""
+    names: list[str] = []
+    for name in key.split("/"):
+        if name != "..":
+            names.append(name)
+        elif names:
+            names.pop()
+        else:
+            raise PairError("outside_roots", key)
+    return "/".join(names)
 
 
 def _resolve_local(path: str, roots: Iterable[str]) -> str:
@@ -110,12 +116,12 @@ def _real_folder(root: str) -> str:
 
 def read_bytes(uri: str, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
     """One file's bytes, for a URI from `resolve_uri`. PairError: missing_file, unreadable, too_large_file."""
+    if is_s3(uri):
+        answer = _ask_s3(uri, "get_object")
+        with closing(answer["Body"]) as body:
+            _check_size(uri, answer["ContentLength"], max_bytes)
+            return _read_s3(uri, body)
     try:
-        if is_s3(uri):
-            files, path = filesystem(uri)
-            with files.open_input_file(path) as file:
-                _check_size(uri, file.size(), max_bytes)
-                return file.read()
         _check_size(uri, _regular_file(uri).st_size, max_bytes)
         with open(uri, "rb") as file:
             data = file.read(max_bytes + 1)
@@ -127,19 +133,38 @@ def read_bytes(uri: str, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
 
 def stat(uri: str) -> str:
     """What changes when the file does: its ETag, or size and modification time. PairError as `read_bytes`."""
+    if is_s3(uri):
+        return "etag:" + _ask_s3(uri, "head_object")["ETag"].strip('"')
     try:
-        if not is_s3(uri):
-            found = _regular_file(uri)
-            return f"size:{found.st_size},mtime_ns:{found.st_mtime_ns}"
-        files, path = filesystem(uri)
-        with files.open_input_file(path) as file:
-            headers = file.metadata() or {}
-            tag = headers.get("ETag") or headers.get(b"ETag")
-            if tag:
-                return "etag:" + (tag.decode() if isinstance(tag, bytes) else tag).strip('"')
-            return f"size:{file.size()},mtime_ns:{files.get_file_info(path).mtime_ns}"
+        found = _regular_file(uri)
+        return f"size:{found.st_size},mtime_ns:{found.st_mtime_ns}"
     except OSError as error:
         raise _pair_error(uri, error) from None
+
+
+def _ask_s3(uri: str, act: str) -> dict[str, Any]:
+    """boto3, not pyarrow: it takes every key as it is."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    from adgen.creatives.s3 import s3_client
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        return getattr(s3_client(S3Access()), act)(Bucket=bucket, Key=key)
+    except ClientError as error:
+        missing = error.response.get("Error", {}).get("Code") in ("404", "NoSuchKey", "NotFound")
+        raise PairError("missing_file" if missing else "unreadable", f"{uri}: {error}") from None
+    except BotoCoreError as error:  # also a bucket or key that cannot be
+        raise PairError("unreadable", f"{uri}: {error}") from None
+
+
+def _read_s3(uri: str, body: Any) -> bytes:
+    from botocore.exceptions import BotoCoreError
+
+    try:
+        return body.read()
+    except (BotoCoreError, OSError) as error:
+        raise PairError("unreadable", f"{uri}: {error}") from None
 
 
 def _regular_file(path: str) -> os.stat_result:

@@ -138,7 +138,7 @@ def _table_parts(name: str, folder: str, files: pafs.FileSystem, path: str) -> l
     try:
         one = files.get_file_info(f"{path}/{single}").type == pafs.FileType.File
         inside = files.get_file_info(pafs.FileSelector(f"{path}/{name}", allow_not_found=True))
-    except OSError as error:
+    except (OSError, pa.ArrowException) as error:
         raise InputError(f"{folder}: cannot look for table '{name}': {error}") from None
     parts = sorted(
         f"{name}/{item.base_name}"
