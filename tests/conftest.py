@@ -128,3 +128,62 @@ def ray_cluster() -> Iterator[None]:
     quiet_ray()
     yield
     ray.shutdown()
+
+
+# -- an evaluated run ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def references_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drawn shop whose twelve pairs have references; tests copy what they change."""
+    from support.evaluations import draw_shop
+
+    return draw_shop(tmp_path_factory.mktemp("references") / "shop")
+
+
+@pytest.fixture(scope="session")
+def store_of_references(references_shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published run of the twelve, made without a model, one of them failed; tests copy what they change."""
+    from support.evaluations import do_shards, plan_run
+
+    from adgen.creatives.publish import finish
+
+    store = tmp_path_factory.mktemp("run") / "store"
+    run = plan_run(store, references_shop)
+    do_shards(run, references_shop)
+    finish(run)
+    return store
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small random PBS encoder."""
+    from support.evaluations import save_small_encoder
+
+    return save_small_encoder(tmp_path_factory.mktemp("encoder") / "pbs")
+
+
+@pytest.fixture(scope="session")
+def networks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Small random scoring networks: a DINOv2 for backgrounds and for distances, a CLIP."""
+    from support.networks import save_clip, save_dinov2
+
+    folder = tmp_path_factory.mktemp("networks")
+    dinov2 = save_dinov2(folder / "dinov2")
+    return {"dinov2": dinov2, "fid": dinov2, "clip": save_clip(folder / "clip")}
+
+
+@pytest.fixture(scope="session")
+def evaluated(
+    store_of_references: Path,
+    references_shop: Path,
+    encoder: Path,
+    networks: dict[str, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """The folder of its evaluation with all networks."""
+    from support.evaluations import scored
+
+    out = tmp_path_factory.mktemp("evaluated") / "out"
+    scored(store_of_references, references_shop, out, encoder, **networks)
+    return out

@@ -17,13 +17,13 @@ from support.models import save_small_model
 
 from adgen import records
 from adgen.errors import InputError
-from adgen.evaluation.pictures.pbs import pbs_features, pbs_of_pairs, reencoded
+from adgen.evaluation.pictures.pbs import pbs_features, reencoded
 from adgen.evaluation.robustness.changes import CHANGES, Change
 from adgen.evaluation.robustness.pbs_robustness import measure_robustness
 from adgen.evaluation.robustness.photographs import compare_scores, photograph_features, read_photographs
 from adgen.evaluation.robustness.retrieval import average_precision, expected_precision
 from adgen.evaluation.robustness.scenes import drawn_scenes, table_scenes
-from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs, load_pbs, preprocess
+from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs, load_pbs, pbs, preprocess
 from adgen.model.pbs_config import PBSConfig
 from adgen.shop.inputs.tables import open_inputs
 
@@ -51,16 +51,13 @@ def test_pbs_of_many_pictures_is_that_of_each(encoder):
     with torch.no_grad():
         singly = torch.cat([encoder(preprocess(each, CONFIG)[None]) for each in pictures])
     assert torch.allclose(features, singly, atol=1e-5)
-    scores = pbs_of_pairs(encoder, pictures, pictures[::-1])
+    scores = pbs(features, features.flip(0))
     assert scores[2] == pytest.approx(1, abs=1e-5)
     assert scores[0] == pytest.approx(float(torch.cosine_similarity(singly[0], singly[4], dim=0)), abs=1e-5)
     assert scores[0] < 0.999
 
 
-def test_unequal_and_empty_sets_are_refused(encoder):
-    picture = Image.new("RGB", (48, 48))
-    with pytest.raises(InputError, match="there are 2 and 1"):
-        pbs_of_pairs(encoder, [picture] * 2, [picture])
+def test_an_empty_set_is_refused(encoder):
     with pytest.raises(InputError, match="no picture"):
         pbs_features(encoder, [])
 

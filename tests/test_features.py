@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from adgen.errors import SettingsError
-from adgen.evaluation.pictures.backgrounds import diversity
 from adgen.evaluation.pictures.distances import SetDistance
 from adgen.evaluation.results.diversity import compare_diversity, mean_diversity, write_diversity
 from adgen.evaluation.results.features import FEATURE_ROWS, FEATURES, from_bytes, set_distance, to_bytes
@@ -51,8 +50,9 @@ def test_diversity_between_seeds_is_that_of_each_pair_s_creatives(tmp_path):
     made = [row(u, p, s, background=backgrounds[u, p, s]) for u in range(USERS) for p in range(PRODUCTS) for s in range(SEEDS)]
     folder = write(tmp_path, [*made, row(0, 9, 0, background=backgrounds[0, 0, 0]), row(1, 9, 0)])
     found = diversities(folder)["seed_diversity"]
-    singly = diversity(backgrounds.flatten(0, 1))
-    assert found.mean == pytest.approx(float(singly.mean()), abs=1e-6)
+    unit = torch.nn.functional.normalize(backgrounds.flatten(0, 1), dim=-1)
+    between = 1 - (unit @ unit.transpose(1, 2))[:, ~torch.eye(SEEDS, dtype=torch.bool)]
+    assert found.mean == pytest.approx(float(between.mean()), abs=1e-6)
     assert (found.rows, found.users) == (USERS * PRODUCTS, USERS), "a pair with one picture, and one with none, says nothing"
     assert found.low < found.mean < found.high
 

@@ -10,7 +10,7 @@ from support.models import small_model
 from transformers import Dinov2Config, Dinov2Model
 
 from adgen.errors import PairError
-from adgen.evaluation.pictures.backgrounds import OWN_ADAPTER, background_features, diversity, load_dinov2, own_adapter
+from adgen.evaluation.pictures.backgrounds import OWN_ADAPTER, background_features, load_dinov2, own_adapter
 from adgen.evaluation.pictures.copies import nearest_history
 from adgen.evaluation.pictures.product_fidelity import product_scores
 from adgen.evaluation.pictures.tensors import as_pixels, placed_product, stacked
@@ -151,14 +151,6 @@ def test_a_picture_without_background_is_told_and_is_no_nan(encoders):
     features, behind = background_features(public, torch.rand(1, 3, 56, 56), torch.ones(1, 56, 56))
     assert behind.tolist() == [False]
     assert torch.equal(features, torch.zeros_like(features))
-
-
-def test_diversity_of_seeds():
-    alike = torch.tensor([[1.0, 0], [1, 0], [2, 0]])
-    apart = torch.tensor([[1.0, 0], [0, 1], [-1, 0]])
-    assert diversity(torch.stack((alike, apart))).tolist() == pytest.approx([0, 4 / 3])
-    with pytest.raises(ValueError, match="two pictures of a pair at least, found 1"):
-        diversity(alike[None, :1])
 
 
 # -- copies ----------------------------------------------------------------------------------------------------

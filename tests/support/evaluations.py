@@ -14,18 +14,25 @@ from adgen.creatives import layout
 from adgen.creatives.journal import Journal, from_parquet
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import read_pointer
+from adgen.creatives.reading import open_published
 from adgen.creatives.runs import Run
-from adgen.creatives.storage import Storage
+from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
+from adgen.evaluation.results.features import FEATURES
+from adgen.evaluation.results.rows import ROWS
+from adgen.evaluation.scoring.networks import NetworkPaths
 from adgen.finishing.finish import ProductFacts, finish
 from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
 from adgen.model.pbs_config import PBSConfig
 from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.evaluation.settings import RunEvaluationSettings
 from adgen.on_ray.refresh.commit import vars_of
 from adgen.on_ray.refresh.payload import lossless
 from adgen.on_ray.rows import Row, raise_row_error
-from adgen.on_ray.scoring.workers import Scored, ScoreShard, ScoringContext, packed
+from adgen.on_ray.scoring.sampling import read_panel
+from adgen.on_ray.scoring.workers import Scored, ScoreShard, ScoringContext, packed, whole_parts
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, pair_id, user_key
+from adgen.shop.inputs.tables import open_inputs
 from adgen.shop.synthetic.synth import synthesize
 from support.runs import CAMPAIGN, begin
 
@@ -117,3 +124,43 @@ def _creative(storage: Storage, shop: Path, reference: dict, product: dict, titl
 
 def _by_id(shop: Path, table: str, key: str) -> dict[str, dict]:
     return {row[key]: row for row in pq.read_table(shop / f"{table}.parquet").to_pylist()}
+
+
+def rows_of(out: Path) -> list[dict]:
+    return [row for part in sorted((out / ROWS).iterdir()) for row in pq.read_table(part).to_pylist()]
+
+
+def context(store: Path, shop: Path, **networks: Path | None) -> ScoringContext:
+    inputs = open_inputs(str(shop), ["products"], optional=["references"])
+    run = open_published(open_storage(str(store)), CAMPAIGN).run
+    run_id, networks = run.run_id, NetworkPaths(**networks)
+    panel = read_panel(Journal(open_storage(str(store)), CAMPAIGN, run_id))
+    return ScoringContext(str(store), S3Access(), CAMPAIGN, run_id, inputs, networks, "cpu", panel)
+
+
+def scored(store: Path, shop: Path, out: Path, encoder: Path | None = None, **networks: Path | None) -> list[dict]:
+    """The rows of an evaluation, which then lies in `out`."""
+    stage = ScoreShard(context(store, shop, encoder=encoder, **networks))
+    for folder in (ROWS, FEATURES):
+        (out / folder).mkdir(parents=True)
+    rows = []
+    for item in whole_parts(stage.journal.read_plan().parts):
+        done = stage(packed(item))
+        assert done.keys() == {"index", "scores", "features"}, done
+        table = pq.read_table(pa.BufferReader(done["scores"]))
+        pq.write_table(table, out / ROWS / f"{item['index']:06d}.parquet")
+        (out / FEATURES / f"{item['index']:06d}.parquet").write_bytes(done["features"])
+        rows += table.to_pylist()
+    return rows
+
+
+def rewritten(folder: Path, table: str, change) -> Path:
+    """`change` gets the table's rows, and returns those that are to be there; ids may be missing."""
+    there = pq.read_table(folder / f"{table}.parquet")
+    schema = pa.schema([field.with_nullable(True) for field in there.schema])
+    pq.write_table(pa.Table.from_pylist(change(there.to_pylist()), schema), folder / f"{table}.parquet")
+    return folder
+
+
+def run_settings(store: Path, shop: Path, out: Path, **given) -> RunEvaluationSettings:
+    return RunEvaluationSettings(store=str(store), campaign=CAMPAIGN, inputs=str(shop), out=str(out), resamples=100, **given)

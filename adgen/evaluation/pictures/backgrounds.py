@@ -1,5 +1,4 @@
-"""Second opinions on backgrounds without a PBS encoder: DINOv2's patches outside the product, the spread between seeds,
-and whether a picture copies one that the user clicked.
+"""Second opinions on backgrounds without a PBS encoder: DINOv2's patches outside the product.
 
 Tensors in, tensors out. The patches come from a DINOv2 that the caller loads from a local directory, or from the model's
 own foreground adapter; a report has to say which (`PatchEncoder.name`), since the adapter was trained on products.
@@ -80,17 +79,3 @@ def background_features(encoder: PatchEncoder, pixels: Tensor, product: Tensor) 
     weight = (1 - share) * (share <= _MOSTLY)
     pooled = (patches * weight[..., None]).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)[:, None]
     return F.normalize(pooled, dim=-1), weight.sum((1, 2)) > 0
-
-
-def diversity(features: Tensor) -> Tensor:
-    """Features (P, K, D) of K pictures of each of P pairs, made with different seeds -> (P,): the mean of 1 - cosine
-    over its pairs of pictures; 0 when all are alike. ValueError when K < 2."""
-    num_seeds = features.shape[1]
-    if num_seeds < 2:
-        raise ValueError(f"diversity between seeds needs two pictures of a pair at least, found {num_seeds}")
-    unit = F.normalize(features, dim=-1)
-    cosine = unit @ unit.transpose(1, 2)
-    return 1 - (cosine.sum((1, 2)) - num_seeds) / (num_seeds * (num_seeds - 1))
-
-
-# -- copies ----------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
-"""PBS of pictures: what the encoder is shown, and the cosine of two features. Spec section 7."""
+"""PBS of pictures: what the encoder is shown, and its features. Spec section 7."""
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import islice
 
 import torch
@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from adgen.errors import InputError
-from adgen.model.pbs import PBSEncoder, pbs, preprocess
+from adgen.model.pbs import PBSEncoder, preprocess
 
 
 def reencoded(picture: Image.Image) -> Image.Image:
@@ -30,12 +30,3 @@ def pbs_features(encoder: PBSEncoder, pictures: Iterable[Image.Image], batch_siz
     if not features:
         raise InputError("no picture to score with PBS")
     return torch.cat(features)
-
-
-def pbs_of_pairs(
-    encoder: PBSEncoder, pictures: Sequence[Image.Image], others: Sequence[Image.Image], batch_size: int = 32
-) -> Tensor:
-    """PBS of each picture with the other of the same position: (N,). InputError for unequal counts."""
-    if len(pictures) != len(others):
-        raise InputError(f"PBS compares pairs of pictures, but there are {len(pictures)} and {len(others)}")
-    return pbs(pbs_features(encoder, pictures, batch_size), pbs_features(encoder, others, batch_size))
