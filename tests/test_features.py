@@ -37,7 +37,14 @@ def write(folder, rows: list[dict], part: int = 5):
 
 def diversities(folder, has_seeds: bool = True) -> dict:
     write_diversity(folder, has_seeds)
-    return mean_diversity(folder, 200, 0)
+    return mean_diversity(folder)
+
+
+def diversity(features: torch.Tensor) -> torch.Tensor:
+    """(P, K, D) -> (P,): the mean of 1 - cosine over each pair of K, by its definition."""
+    unit = torch.nn.functional.normalize(features, dim=-1)
+    apart = ~torch.eye(features.shape[1], dtype=torch.bool)
+    return (1 - unit @ unit.transpose(1, 2))[:, apart].mean(1)
 
 
 def test_features_come_back_as_they_were_stored():
@@ -50,9 +57,8 @@ def test_diversity_between_seeds_is_that_of_each_pair_s_creatives(tmp_path):
     made = [row(u, p, s, background=backgrounds[u, p, s]) for u in range(USERS) for p in range(PRODUCTS) for s in range(SEEDS)]
     folder = write(tmp_path, [*made, row(0, 9, 0, background=backgrounds[0, 0, 0]), row(1, 9, 0)])
     found = diversities(folder)["seed_diversity"]
-    unit = torch.nn.functional.normalize(backgrounds.flatten(0, 1), dim=-1)
-    between = 1 - (unit @ unit.transpose(1, 2))[:, ~torch.eye(SEEDS, dtype=torch.bool)]
-    assert found.mean == pytest.approx(float(between.mean()), abs=1e-6)
+    singly = diversity(backgrounds.flatten(0, 1))
+    assert found.mean == pytest.approx(float(singly.mean()), abs=1e-6)
     assert (found.rows, found.users) == (USERS * PRODUCTS, USERS), "a pair with one picture, and one with none, says nothing"
     assert found.low < found.mean < found.high
 
@@ -62,7 +68,7 @@ def test_an_interval_of_a_diversity_stays_where_one_can_be(tmp_path):
     one, other = features(2)
     backgrounds = {0: (one, one), 1: (other, -other)}
     made = [row(user, 0, seed, background=both[seed]) for user, both in backgrounds.items() for seed in (0, 1)]
-    found = set_scores(write(tmp_path, made), True, "", 200, 0)["seed_diversity"]
+    found = set_scores(write(tmp_path, made), True, "", 0)["seed_diversity"]
     assert (found.value, found.low, found.high) == (pytest.approx(1, abs=1e-3), 0, 2)
 
 
@@ -95,7 +101,7 @@ def test_diversities_are_compared_pair_by_pair_and_product_by_product(tmp_path):
     here, there = write(tmp_path / "here", varied), write(tmp_path / "there", alike)
     everything = diversities(here)
     diversities(there)
-    found = compare_diversity(here, there, 200, 0)
+    found = compare_diversity(here, there)
     seeds, users = found["seed_diversity"], found["user_diversity"]
     assert (seeds.difference.rows, seeds.difference.users) == (USERS * (PRODUCTS - 1), USERS), "of the pairs that both have"
     assert seeds.here == pytest.approx(float(diversity(backgrounds[:, 1:].flatten(0, 1)).mean()), abs=1e-6)
@@ -104,7 +110,7 @@ def test_diversities_are_compared_pair_by_pair_and_product_by_product(tmp_path):
     assert seeds.difference.mean == pytest.approx(seeds.here - seeds.there)
     assert seeds.difference.is_significant
     assert users.difference.rows == PRODUCTS - 1
-    assert compare_diversity(here, tmp_path / "nowhere", 200, 0) == {}
+    assert compare_diversity(here, tmp_path / "nowhere") == {}
 
 
 def test_distances_are_those_of_all_pictures_and_a_reference_counts_once(tmp_path):

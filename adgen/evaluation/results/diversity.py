@@ -105,7 +105,7 @@ def _sorted(folder: Path, order: str, where: str = "true") -> Iterator[dict[str,
 
 
 def _mean_distance(features: Iterator[np.ndarray]) -> float | None:
-    """Mean of 1 - cosine over pairs of features that stream by: the sum of unit vectors is enough for it. None for fewer than two."""
+    """Mean of 1 - cosine over pairs of features that stream by, from the sum of their unit vectors. None for fewer than two."""
     total, count = 0.0, 0
     for feature in features:
         total, count = total + feature / max(float(np.linalg.norm(feature)), 1e-6), count + 1
