@@ -64,9 +64,9 @@ def test_diversity_between_seeds_is_that_of_each_pair_s_creatives(tmp_path):
 
 
 def test_an_interval_of_a_diversity_stays_where_one_can_be(tmp_path):
-    """Of two users Student's t reaches far below 0 and above 2."""
+    """Of four users Student's t reaches far below 0 and above 2."""
     one, other = features(2)
-    backgrounds = {0: (one, one), 1: (other, -other)}
+    backgrounds = {0: (one, one), 1: (other, -other), 2: (one, one), 3: (other, -other)}
     made = [row(user, 0, seed, background=both[seed]) for user, both in backgrounds.items() for seed in (0, 1)]
     found = set_scores(write(tmp_path, made), True, "", 0)["seed_diversity"]
     assert (found.value, found.low, found.high) == (pytest.approx(1, abs=1e-3), 0, 2)
