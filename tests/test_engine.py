@@ -19,7 +19,6 @@ from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
 from adgen.generation.layers import StepLayers
-from adgen.generation.reading import read_prompts
 from adgen.generation.slots import Slots
 from adgen.model.config import LoRAConfig
 
@@ -185,22 +184,6 @@ def test_titles_that_close_at_different_steps_are_those_of_the_simple_loop(merge
     assert_same(engine.generate(rows), expected)
 
 
-def test_dropped_history_continues_a_cache_as_a_fresh_one_would_be_read(monkeypatch):
-    def made():
-        model, prompter = scripted(merge=True)
-        settings = EngineSettings(num_slots=5, deepspeed=False, drop_masked_history=True)
-        return Engine(model, prompter, settings, SAMPLED).generate(requests())
-
-    def read_afresh(layers, slots, cached, pictures, readings):
-        for row in range(slots.num_slots):
-            slots.conditional.row(row).cut(0)
-        return read_prompts(layers, slots, readings)
-
-    continued = made()
-    monkeypatch.setattr(batch, "continue_prompts", read_afresh)
-    assert [r.codes.tolist() for r in made()] == [r.codes.tolist() for r in continued]
-
-
 # -- at the edges ----------------------------------------------------------------------------------------------------
 
 
@@ -220,15 +203,14 @@ def test_unmerged_low_rank_updates_are_merged_and_not_lost():
     assert [r.codes.tolist() for r in engine.generate(requests())] == [r.codes.tolist() for r in expected]
 
 
-@pytest.mark.parametrize("speculation", [1, 4])
-def test_a_prompt_that_fills_the_models_positions_is_painted_to_its_end(speculation):
+def test_a_prompt_that_fills_the_models_positions_is_painted_to_its_end():
     sampling = SAMPLED.model_copy(update={"max_title_tokens": 1, "picture_temperature": 0.0})
     request, prompter = requests()[0], small_prompter()
     needed = len(prompter.picture_prompt(request.facts, "")) + small_config().image.tokens_per_picture
     config = small_config(decoder=small_config().decoder.model_copy(update={"max_positions": needed}))
     model = small_model(decoder=config.decoder)
     [expected] = generate(model, small_prompter(config=config), [request], sampling)
-    engine = Engine(model, small_prompter(config=config), EngineSettings(num_slots=1, speculation=speculation), sampling)
+    engine = Engine(model, small_prompter(config=config), EngineSettings(num_slots=1), sampling)
     assert_same(engine.generate([request]), [expected])
 
 

@@ -22,7 +22,7 @@ from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.painting import Painter
 from adgen.generation.pictures import condition_pixels, square_pixels
 from adgen.generation.prompt import expand_placeholders
-from adgen.generation.reading import Reading, read_prompts
+from adgen.generation.reading import read_prompts
 from adgen.generation.sampling import guided, sample
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
@@ -430,18 +430,13 @@ def stepped(model: UniAdGen, num_slots: int, capacity: int) -> tuple[UniAdGen, S
     return model, layers, slots
 
 
-def whole(embeds: torch.Tensor) -> Reading:
-    """A prompt of which nothing is left out."""
-    return Reading(embeds, torch.arange(len(embeds)))
-
-
 def test_the_engine_writes_the_golden_text(whole_model):
     golden = Golden("text")
     embeds, mask = golden.input("inputs_embeds"), golden.input("attention_mask")
     eos, num_new = golden.facts["eos"], golden.facts["max_new_tokens"]
     with torch.inference_mode():
         model, layers, slots = stepped(whole_model, len(embeds), embeds.shape[1] + num_new)
-        hidden = read_prompts(layers, slots, [whole(e[m.bool()]) for e, m in zip(embeds, mask, strict=True)])
+        hidden = read_prompts(layers, slots, [e[m.bool()] for e, m in zip(embeds, mask, strict=True)])
         tokens, scores = [], []
         for _ in range(golden.out("tokens").shape[1]):
             scores.append(model.text_logits(hidden))
@@ -465,7 +460,7 @@ def test_the_engine_paints_the_golden_picture(whole_model):
         negative = golden.input("neg_ids")[row][golden.input("neg_attention_mask")[row].bool()]
         with torch.inference_mode():
             model, layers, slots = stepped(whole_model, 1, len(embeds) + num_tokens)
-            conditional = read_prompts(layers, slots, [whole(embeds)])
+            conditional = read_prompts(layers, slots, [embeds])
             unconditional = slots.share_negative_prompt(model.decoder.embed_tokens(negative))
             pixels = golden.input("condition_pixels")[row : row + 1]
             slots.additions.copy_(model.foreground(pixels) * settings.control_strength)

@@ -59,7 +59,7 @@ def test_a_rows_bits_depend_on_that_row_alone(cache_type):
 
 
 @needs_compiler
-def test_two_halves_in_one_go_are_what_they_are_apart():
+def test_two_branches_in_one_go_are_what_they_are_apart():
     """And moving a cache, or its lengths, is noticed: arguments are kept from step to step."""
     (one, *first), (other, *second) = example(torch.float32), example(torch.float32, shared=70, seed=1)
     step = [torch.cat(pair) for pair in zip(first, second, strict=True)]
@@ -69,21 +69,6 @@ def test_two_halves_in_one_go_are_what_they_are_apart():
         one.cache.keys[1], one.cache.lengths = one.cache.keys[1].clone(), one.cache.lengths.clone() // 2
         other.cache.lengths += 1
         other.cache.lengths.clamp_(max=200)
-
-
-@needs_compiler
-def test_halves_that_share_a_cache_go_one_after_another():
-    """A later one sees what an earlier one has written: several tokens of a row in one step."""
-    branch, *step = example(torch.float32)
-    twin, *_ = example(torch.float32)
-    ahead = lambda h: replace(h, cache=KeyValueCache(h.cache.keys, h.cache.values, h.cache.lengths.clamp(max=199) + 1), plans={})  # noqa: E731
-    branch.cache.lengths.clamp_(max=199)
-    twin.cache.lengths.clamp_(max=199)
-    both = [torch.cat((part, part.flip(0))) for part in step]
-    out = attention.attend(*both, (branch, ahead(branch)), 1)
-    expected = torch.cat([attend_torch(*step, twin, 1), attend_torch(*(part.flip(0) for part in step), ahead(twin), 1)])
-    working = torch.cat((branch.active, branch.active))
-    torch.testing.assert_close(out[working], expected[working], atol=2e-6, rtol=2e-6)
 
 
 @needs_compiler

@@ -23,10 +23,8 @@ def test_every_option_is_measured(costs):
     assert all(cost.speed_up > 0 and cost.step_speed_up > 0 for cost in costs.values())
 
 
-def test_what_is_not_lossless_moves_the_distribution_and_what_is_does_not_claim_to(costs):
-    assert costs["speculation 4"].moved is None
-    for name in OPTIONS.keys() - {"speculation 4"}:
-        assert 0 < costs[name].moved < 1, name
+def test_every_lossy_option_moves_the_distribution(costs):
+    assert all(0 < cost.moved < 1 for cost in costs.values())
     assert costs["top-p 0.95"].moved == pytest.approx(0.05, abs=0.02), "what a nucleus leaves out is what it moves"
     assert costs["top-p 0.95"].argmax_kept == 1
 

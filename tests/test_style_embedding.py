@@ -19,9 +19,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from adgen.errors import ModelError
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.generate import embed, embed_history, generate, kept_history
+from adgen.generation.generate import embed, embed_history, generate
 from adgen.generation.prompt import PromptFacts
-from adgen.generation.reading import reading
 from adgen.model.checkpoint import load, save
 from adgen.model.config import STYLE_SLOT
 from adgen.model.initialize import initialize
@@ -175,16 +174,6 @@ def test_tokens_of_a_model_with_a_style_embedding_equal_the_two_pass_oracle(samp
 def test_the_engine_adds_the_style_embedding_as_the_simple_loop_does():
     expected = generate(styled_model(), PROMPTER, requests(), SAMPLED)
     assert_same(Engine(styled_model(), PROMPTER, EngineSettings(num_slots=2), SAMPLED).generate(requests()), expected)
-
-
-def test_dropping_masked_history_keeps_the_style_embedding():
-    model, request = styled_model(), requests()[0]
-    history, kept = embed_history(model, PROMPTER, request), kept_history(model, PROMPTER, request)
-    prompt = PROMPTER.picture_prompt(request.facts, "mug")
-    read = reading(model, prompt, history, kept)
-    assert len(read) == len(prompt) - int((~kept).sum())
-    assert read.positions[-1] == len(prompt) - 1
-    torch.testing.assert_close(read.embeds[-1], embed(model, prompt, history)[-1])
 
 
 def test_teacher_forced_logits_with_a_style_embedding_are_those_of_cached_generation():

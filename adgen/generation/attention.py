@@ -31,15 +31,12 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch],
         return _branch_by_branch(attend_gpu, qkv, cos, sin, branches, layer)
     if not cpu.library() or cos.shape[-1] > cpu.MAX_HEAD_SIZE:
         return _branch_by_branch(attend_torch, qkv, cos, sin, branches, layer)
-    if len({id(branch.cache.keys) for branch in branches}) == len(branches):
-        return attend_cpu(qkv, cos, sin, branches, layer)
-    return _branch_by_branch(lambda *step: attend_cpu(*step[:3], (step[3],), step[4]), qkv, cos, sin, branches, layer)
+    return attend_cpu(qkv, cos, sin, branches, layer)
 
 
 def _branch_by_branch(
     attend_branch: Callable, qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], layer: int
 ) -> Tensor:
-    """In order: a branch may look at what an earlier one has written."""
     outs, first = [], 0
     for branch in branches:
         rows = slice(first, first + len(branch.offsets))

@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.generate import Request, Result, embed, embed_history, kept_history, read_title
+from adgen.generation.generate import Request, Result, embed, embed_history, read_title
 from adgen.generation.layers import StepLayers
 from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.reading import check_request, continue_prompts, read_prompts, reading, show_products
+from adgen.generation.reading import check_request, continue_prompts, read_prompts, show_products
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
-from adgen.generation.speculating import SpeculativePainter
 from adgen.generation.timings import PhaseTimings
 from adgen.generation.titles import TitleWriter
 from adgen.model.image_tokens import to_uint8
@@ -33,8 +32,8 @@ class _Rows:
 
     requests: Sequence[Request]
     prompts: Sequence[Prompt]
-    histories: Sequence[tuple[Tensor, Tensor | None]]
-    """Embedded rows (R, D), and which of them are read (None: all)."""
+    histories: Sequence[Tensor]
+    """Embedded rows (R, D) of each request."""
 
 
 class BatchRunner:
@@ -55,7 +54,7 @@ class BatchRunner:
         self._model, self._prompter, self._layers = model, prompter, layers
         self._settings, self._sampling, self._timings = settings, sampling, timings
         cache_dtype = settings.torch_cache_dtype(model.device)
-        self.slots = Slots(model.config, layers, num_slots, capacity, model.dtype, cache_dtype, settings.speculation)
+        self.slots = Slots(model.config, layers, num_slots, capacity, model.dtype, cache_dtype)
         with torch.inference_mode():
             self._negative_end = self.slots.share_negative_prompt(embed(model, prompter.negative_prompt(), None))
         self._capture_steps()
@@ -89,8 +88,7 @@ class BatchRunner:
         rows = _Rows(requests, prompts, [self._history(request) for request in requests])
         self._make_room(needed)
         self.slots.start([request.seed for request in requests])
-        readings = [reading(model, prompt, *history) for prompt, history in zip(prompts, rows.histories, strict=True)]
-        hidden = read_prompts(self._layers, self.slots, readings)
+        hidden = read_prompts(self._layers, self.slots, self._embedded(prompts, rows))
         return rows, hidden, show_products(model, self.slots, requests, self._sampling.control_strength)
 
     def _write_titles(self, rows: _Rows, hidden: Tensor) -> tuple[list[list[int]], list[str | None]]:
@@ -105,8 +103,8 @@ class BatchRunner:
         pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles, strict=True)]
         self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
         cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, written, strict=True)]
-        readings = [reading(model, prompt, *history) for prompt, history in zip(pictures, rows.histories, strict=True)]
-        return continue_prompts(self._layers, self.slots, cached, pictures, readings), sum(map(len, readings))
+        hidden = continue_prompts(self._layers, self.slots, cached, pictures, self._embedded(pictures, rows))
+        return hidden, sum(map(len, pictures))
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Codes (B, N) -> pictures (B, H, W, 3) uint8 on the CPU; always as many at once, so that bytes repeat."""
@@ -117,9 +115,12 @@ class BatchRunner:
             pictures.append(to_uint8(self._model.image_tokenizer.decode(full))[: len(chunk)].cpu())
         return torch.cat(pictures)
 
-    def _history(self, request: Request) -> tuple[Tensor, Tensor | None]:
-        arguments = (self._model, self._prompter, request, self._sampling.preference_noise)
-        return embed_history(*arguments), kept_history(*arguments) if self._settings.drop_masked_history else None
+    def _history(self, request: Request) -> Tensor:
+        return embed_history(self._model, self._prompter, request, self._sampling.preference_noise)
+
+    def _embedded(self, prompts: Sequence[Prompt], rows: _Rows) -> list[Tensor]:
+        """Each row's prompt with its history, (T, D)."""
+        return [embed(self._model, prompt, history) for prompt, history in zip(prompts, rows.histories, strict=True)]
 
     def _make_room(self, capacity: int) -> None:
         """A prompt longer than was planned for moves the caches; the captured steps must be captured anew."""
@@ -128,7 +129,6 @@ class BatchRunner:
 
     def _capture_steps(self) -> None:
         """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
-        parts = (self._layers, self.slots, self._sampling)
-        capture, window = self._settings.tensor_parallel == 1, self._settings.speculation
-        self._writer = TitleWriter(self._model, self._prompter, *parts, capture)
-        self._painter = Painter(self._model, *parts, capture) if window == 1 else SpeculativePainter(self._model, *parts, window)
+        parts = (self._layers, self.slots, self._sampling, self._settings.tensor_parallel == 1)
+        self._writer = TitleWriter(self._model, self._prompter, *parts)
+        self._painter = Painter(self._model, *parts)

@@ -1,11 +1,11 @@
 """How an engine runs, as settings; and how many creatives it makes at once. No torch here until a method is asked for it:
 who only reads a job's settings need not load it."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from adgen.config import Settings
+from adgen.config import Removed, Settings
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,8 @@ class EngineSettings(Settings):
     """How the model runs. What it draws is not decided here (SamplingSettings), but dtype and num_slots may change the
     last bits of a logit, so both are recorded."""
 
+    REMOVED: ClassVar = {"drop_masked_history": Removed(False, "0.2.0"), "speculation": Removed(1, "0.2.0")}
+
     num_slots: int | None = Field(None, ge=1)
     """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
     memory does not suffice after all."""
@@ -29,11 +31,6 @@ class EngineSettings(Settings):
     """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
     weights: WeightType = "same"
     """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
-    drop_masked_history: bool = False
-    """Leave out of the prompt the history tokens that the preference masks zeroed: 60% of them. Not lossless, since the
-    fusion writes into their rows too."""
-    speculation: int = Field(1, ge=1, le=16)
-    """Image tokens that a step drafts and verifies; 1 draws them one by one. The distribution stays, the draws are others."""
     tensor_parallel: int = Field(1, ge=1)
     """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
@@ -76,7 +73,7 @@ class EngineSettings(Settings):
         dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
         return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)
 
-    def lossy_options(self) -> dict[str, str | bool | int]:
-        """The options that change creatives for speed, where they are on: they belong to what a creative is made of."""
-        options = {name: getattr(self, name) for name in ("cache_dtype", "weights", "drop_masked_history", "speculation")}
+    def lossy_options(self) -> dict[str, str]:
+        """The options that are on and change creatives for speed: a creative's fingerprint contains them."""
+        options = {name: getattr(self, name) for name in ("cache_dtype", "weights")}
         return {name: value for name, value in options.items() if value != type(self).model_fields[name].default}

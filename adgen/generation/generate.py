@@ -112,14 +112,6 @@ def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: 
     return torch.cat(model.embed_history(*tokens, noise, _preference_generator(request, noise)), dim=1)[0]
 
 
-def kept_history(model: UniAdGen, prompter: Prompter, request: Request, noise: bool = False) -> Tensor:
-    """Which rows of `embed_history` the preference masks keep, (R,) bool; none of them stands for the style embedding."""
-    if not request.has_history:
-        return torch.ones(0, dtype=torch.bool, device=model.device)
-    tokens = history_tokens(model, prompter, request)
-    return model.kept_history(*tokens, noise, _preference_generator(request, noise))[0]
-
-
 def history_tokens(model: UniAdGen, prompter: Prompter, request: Request) -> tuple[Tensor, Tensor]:
     """Codes (1, N, Ti) and title tokens (1, Nt, Tt) of a request's history. ModelError for codes of another size."""
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)

@@ -19,9 +19,6 @@ from adgen.generation.linears import Prepare, joined
 from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
 from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
 
-MAX_AHEAD = 16
-"""Positions behind the model's last that a step may touch: drafts past the end of a picture, which are never kept."""
-
 
 class StepLayer(nn.Module):
     """One layer: norms as they are, q/k/v and gate/up joined."""
@@ -65,7 +62,7 @@ class StepLayers(nn.Module):
         for index in range(len(decoder.layers)):
             self.layers.append(StepLayer(decoder.layers[index], prepare))
             decoder.layers[index] = nn.Identity()  # free its weights before the next layer is joined
-        positions = torch.arange(decoder.config.max_positions + MAX_AHEAD, device=device)[None]
+        positions = torch.arange(decoder.config.max_positions, device=device)[None]
         cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)
         self.rope = Rope(cos[0, 0], sin[0, 0])
 
@@ -96,19 +93,19 @@ class StepLayers(nn.Module):
             branch.advance()
         return self.norm(x)
 
-    def prefill(self, embeds: Tensor, row: RowCache, positions: Tensor) -> Tensor:
+    def prefill(self, embeds: Tensor, row: RowCache) -> Tensor:
         """Append a prompt (T, D), T >= 1, to one row; the normed hidden state (D,) at its end.
 
-        positions (T,) are the tokens' RoPE positions. A row goes alone: no padding, and no neighbour changes its rounding.
+        A row goes alone: no padding, and no neighbour changes its rounding.
         """
         last = embeds[-1]
-        for chunk, at in zip(embeds.split(MAX_PREFILL_TOKENS), positions.split(MAX_PREFILL_TOKENS), strict=True):
-            last = self._prefill_chunk(chunk, row, at)
+        for chunk in embeds.split(MAX_PREFILL_TOKENS):
+            last = self._prefill_chunk(chunk, row)
         return self.norm(last)
 
-    def _prefill_chunk(self, x: Tensor, row: RowCache, positions: Tensor) -> Tensor:
+    def _prefill_chunk(self, x: Tensor, row: RowCache) -> Tensor:
         length, cached = len(x), row.length
-        cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        cos, sin = self.rope.cos[cached : cached + length], self.rope.sin[cached : cached + length]
         visible = torch.ones(length, cached + length, dtype=torch.bool, device=x.device).tril(cached)
         for index, layer in enumerate(self.layers):
             qkv = layer.qkv(layer.input_norm(x)).unflatten(-1, (-1, layer.head_size)).transpose(0, 1)

@@ -4,13 +4,12 @@ Shapes: B slots, T tokens of a prompt, D hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from adgen.errors import ModelError
-from adgen.generation.generate import Request, check_codes, common_prefix, embed
+from adgen.generation.generate import Request, check_codes, common_prefix
 from adgen.generation.layers import StepLayers
 from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.sampling_settings import SamplingSettings
@@ -35,35 +34,9 @@ def check_request(model: UniAdGen, prompter: Prompter, request: Request, samplin
     return needed
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What a row reads of its prompt: the embeddings (T, D) and the RoPE positions (T,) of the tokens that are not left out."""
-
-    embeds: Tensor
-    positions: Tensor
-
-    def __len__(self) -> int:
-        return len(self.positions)
-
-
-def reading(model: UniAdGen, prompt: Prompt, history: Tensor, kept: Tensor | None = None) -> Reading:
-    """A whole prompt, or without the history rows that are False in kept (R,). A token that stays keeps its position, so
-    attention among the others is as it was."""
-    embeds = embed(model, prompt, history)
-    positions = torch.arange(len(prompt), device=embeds.device)
-    if kept is None:
-        return Reading(embeds, positions)
-    positions = positions[[index for index, slot in enumerate(prompt.slots) if slot < 0 or kept[slot]]]
-    return Reading(embeds[positions], positions)
-
-
-def read_prompts(layers: StepLayers, slots: Slots, readings: Sequence[Reading]) -> Tensor:
-    """Fill empty conditional rows with their prompts; hidden states (B, D) at the ends."""
-    ends = []
-    for row, read in enumerate(readings):
-        ends.append(layers.prefill(read.embeds, slots.conditional.row(row), read.positions))
-        slots.conditional.offsets[row] = read.positions[-1] + 1 - len(read)
-    return torch.stack(ends)
+def read_prompts(layers: StepLayers, slots: Slots, prompts: Sequence[Tensor]) -> Tensor:
+    """Fill empty conditional rows with their embedded prompts, (T, D) each; hidden states (B, D) at the ends."""
+    return torch.stack([layers.prefill(embeds, slots.conditional.row(row)) for row, embeds in enumerate(prompts)])
 
 
 def show_products(model: UniAdGen, slots: Slots, requests: Sequence[Request], strength: float) -> bool:
@@ -90,19 +63,18 @@ def continue_prompts(
     slots: Slots,
     cached: Sequence[Sequence[int]],
     pictures: Sequence[Prompt],
-    readings: Sequence[Reading],
+    embedded: Sequence[Tensor],
 ) -> Tensor:
-    """Bring rows that hold a prompt and the title they wrote (`cached`, their ids) to their picture prompts; hidden states
-    (B, D) at the ends.
+    """Bring rows that hold a prompt and the title they wrote (`cached`, their ids) to their picture prompts (embedded (T, D)
+    each); hidden states (B, D) at the ends.
 
     The published flow re-tokenises the title as text. A row's cache is cut back to the ids that it shares with its new
     prompt, and only the rest is read.
     """
     ends = []
-    for index, (old, picture, read) in enumerate(zip(cached, pictures, readings, strict=True)):
+    for index, (old, picture, embeds) in enumerate(zip(cached, pictures, embedded, strict=True)):
         row = slots.conditional.row(index)
-        shared = int((read.positions < common_prefix(old, picture.ids)).sum())
         # One token is left to read at least. The last one written was never fed: the cache does not hold it.
-        row.cut(min(shared, len(read) - 1, row.length))
-        ends.append(layers.prefill(read.embeds[row.length :], row, read.positions[row.length :]))
+        row.cut(min(common_prefix(old, picture.ids), len(picture) - 1, row.length))
+        ends.append(layers.prefill(embeds[row.length :], row))
     return torch.stack(ends)

@@ -52,12 +52,6 @@ def _noise_words(seeds: Tensor, step: Tensor | int, stream: int, blocks: Tensor)
     return philox(counter, key)
 
 
-def uniform_noise(seeds: Tensor, step: Tensor | int, stream: int, size: int) -> Tensor:
-    """Numbers in (0, 1), (B, size) fp32, keyed as `gumbel_noise` is."""
-    blocks = torch.arange(-(-size // 4), device=seeds.device).expand(len(seeds), -1)
-    return _uniform(_noise_words(seeds, step, stream, blocks).flatten(1)[:, :size])
-
-
 def _uniform(words: Tensor) -> Tensor:
     # 23 bits and a half: the largest value is 1 - 2**-24, the last fp32 below 1, whose Gumbel noise is finite.
     return ((words >> 9).float() + 0.5) * 2.0**-23

@@ -23,20 +23,16 @@ class Slots:
         capacity: int,
         dtype: torch.dtype,
         cache: torch.dtype,
-        window: int = 1,
     ):
-        """capacity: tokens of the longest prompt, its title and picture. dtype: of activations; cache: of keys and values.
-        window: image tokens that a step reads."""
+        """capacity: tokens of the longest prompt, its title and picture. dtype: of activations; cache: of keys and values."""
         device = layers.rope.cos.device
         self.num_slots, self.num_tokens = num_slots, config.image.tokens_per_picture
-        self._layers, self._cache_dtype, self._ahead = layers, cache, window - 1
+        self._layers, self._cache_dtype = layers, cache
         negative = empty_cache(len(layers.layers), 1, layers.num_groups, 0, layers.head_size, device, cache)
         counts = lambda: torch.zeros(num_slots, dtype=torch.int64, device=device)  # noqa: E731
         self._active = torch.ones(num_slots, dtype=torch.bool, device=device)
-        self.conditional = CfgBranch(self._cache(num_slots, capacity + self._ahead), counts(), self._active)
-        self.unconditional = CfgBranch(
-            self._cache(num_slots, self.num_tokens + self._ahead), counts(), torch.ones_like(self._active), negative
-        )
+        self.conditional = CfgBranch(self._cache(num_slots, capacity), counts(), self._active)
+        self.unconditional = CfgBranch(self._cache(num_slots, self.num_tokens), counts(), torch.ones_like(self._active), negative)
         shape = (config.num_additions, num_slots, self.num_tokens, config.decoder.hidden_size)
         self.additions = torch.zeros(shape, device=device, dtype=dtype)
         """Of up to B products; `product` says which a slot shows."""
@@ -50,7 +46,7 @@ class Slots:
     @property
     def capacity(self) -> int:
         """Tokens that a conditional row can hold."""
-        return self.conditional.cache.capacity - self._ahead
+        return self.conditional.cache.capacity
 
     def start(self, seeds: list[int]) -> None:
         """Begin a batch: empty rows, all of them at work."""
@@ -74,7 +70,7 @@ class Slots:
         """Conditional rows can hold at least `capacity` tokens; True when the cache had to move for it."""
         if capacity <= self.capacity:
             return False
-        grown = self._cache(self.num_slots, capacity + self._ahead)
+        grown = self._cache(self.num_slots, capacity)
         grown.copy_from(self.conditional.cache)
         self.conditional.cache = grown
         return True
@@ -88,7 +84,7 @@ class Slots:
         self.unconditional.prefix = prefix
         self.unconditional.offsets.fill_(len(embeds))
         alone = CfgBranch(prefix, torch.zeros(1, dtype=torch.int64, device=device), torch.ones(1, dtype=torch.bool, device=device))
-        return self._layers.prefill(embeds, alone.row(0), torch.arange(len(embeds), device=device))
+        return self._layers.prefill(embeds, alone.row(0))
 
     def _cache(self, rows: int, capacity: int):
         layers = self._layers

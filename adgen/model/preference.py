@@ -131,11 +131,6 @@ class MaskGenerator(nn.Module):
         """(B, N, T, D) -> (B, N, T, D)."""
         return self.similarity_mask_layer(self.base_transformer(items, real), items, gumbel, real)
 
-    def kept(self, items: Tensor, gumbel: Tensor | None = None) -> Tensor:
-        """Which tokens of items (B, N, T, D) the mask keeps, (B, N*T) bool."""
-        layer = self.similarity_mask_layer
-        return layer.mask(layer.similarity(self.base_transformer(items), items), gumbel).flatten(1) > 0.5
-
 
 class DualModalityFusion(nn.Module):
     """Pictures and titles of a history, read together (spec 2.3)."""
@@ -245,13 +240,6 @@ class Preference(nn.Module):
         """Embeddings (B, N, D) of the clicks -> the style embedding (B, 1, D). In training the plain mean of a sample's clicks."""
         agreement = 0.0 if self.training else self.agreement_weighting
         return self.style_gain * style_embedding(clicks, num_items, agreement)[:, None]
-
-    def kept(self, images: Tensor, titles: Tensor, noise: bool | None = None, generator: torch.Generator | None = None) -> Tensor:
-        """Which rows of `forward` come from tokens that the masks keep, (B, N*Ti + Nt*Tt) bool."""
-        noise = self.training if noise is None else noise
-        parts = ((self.visual_mask_generator, images), (self.text_mask_generator, titles))
-        kept = [mask.kept(items, _gumbel(items, generator) if noise else None) for mask, items in parts if items.shape[1]]
-        return torch.cat(kept, dim=1)
 
 
 def _with_current_names(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: object) -> None:

@@ -72,12 +72,6 @@ class UniAdGen(nn.Module):
         """Codes (B, N, Ti) -> an embedding of each clicked picture, (B, N, D); for a model with a style encoder."""
         return self.preference.style_encoder(self.image_embedding(image_codes))
 
-    def kept_history(
-        self, image_codes: Tensor, title_ids: Tensor, noise: bool | None = None, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Which of the rows of `embed_history` the masks keep, (B, N*Ti + Nt*Tt) bool; the same noise for the same generator."""
-        return self.preference.kept(self.image_embedding(image_codes), self.decoder.embed_tokens(title_ids), noise, generator)
-
     def embed_prompt(self, ids: Tensor, slots: Tensor, history: Tensor) -> Tensor:
         """Prompt tokens (B, T) with some positions taken from the history -> embeddings (B, T, D).
 

@@ -44,7 +44,7 @@ def test_the_same_request_gives_the_same_bytes_again(dtype):
     assert_same(made(dtype=dtype), made(dtype=dtype))
 
 
-@pytest.mark.parametrize("option", [{"cache_dtype": "float8_e4m3fn"}, {"drop_masked_history": True}, {"speculation": 3}])
+@pytest.mark.parametrize("option", [{"cache_dtype": "float8_e4m3fn"}, {"weights": "int8"}])
 def test_options_run(option):
     assert len(made(dtype="bfloat16", **option)) == len(requests())
 

@@ -27,8 +27,6 @@ OPTIONS: dict[str, tuple[dict, dict]] = {
     "float8 cache": ({"cache_dtype": "float8_e4m3fn"}, {}),
     "int8 weights": ({"weights": "int8"}, {}),
     "float8 weights": ({"weights": "float8_e4m3fn"}, {}),
-    "masked history dropped": ({"drop_masked_history": True}, {}),
-    "speculation 4": ({"speculation": 4}, {}),
     "top-k 256": ({}, {"picture_top_k": 256}),
     "top-p 0.95": ({}, {"picture_top_p": 0.95}),
     "bfloat16": ({"dtype": "bfloat16"}, {}),
@@ -45,11 +43,9 @@ class OptionCost:
     """Seconds of a plain batch over seconds of one with the option, phases all together; median of interleaved pairs."""
     step_speed_up: float
     """The same of the picture alone."""
-    steps: float
-    """Steps of a picture."""
-    moved: float | None
-    """Mean total variation distance (0..1); None where the distribution is the plain one by construction."""
-    argmax_kept: float | None
+    moved: float
+    """Mean total variation distance (0..1)."""
+    argmax_kept: float
 
 
 def measure_options(
@@ -77,20 +73,9 @@ def measure_options(
         optional = engine(changes, draws)
         optional.generate(requests)
         ratios = [_pair(plain, optional, requests) for _ in range(pairs)]
-        moved = kept = None
-        if optional.settings.speculation == 1:
-            moved, kept = _difference(expected, forced_distributions(optional, requests, codes))
-        batches = optional.num_calls
-        costs.append(
-            OptionCost(
-                name,
-                statistics.median(r[0] for r in ratios),
-                statistics.median(r[1] for r in ratios),
-                optional.timings.picture_steps / batches,
-                moved,
-                kept,
-            )
-        )
+        difference = _difference(expected, forced_distributions(optional, requests, codes))
+        whole, picture = (statistics.median(each) for each in zip(*ratios, strict=True))
+        costs.append(OptionCost(name, whole, picture, *difference))
     return costs
 
 

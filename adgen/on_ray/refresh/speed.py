@@ -58,11 +58,8 @@ class RunSpeed:
         nothing was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
             return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
-        lossy = self.settings.engine.lossy_options()
-        # A step of several drafts, or a prompt of which tokens are left out, has no roofline in this arithmetic.
-        has_roofline = not {"speculation", "drop_masked_history"} & lossy.keys()
         seconds = 1000 * self.engine_seconds * self.settings.engine.tensor_parallel / self.pictures
-        share = round(self.floor_seconds / self.engine_seconds, 4) if has_roofline else None
+        share = round(self.floor_seconds / self.engine_seconds, 4)
         price = self.settings.forecast.price_an_hour
         return {
             "share_of_roofline": share,
