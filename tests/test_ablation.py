@@ -9,13 +9,14 @@ from support.examples import example
 
 from adgen.config import load_settings
 from adgen.errors import SettingsError
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load, save
 from adgen.on_ray.training.ablation import VARIANTS, Ablation, check_plain, run_ablation, shuffle_histories, write_start
 from adgen.shop.synthetic.synth import synthesize
 from adgen.training.batches import LanguageCollator
 from adgen.training.settings import TrainingSettings
-from adgen.training.stages import load_prompter, make_task
+from adgen.training.stages import make_task
 
 ROOT = Path(__file__).parent.parent
 WITHOUT_STYLE = {"coarse_only", "published", "residual"}
@@ -84,7 +85,7 @@ def test_an_untrained_encoder_replaces_the_starts(start, tmp_path):
         parameter.data += 1.0
     taught.preference.visual_mask_generator.base_transformer.pos_encoding.data += 1.0
     save(taught, tmp_path / "taught")
-    load_prompter(start).save(tmp_path / "taught")
+    ModelDirectory(start).prompter.save(tmp_path / "taught")
     write_start(tmp_path / "taught", tmp_path / "fresh", 0, "fresh")
     taught, fresh = load(tmp_path / "taught"), load(tmp_path / "fresh")
     assert fresh.config == taught.config
@@ -134,7 +135,7 @@ def test_coarse_only_reads_the_raw_history(start):
 
 def test_a_model_without_history_is_held_out_without(start):
     settings = TrainingSettings(stage="personal", dropout={"history": 1.0})
-    collator = LanguageCollator(load_prompter(start), load(start).config, settings)
+    collator = LanguageCollator(ModelDirectory(start).prompter, load(start).config, settings)
     assert collator([example(0, load(start).config)], None)["num_items"].tolist() == [0]
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -15,12 +16,12 @@ from support.models import save_small_model, small_config, small_model, small_pr
 from transformers import JanusConfig, JanusForConditionalGeneration
 
 from adgen.errors import ModelError
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.prompt import Prompter
 from adgen.model.checkpoint import (
     load,
     load_dinov2,
     load_finetune,
-    model_digest,
     on_meta,
     save,
     trainable_names,
@@ -282,10 +283,10 @@ def test_files_carry_published_names_whatever_transformers_calls_its_layers(tmp_
 def test_the_digest_of_a_model_is_that_of_its_bytes(tmp_path):
     save_small_model(tmp_path / "a")
     save_small_model(tmp_path / "b")
-    assert model_digest(tmp_path / "a") == model_digest(tmp_path / "b")
+    assert ModelDirectory(tmp_path / "a").digest == ModelDirectory(tmp_path / "b").digest
     with (tmp_path / "b" / "prompt.toml").open("a") as file:
         file.write("# changed\n")
-    assert model_digest(tmp_path / "a") != model_digest(tmp_path / "b")
+    assert ModelDirectory(tmp_path / "a").digest != ModelDirectory(tmp_path / "b").digest
 
 
 def test_loading_holds_one_copy(tmp_path):
@@ -433,7 +434,8 @@ def test_a_tokenizer_without_the_needed_tokens_is_refused(tmp_path):
     with pytest.raises(ModelError, match=r"tokenizer\.json: has no special token '<title_placeholder>'"):
         Prompter.load(tmp_path, small_config())
     highest = max(t["id"] for t in json.loads(path.read_text())["added_tokens"])
-    prompter = Prompter.load(tmp_path, small_config(), add_missing=True)
+    (tmp_path / "adgen.json").unlink()  # as a Janus-Pro directory, whose tokenizer is completed
+    prompter = Prompter.load(tmp_path, small_config())
     added = ["<title_placeholder>", "<grounding>", "</grounding>", "<box>", "</box>", "<ref>", "</ref>"]
     assert [prompter._special[name] for name in added] == list(range(highest + 1, highest + 8)), "in the published order"
 
@@ -444,7 +446,7 @@ def test_a_tokenizer_whose_ids_would_shift_is_refused(tmp_path):
     raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != "<title_placeholder>"]
     (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
     with pytest.raises(ModelError, match="ids have gaps"):
-        Prompter.load(tmp_path, small_config(), add_missing=True)
+        Prompter.load(tmp_path, small_config())
 
 
 def test_a_tokenizer_larger_than_the_models_table_is_refused():
@@ -467,3 +469,50 @@ def test_pbs_checkpoint_with_momentum_encoder_and_arguments(tmp_path):
     torch.save({"model": tensors}, tmp_path / "pbs.pth")
     with pytest.raises(ModelError, match=r"key norm\.bias is missing"):
         load_pbs(tmp_path / "pbs.pth", config)
+
+
+# -- a model's directory, opened once ------------------------------------------------------------------------------------
+
+
+def test_a_model_directory_reads_each_part_once(tmp_path, monkeypatch):
+    save_small_model(tmp_path)
+    (tmp_path / "sampling.json").write_text('{"guidance": 3}')
+    directory = ModelDirectory(tmp_path)
+    directory.check()
+    assert directory.config == small_config()
+    digest = directory.digest
+    for file in tmp_path.iterdir():
+        file.unlink()
+    assert (directory.digest, directory.sampling, directory.config) == (digest, {"guidance": 3.0}, small_config())
+    assert directory.prompter is directory.prompter
+    with pytest.raises(ModelError, match=r"neither adgen\.json nor config\.json"):
+        _ = pickle.loads(pickle.dumps(directory)).config  # another process opens it anew
+
+
+def test_what_is_trained_is_what_the_weight_files_hold(tmp_path, janus):
+    save_small_model(tmp_path / "ours")
+    assert ModelDirectory(tmp_path / "ours").trained == {name.partition(".")[0] for name in small_model().state_dict()}
+    assert not {"foreground", "preference"} & ModelDirectory(janus[1]).trained
+    assert {"decoder", "image_tokenizer", "image_head"} <= ModelDirectory(janus[1]).trained
+
+
+@pytest.mark.parametrize(("change", "error"), [("model.safetensors", "no weights"), ("tokenizer.json", "no such file")])
+def test_a_directory_that_lacks_a_file_is_refused_before_its_weights_are_loaded(tmp_path, change, error):
+    save_small_model(tmp_path)
+    (tmp_path / change).unlink()
+    with pytest.raises(ModelError, match=error):
+        ModelDirectory(tmp_path).check()
+
+
+def test_digest_and_sampling_of_a_directory_need_no_torch():
+    code = """
+import sys
+from adgen.generation.model_directory import ModelDirectory
+from adgen.generation.sampling_settings import SamplingChoice
+from adgen.shipped import shipped_model
+directory = ModelDirectory(shipped_model())
+print(len(directory.digest), SamplingChoice().of(directory).guidance > 0, directory.config.name)
+print([m for m in ("torch", "transformers", "ray") if m in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out == "64 True tiny\n[]\n"

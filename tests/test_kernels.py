@@ -1,6 +1,5 @@
 """The C kernels against their torch twins: attention over caches of every kind, and the draw of image tokens."""
 
-from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -14,7 +13,6 @@ from adgen.generation.caches import CfgBranch, empty_cache
 from adgen.generation.kernels import cpu
 from adgen.generation.sampling import PICTURE, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
 from adgen.generation.sampling_settings import SamplingSettings
-from adgen.model.decoder import KeyValueCache
 
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler on this machine")
 CACHE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)

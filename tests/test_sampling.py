@@ -7,6 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from adgen.errors import AdgenError
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling import guided, gumbel_noise, philox, sample
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice, SamplingSettings
 from adgen.on_ray.refresh.settings import RefreshSettings
@@ -72,13 +73,14 @@ def test_guidance_weight_one_is_conditional_and_zero_unconditional():
 
 
 def test_a_job_says_more_than_its_model_and_the_model_more_than_the_paper(tmp_path):
-    assert SamplingChoice().of(tmp_path) == SamplingSettings()
+    assert SamplingChoice().of(ModelDirectory(tmp_path)) == SamplingChoice().of(None) == SamplingSettings()
     (tmp_path / SAMPLING_FILE).write_text('{"title_temperature": 0.5, "guidance": 3}')
-    found = SamplingChoice(title_temperature=0.0).of(tmp_path)
+    model = ModelDirectory(tmp_path)
+    found = SamplingChoice(title_temperature=0.0).of(model)
     assert (found.title_temperature, found.guidance, found.picture_temperature) == (0.0, 3.0, 1.0)
-    assert SamplingChoice().of(tmp_path).title_temperature == 0.5
-    assert RefreshSettings().creative_digests()[0] == SamplingSettings().digest()  # what is said twice makes nothing anew
-    assert RefreshSettings(model=tmp_path).creative_digests()[0] == SamplingChoice().of(tmp_path).digest()
+    assert SamplingChoice().of(model).title_temperature == 0.5
+    assert RefreshSettings().creative_digests(None)[0] == SamplingSettings().digest()  # what is said twice makes nothing anew
+    assert RefreshSettings().creative_digests(model)[0] == SamplingChoice().of(model).digest()
     assert pickle.loads(pickle.dumps(SamplingChoice(guidance=2))).guidance == 2  # Ray's workers get it so
 
 
@@ -86,7 +88,7 @@ def test_a_job_says_more_than_its_model_and_the_model_more_than_the_paper(tmp_pa
 def test_a_models_own_sampling_that_is_wrong_is_named(tmp_path, text):
     (tmp_path / SAMPLING_FILE).write_text(text)
     with pytest.raises(AdgenError, match=SAMPLING_FILE):
-        SamplingChoice().of(tmp_path)
+        SamplingChoice().of(ModelDirectory(tmp_path))
 
 
 def test_a_job_has_the_bounds_of_every_sampling_setting():

@@ -12,10 +12,10 @@ from adgen.config import load_settings
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.pictures import history_pixels, picture_codes
-from adgen.generation.prompt import Prompter
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
-from adgen.model.checkpoint import load, read_config
+from adgen.model.checkpoint import load
 from adgen.model.config import PRESETS
 from adgen.model.pbs import load_pbs
 from adgen.model.style_embedding import click_shares
@@ -69,7 +69,7 @@ def test_its_training_facts_tell_every_stage_and_no_place():
 
 def test_it_is_what_the_recipe_says():
     """Sizes and sampling: a run of the recipe that began before they changed would ship the old ones."""
-    assert read_config(shipped_model()) == PRESETS["tiny"]()
+    assert ModelDirectory(shipped_model()).config == PRESETS["tiny"]()
     said = json.loads((shipped_model() / SAMPLING_FILE).read_text(encoding="utf-8"))
     assert said == load_settings(Recipe, ROOT / "jobs" / "train_tiny.toml").sampling.model_dump(exclude_none=True)
     assert load_pbs(shipped_encoder()).config.image_size == 64
@@ -79,9 +79,8 @@ def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
     """The same product for four users: each picture's rim is nearest to the pictures that its own user clicked."""
     model = load(shipped_model(), dtype=torch.float32)  # of its own: an engine takes a model over
     codes = {name: clicked(model, pictures[name][:6]) for name in CLEAR_STYLES}
-    engine = Engine(
-        model, Prompter.load(shipped_model(), model.config), EngineSettings(num_slots=4), SamplingChoice().of(shipped_model())
-    )
+    directory = ModelDirectory(shipped_model())
+    engine = Engine(model, directory.prompter, EngineSettings(num_slots=4), SamplingChoice().of(directory))
     made = engine.generate([Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes[name]) for name in CLEAR_STYLES])
     usual = {name: np.mean([rim(picture) for picture in pictures[name]], axis=0) for name in CLEAR_STYLES}
     for name, result in zip(CLEAR_STYLES, made, strict=True):

@@ -12,6 +12,7 @@ from adgen.generation.benchmark.machine import Machine
 from adgen.generation.benchmark.roofline import Workload, roofline
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.generation.timings import PhaseTimings
 from adgen.on_ray.refresh import slot_plan
@@ -62,17 +63,17 @@ def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_pat
     capacity = row_capacity(small_config(), small_prompter(), SAMPLED)
     expected = plan_num_slots(small_config(), capacity, 20_000_000, torch.bfloat16, torch.bfloat16)
     assert 1 < expected < 256
-    assert plan_slots(settings, "cuda") == expected
-    assert plan_slots(settings, "cpu") == CPU_SLOTS
-    assert plan_slots(settings.model_copy(update={"engine": EngineSettings(num_slots=9)}), "cuda") == 9
+    assert plan_slots(settings, ModelDirectory(tmp_path), "cuda") == expected
+    assert plan_slots(settings, ModelDirectory(tmp_path), "cpu") == CPU_SLOTS
+    assert plan_slots(settings.model_copy(update={"engine": EngineSettings(num_slots=9)}), ModelDirectory(tmp_path), "cuda") == 9
 
 
 def test_only_lossy_options_change_what_a_creative_is_made_of():
     plain = RefreshSettings()
-    with_engine = lambda **values: RefreshSettings(engine=values).creative_digest()  # noqa: E731
-    assert with_engine(num_slots=3, tensor_parallel=2, deepspeed=False) == plain.creative_digest()
+    with_engine = lambda **values: RefreshSettings(engine=values).creative_digest(None)  # noqa: E731
+    assert with_engine(num_slots=3, tensor_parallel=2, deepspeed=False) == plain.creative_digest(None)
     lossy = [{"weights": "int8"}, {"cache_dtype": "float8_e4m3fn"}]
-    assert len({plain.creative_digest(), *(with_engine(**values) for values in lossy)}) == 3
+    assert len({plain.creative_digest(None), *(with_engine(**values) for values in lossy)}) == 3
 
 
 def test_the_model_itself_is_what_the_floor_counts():

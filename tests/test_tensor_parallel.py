@@ -19,6 +19,7 @@ from adgen.generation import engine as engine_module
 from adgen.generation.engine import Engine, serve_rank, start_rank
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
+from adgen.generation.model_directory import ModelDirectory
 
 SETTINGS = EngineSettings(num_slots=2, tensor_parallel=2, timeout_seconds=20)
 TOO_MANY_CODES = Request("mug", 1, history_codes=torch.zeros(1, 9, dtype=torch.int64))
@@ -66,7 +67,7 @@ def run_rank(rank, port, model_dir, settings, lead, directory):
     outcome = {}
     engine_module.wrap_decoder = note_shapes(engine_module.wrap_decoder)
     try:
-        engine = start_rank(rank, 2, "127.0.0.1", port, model_dir, settings, SAMPLED)
+        engine = start_rank(rank, 2, "127.0.0.1", port, ModelDirectory(model_dir), settings, SAMPLED)
         outcome = follow(engine) if rank else lead(engine, directory)
     except RunError as error:
         outcome = {"error": f"{type(error).__name__}: {error}", "at": time.time()}
@@ -219,4 +220,4 @@ def test_ranks_that_never_meet_say_so(model_dir):
         port = probe.getsockname()[1]
     settings = SETTINGS.model_copy(update={"start_timeout_seconds": 1.0})
     with pytest.raises(RunError, match=r"rank 1 of 2 at 127.0.0.1:\d+ failed while meeting the other ranks"):
-        start_rank(1, 2, "127.0.0.1", port, model_dir, settings)
+        start_rank(1, 2, "127.0.0.1", port, ModelDirectory(model_dir), settings)

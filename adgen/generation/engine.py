@@ -8,7 +8,6 @@ others sit in `serve_rank`.
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
@@ -20,13 +19,13 @@ from adgen.generation.generate import Request, Result
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.memory_plan import row_capacity
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
 from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
-from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
 from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
@@ -195,7 +194,7 @@ def start_rank(
     world_size: int,
     master_address: str,
     master_port: int,
-    model_dir: str | Path,
+    directory: ModelDirectory,
     settings: EngineSettings,
     sampling: SamplingSettings | None = None,
     device: str = "cpu",
@@ -205,12 +204,11 @@ def start_rank(
     Rank 0 then calls `generate` and at last `close`; the others call `serve_rank`. master_port is free on rank 0's host,
     master_address that host as all ranks reach it. device "cuda" is this process's current device.
     """
-    model = load(model_dir)  # in host memory: only this rank's share of the layers goes to the device
-    prompter = Prompter.load(model_dir, model.config)
+    model = directory.load()  # in host memory: only this rank's share of the layers goes to the device
     timeouts = settings.timeout_seconds, settings.start_timeout_seconds
     group = RankGroup(rank, world_size, master_address, master_port, *timeouts, device)
     with group.failing_together("sharing out the layers"):
-        return Engine(model, prompter, settings, sampling, group, device)
+        return Engine(model, directory.prompter, settings, sampling, group, device)
 
 
 def serve_rank(engine: Engine) -> int:

@@ -78,15 +78,12 @@ class Prompter:
         self._check_segments(source)
 
     @classmethod
-    def load(cls, directory: str | Path, config: ModelConfig, add_missing: bool | None = None) -> "Prompter":
+    def load(cls, directory: str | Path, config: ModelConfig) -> "Prompter":
         """The tokenizer of a model directory and its own template, or ours. ModelError names the file and what it lacks.
 
-        add_missing adds the tokens that the published model adds to a plain Janus tokenizer; None: where the directory is
-        Janus', and not ours.
+        A Janus-Pro tokenizer gets the tokens that the published model adds to it.
         """
         directory = Path(directory)
-        if add_missing is None:
-            add_missing = not (directory / CONFIG_FILE).exists()
         path = directory / TOKENIZER_FILE
         if not path.is_file():
             raise ModelError(f"{path}: no such file")
@@ -103,7 +100,7 @@ class Prompter:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         template = load_template(directory / TEMPLATE_FILE if (directory / TEMPLATE_FILE).exists() else None)
-        if add_missing:
+        if not (directory / CONFIG_FILE).exists():
             _add_missing(tokenizer, template.tokens)
         return cls(tokenizer, template, config, source=str(path))
 

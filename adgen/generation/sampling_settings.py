@@ -3,13 +3,16 @@
 import json
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from adgen.config import Settings, validate_settings
 from adgen.errors import ModelError
+
+if TYPE_CHECKING:
+    from adgen.generation.model_directory import ModelDirectory
 
 SAMPLING_FILE = "sampling.json"
 """In a model directory: settings that its trainer found to suit it. What it leaves out is as published."""
@@ -55,9 +58,9 @@ class _Choice(Settings):
     """What a job says of how titles and pictures are drawn. What it does not say, its model does (sampling.json beside the
     weights), and where that does not either, it is as published."""
 
-    def of(self, directory: Path | None) -> SamplingSettings:
-        """The settings for a model directory; None is one that says nothing. SettingsError or ModelError: its own are wrong."""
-        its_own = model_sampling(directory) if directory else {}
+    def of(self, model: "ModelDirectory | None") -> SamplingSettings:
+        """The settings for a model; None is one that says nothing. SettingsError or ModelError: its own are wrong."""
+        its_own = model.sampling if model else {}
         return SamplingSettings.model_validate(its_own | self.model_dump(exclude_none=True))
 
 

@@ -3,7 +3,6 @@
 A model is built on the meta device and filled tensor by tensor, each cast as it is read: loading never holds two copies.
 """
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,7 +17,7 @@ from adgen.model.initialize import initialize_part
 from adgen.model.lora import LoRALinear, add_lora, merge_lora
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.uniadgen import UniAdGen
-from adgen.model.weight_files import read_tensors, tensor_names, weight_files, write_tensors
+from adgen.model.weight_files import read_tensors, weight_files, write_tensors
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -81,16 +80,6 @@ def load_dinov2(model: UniAdGen, directory: str | Path) -> None:
         raise ModelError(f"{directory}: {len(wanted - filled)} DINOv2 keys are missing, first {min(wanted - filled)}")
 
 
-def has_foreground(directory: str | Path) -> bool:
-    """Whether a model directory has weights for seeing products: ours do, a Janus-Pro directory does not by itself."""
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise ModelError(f"{directory}: no such model directory")
-    if (directory / CONFIG_FILE).exists():
-        return True
-    return any(name.startswith("language_model.model.adapter.") for path in weight_files(directory) for name in tensor_names(path))
-
-
 def on_meta(config: ModelConfig) -> UniAdGen:
     """A model without memory: every parameter on the meta device."""
     with torch.device("meta"):
@@ -135,23 +124,6 @@ def trainable_names(model: UniAdGen) -> Iterator[str]:
         new = own.startswith(("foreground.", "preference.")) or own == "decoder.embed_tokens.weight"
         if new or own.endswith((".lora_A", ".lora_B")):
             yield published_name(own)
-
-
-def model_digest(directory: str | Path) -> str:
-    """SHA-256 over the names and bytes of everything in a model directory: what determines its output."""
-    if not Path(directory).is_dir():
-        raise ModelError(f"{directory}: no such model directory")
-    total = hashlib.sha256()
-    for path in sorted(p for p in Path(directory).rglob("*") if p.is_file() and not p.name.startswith(".")):
-        with path.open("rb") as file:
-            total.update(f"{path.relative_to(directory).as_posix()}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return total.hexdigest()
-
-
-def read_config(directory: str | Path) -> ModelConfig:
-    """The sizes of a model directory, ours or a Janus-Pro one, without its weights."""
-    directory = Path(directory)
-    return ModelConfig.load(directory) if (directory / CONFIG_FILE).exists() else janus_config(directory)
 
 
 def janus_config(directory: Path) -> ModelConfig:

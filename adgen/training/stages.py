@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from adgen.errors import ModelError
-from adgen.generation.prompt import Prompter
-from adgen.model.checkpoint import has_foreground, load, load_dinov2, read_config
+from adgen.generation.model_directory import ModelDirectory
+from adgen.model.checkpoint import load_dinov2
 from adgen.model.config import CONFIG_FILE
 from adgen.model.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.training.batches import LanguageCollator
@@ -27,29 +27,24 @@ def make_task(start: Path | None, settings: TrainingSettings, dinov2: str | Path
         encoder = load_pbs(start, settings.contrast.encoder) if start else new_encoder(settings.contrast.encoder, settings.seed)
         return ContrastTask(encoder, settings)
     # In fp32 whatever the files are in: an optimizer that updates bf16 weights loses most of its small steps to rounding.
-    model = load(start, dtype=torch.float32)
+    directory = ModelDirectory(start)
+    model = directory.load(dtype=torch.float32)
     if dinov2 and str(dinov2) != UNTRAINED:
         load_dinov2(model, dinov2)
-    prompter = load_prompter(start)
     if settings.stage == "tokenizer":
-        return TokenizerTask(model, prompter, settings)
+        return TokenizerTask(model, directory.prompter, settings)
     choose_trainable(model, settings.stage, settings.trainable, settings.seed, reads_clicks=settings.losses.clicks > 0)
-    return LanguageTask(model, prompter, settings)
+    return LanguageTask(model, directory.prompter, settings)
 
 
 def make_collator(start: Path | None, settings: TrainingSettings, backgrounds: Sequence[dict]) -> Collator:
     """The collator of a stage; it needs the start's sizes and tokenizer, not its weights."""
     if settings.stage == "pbs":
         return SceneCollator(backgrounds, settings)
-    config = read_config(start)
+    directory = ModelDirectory(start)
     if settings.stage == "tokenizer":
-        return PictureCollator(config, settings)
-    return LanguageCollator(load_prompter(start), config, settings)
-
-
-def load_prompter(start: Path) -> Prompter:
-    """The prompter of a model directory, ours or a Janus one."""
-    return Prompter.load(start, read_config(start), add_missing=not (Path(start) / CONFIG_FILE).exists())
+        return PictureCollator(directory.config, settings)
+    return LanguageCollator(directory.prompter, directory.config, settings)
 
 
 def check_start(start: Path | None, settings: TrainingSettings, dinov2: str | Path | None = None) -> None:
@@ -68,9 +63,9 @@ def check_start(start: Path | None, settings: TrainingSettings, dinov2: str | Pa
 
 
 def _require_trained_foreground(start: Path, settings: TrainingSettings, dinov2: str | Path | None) -> None:
-    seeing = settings.stage == "pbs" or has_foreground(start)
+    seeing = settings.stage == "pbs" or "foreground" in ModelDirectory(start).trained
     if not seeing and not dinov2:
-        size = read_config(start).foreground.hidden_size
+        size = ModelDirectory(start).config.foreground.hidden_size
         raise ModelError(
             f"{start}: a Janus-Pro directory has no DINOv2, through which products are seen: give dinov2 = a DINOv2 directory in "
             f"Hugging Face layout (hidden_size {size}, such as facebook/dinov2-small), or dinov2 = {UNTRAINED!r} to begin with "

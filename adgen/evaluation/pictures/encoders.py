@@ -11,11 +11,6 @@ from adgen.model.pbs import PBSEncoder, load_pbs
 from adgen.shipped import shipped_encoder, shipped_model
 
 
-def device_of(setting: str) -> torch.device:
-    """`auto` is a GPU where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu") if setting == "auto" else torch.device(setting)
-
-
 def pbs_encoder(path: Path | None, device: torch.device) -> PBSEncoder:
     """The encoder at `path`, or the shipped one. SettingsError when there is neither; ModelError as `load_pbs`."""
     path = path or shipped_encoder()

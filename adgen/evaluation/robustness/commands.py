@@ -4,11 +4,14 @@ import time
 from collections import Counter
 from typing import Any
 
-from adgen.evaluation.pictures.encoders import device_of, patch_encoder, pbs_encoder
+import torch
+
+from adgen.evaluation.pictures.encoders import patch_encoder, pbs_encoder
 from adgen.evaluation.robustness.pbs_robustness import Robustness, measure_robustness
 from adgen.evaluation.robustness.photographs import Finding, compare_scores, photograph_features, read_photographs
 from adgen.evaluation.robustness.scenes import drawn_scenes, table_scenes
 from adgen.evaluation.robustness.settings import PhotographsSettings, RobustnessSettings
+from adgen.model.device import pick_device
 from adgen.progress import Progress
 from adgen.shop.inputs.tables import open_inputs
 
@@ -16,7 +19,7 @@ from adgen.shop.inputs.tables import open_inputs
 def run_robustness(settings: RobustnessSettings, progress: Progress) -> tuple[Robustness, dict[str, Any]]:
     """The table, and its record: what was measured on what, and which pictures were left out for which reason."""
     start, problems = time.monotonic(), Counter()
-    encoder = pbs_encoder(settings.encoder, device_of(settings.device))
+    encoder = pbs_encoder(settings.encoder, torch.device(pick_device(settings.device)))
     progress.phase("changes", settings.pictures)
     if settings.inputs is None:
         scenes = drawn_scenes(settings.pictures, settings.side, settings.seed)
@@ -30,7 +33,7 @@ def run_robustness(settings: RobustnessSettings, progress: Progress) -> tuple[Ro
 def run_photographs(settings: PhotographsSettings, progress: Progress) -> tuple[list[Finding], dict[str, Any]]:
     """A finding a score and gallery, and their record."""
     start, problems = time.monotonic(), Counter()
-    device = device_of(settings.device)
+    device = torch.device(pick_device(settings.device))
     encoder = pbs_encoder(settings.encoder, device)
     patches = patch_encoder(settings.dinov2, settings.model, device)
     photographs = read_photographs(settings.data, settings.labels, problems)

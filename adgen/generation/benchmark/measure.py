@@ -22,6 +22,7 @@ from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.timings import PhaseTimings
+from adgen.model.device import pick_device
 
 log = logging.getLogger(__name__)
 
@@ -66,13 +67,13 @@ def settings_of(settings: EngineBenchmarkSettings) -> Iterator[Setting]:
     """Every combination that is asked for."""
     sizes, batches = settings.size or ("bench-30m",), settings.batch or (4,)
     prompts = settings.prompt_tokens or (400,)
-    dtypes = settings.dtype or ("bfloat16" if pick_device(settings).type == "cuda" else "float32",)
+    dtypes = settings.dtype or ("bfloat16" if available_device(settings).type == "cuda" else "float32",)
     yield from (Setting(*values) for values in product(sizes, batches, prompts, dtypes))
 
 
 def measure(setting: Setting, settings: EngineBenchmarkSettings, say: Callable[[str], None] = log.info) -> Measurement:
     """Measure one setting. SettingsError: it cannot be; RunError: it does not fit the memory."""
-    device = pick_device(settings)
+    device = available_device(settings)
     config = size(setting.size, settings.layers)
     sampling = SamplingSettings(max_title_tokens=settings.title_tokens)
     prompter = bench_prompter(config)
@@ -141,12 +142,12 @@ def _baseline_steps(found: Measurement, say: Callable[[str], None]) -> dict[str,
     return seconds
 
 
-def pick_device(settings: EngineBenchmarkSettings) -> torch.device:
-    """`auto` is the GPU where there is one."""
-    wanted = settings.device
-    if wanted == "cuda" and not torch.cuda.is_available():
+def available_device(settings: EngineBenchmarkSettings) -> torch.device:
+    """Where to run; SettingsError: a GPU that is not there."""
+    device = torch.device(pick_device(settings.device))
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise SettingsError("device cuda: torch finds no GPU here")
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
+    return device
 
 
 def typical_machine(machines: list[Machine]) -> Machine:

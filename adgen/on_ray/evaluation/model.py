@@ -13,6 +13,7 @@ from adgen.creatives.reading import open_run
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.results.folder import Identity, check_unfinished, read_identity
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.evaluation.job import ScoredRun, check_settings, score_runs
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings
 from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED
@@ -48,7 +49,7 @@ def made_before(settings: ModelEvaluationSettings, model: Path, identity: Identi
         ScoredRun(store, open_run(open_storage(store), CAMPAIGN, run_id))
         for store, run_id in zip(stores, identity.runs, strict=True)
     ]
-    maker = maker_digest(model)
+    maker = maker_digest(ModelDirectory(model))
     if any(run.reader.run.digests.get("model") != maker for run in runs):
         raise SettingsError(f"out: {settings.out}: the creatives there are not of {model}; name another folder with --out")
     return runs

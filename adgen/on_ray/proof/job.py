@@ -11,7 +11,7 @@ import ray
 from adgen.errors import RunError, SettingsError
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import SUFFIXES
-from adgen.model.checkpoint import read_config
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.proof.creatives import make_all, make_own
 from adgen.on_ray.proof.measures import comparison, measure, noise_rows
 from adgen.on_ray.proof.pairs import choose_pairs, draw_held_out_shop
@@ -31,7 +31,7 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
     models = dict(ablation_models(settings.ablation))
     with tempfile.TemporaryDirectory(prefix="adgen-proof-") as folder:
         scratch = Path(folder)
-        side = read_config(settings.model).image.image_size
+        side = ModelDirectory(settings.model).config.image.image_size
         progress.phase("shop")
         shop = settings.shop or scratch / "shop"
         uri = settings.inputs or draw_held_out_shop(shop, settings.seed, settings.pairs, side, os.cpu_count() or 1)

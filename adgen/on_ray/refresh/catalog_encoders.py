@@ -1,7 +1,6 @@
 """The catalog's `map` over a cluster: actors that read pictures and encode them, each with a model loaded once."""
 
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,6 +8,7 @@ import ray
 from PIL import Image
 from ray.util import ActorPool
 
+from adgen.generation.model_directory import ModelDirectory
 from adgen.model.config import ModelConfig
 from adgen.on_ray.cluster import num_engines
 from adgen.on_ray.cluster_settings import ClusterSettings
@@ -17,7 +17,7 @@ from adgen.on_ray.cluster_settings import ClusterSettings
 class HistoryEncoder:
     """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the model when first asked."""
 
-    def __init__(self, model: Path):
+    def __init__(self, model: ModelDirectory):
         self.model = model
 
     def __call__(self, pictures: list[Image.Image]) -> np.ndarray:
@@ -30,10 +30,8 @@ class HistoryEncoder:
         return picture_codes(torch.stack([history_pixels(p, config.image) for p in pictures]), tokenizer).numpy()
 
     def _loaded(self) -> tuple[Any, ModelConfig]:
-        from adgen.model.checkpoint import load
-
         if not hasattr(self, "_parts"):
-            model = load(self.model)
+            model = self.model.load()
             # In fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
             self._parts = (model.image_tokenizer.float(), model.config)
         return self._parts
@@ -45,20 +43,12 @@ class HistoryEncoder:
 class TitleTokenizer:
     """A clicked title -> exactly as many tokens as the model reads of one. Pickles as a path."""
 
-    def __init__(self, model: Path):
+    def __init__(self, model: ModelDirectory):
         self.model = model
 
     def __call__(self, title: str) -> list[int]:
         """Token ids."""
-        from adgen.generation.prompt import Prompter
-        from adgen.model.checkpoint import read_config
-
-        if not hasattr(self, "_prompter"):
-            self._prompter = Prompter.load(self.model, read_config(self.model))
-        return self._prompter.history_title_ids(title)
-
-    def __getstate__(self) -> dict:
-        return {"model": self.model}
+        return self.model.prompter.history_title_ids(title)
 
 
 @ray.remote(num_cpus=1)

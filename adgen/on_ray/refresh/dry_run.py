@@ -14,11 +14,10 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.layout import new_run_id
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.on_ray.cluster import cluster_device, num_engines
-from adgen.on_ray.refresh.planning import model_config, prepare, write_plan
+from adgen.on_ray.refresh.planning import Prepared, prepare, write_plan
 from adgen.on_ray.refresh.settings import RefreshSettings
 
 
@@ -47,8 +46,7 @@ class Forecast:
 def forecast(settings: RefreshSettings) -> Forecast:
     """Plan the refresh into a folder that is thrown away. Ray must be connected; RunError as for a real run."""
     prepared = prepare(settings)
-    storage = prepared.storage
-    pointer, _ = read_pointer(storage, settings.campaign)
+    pointer, _ = read_pointer(prepared.storage, settings.campaign)
     with tempfile.TemporaryDirectory(prefix="adgen-dry-run-") as folder:
         journal = Journal(open_storage(Path(folder) / "store"), settings.campaign, new_run_id())
         _, _, summary = write_plan(prepared, journal, pointer.run_id if pointer else None)
@@ -63,7 +61,7 @@ def forecast(settings: RefreshSettings) -> Forecast:
         engines=engines,
         reasons=summary.reasons,
     )
-    if speed := _known_speed(settings, storage, pointer.run_id if pointer else None):
+    if speed := _known_speed(prepared, pointer.run_id if pointer else None):
         made.seconds_a_creative, made.speed_from = speed
         made.engine_hours = summary.to_generate * made.seconds_a_creative / 3600
         made.hours = made.engine_hours / engines
@@ -100,17 +98,17 @@ def read_benchmark(path: Path, model: str) -> EngineSpeed:
     return speed
 
 
-def _known_speed(settings: RefreshSettings, storage: Storage, published: str | None) -> tuple[float, str] | None:
+def _known_speed(prepared: Prepared, published: str | None) -> tuple[float, str] | None:
     """(seconds a creative, where they come from): as set, else of the benchmark, else of the published run."""
-    given = settings.forecast
+    given = prepared.settings.forecast
     if given.seconds_a_creative is not None:
         return given.seconds_a_creative, "forecast.seconds_a_creative"
     if given.benchmark is not None:
-        speed = read_benchmark(given.benchmark, model_config(settings).name)
+        speed = read_benchmark(given.benchmark, prepared.model.config.name)
         how = f"{speed.model}, {speed.device}, {speed.dtype}, batches of {speed.batch}"
         return 1 / speed.pictures_per_second, f"benchmark {given.benchmark} ({how})"
     if published is None:
         return None
-    first = next(iter(open_published(storage, settings.campaign).tables()), None)
+    first = next(iter(open_published(prepared.storage, prepared.settings.campaign).tables()), None)
     seconds = None if first is None else pc.mean(first["seconds"]).as_py()
     return None if seconds is None else (seconds, f"run {published}, which is published")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from adgen.errors import PairError
 from adgen.finishing.finish import product_cutout
+from adgen.generation.model_directory import ModelDirectory
 from adgen.images import square_frame
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import lossless, pack, product_facts, unpack
@@ -16,7 +17,6 @@ from adgen.on_ray.rows import Row, as_row_error
 
 if TYPE_CHECKING:
     from adgen.generation.engine import Engine
-    from adgen.model.config import ModelConfig
 
 
 class Generate:
@@ -31,14 +31,12 @@ class Generate:
     @cached_property
     def engine(self) -> "Engine":
         """Built for the first shard, so that `as_row_error` reports what goes wrong."""
-        return build_engine(self.context.settings)
+        return build_engine(self.context.settings, self.model)
 
     @cached_property
-    def config(self) -> "ModelConfig":
-        """The model's sizes."""
-        from adgen.model.checkpoint import read_config
-
-        return read_config(self.context.settings.model)
+    def model(self) -> ModelDirectory:
+        """The model's directory, opened here once."""
+        return ModelDirectory(self.context.settings.model)
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
@@ -68,7 +66,7 @@ class Generate:
             try:
                 fact = product_facts(pair, pictures[product])
                 conditions[product] = condition_pixels(
-                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.config.foreground
+                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.model.config.foreground
                 )
             except PairError as error:
                 pair["reason"], pair["detail"] = error.reason, error.detail
@@ -79,7 +77,7 @@ class Generate:
 
         from adgen.generation.generate import Request
 
-        size = self.config.image.tokens_per_history_picture
+        size = self.model.config.image.tokens_per_history_picture
         return [
             Request(
                 product_title=pair["product_title"],
@@ -93,18 +91,15 @@ class Generate:
         ]
 
 
-def build_engine(settings: RefreshSettings) -> "Engine":
+def build_engine(settings: RefreshSettings, directory: ModelDirectory) -> "Engine":
     """The settings' engine, of one rank, on this process's device."""
     import torch
 
     from adgen.generation.engine import Engine
-    from adgen.generation.prompt import Prompter
-    from adgen.model.checkpoint import load
     from adgen.model.device import pick_device
 
     device = pick_device(settings.device)
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
-    model = load(settings.model, device, settings.engine.torch_dtype(device))
-    prompter = Prompter.load(settings.model, model.config)
-    return Engine(model, prompter, settings.engine, settings.sampling.of(settings.model), device=device)
+    model = directory.load(device, settings.engine.torch_dtype(device))
+    return Engine(model, directory.prompter, settings.engine, settings.sampling.of(directory), device=device)

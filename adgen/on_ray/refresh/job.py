@@ -134,7 +134,7 @@ def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress
     progress.phase("generate", sum(part.rows for part in unfinished))
     device = cluster_device(settings.device)
     if run.document.num_slots is None and any(part.kind == "generate" for part in unfinished):
-        run.update(num_slots=plan_slots(settings, device))
+        run.update(num_slots=plan_slots(settings, prepared.model, device))
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     placed = settings.model_copy(update={"device": device, "engine": engine})
     context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key)

@@ -19,8 +19,7 @@ from adgen.creatives.tombstones import Tombstones
 from adgen.errors import InputError, ModelError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
-from adgen.model.checkpoint import model_digest
-from adgen.model.config import ModelConfig
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer, catalog_encoders
 from adgen.on_ray.refresh.plan_tasks import map_buckets
 from adgen.on_ray.refresh.settings import RefreshSettings
@@ -43,7 +42,9 @@ class Prepared:
     storage: Storage
     inputs: Inputs
     keys: Keys
+    model: ModelDirectory
     model_digest: str
+    """Of the directory and the engine's version, as manifests name it."""
     settings_digest: str
     resume_key: str
 
@@ -60,7 +61,7 @@ class Prepared:
     def history_items(self) -> int:
         """Clicks drawn for a prompt: as set, else as many as the model was made for."""
         asked = self.settings.plan.history_items
-        return model_config(self.settings).history_items if asked is None else asked
+        return self.model.config.history_items if asked is None else asked
 
 
 def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared:
@@ -72,17 +73,17 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared
     if inputs["pairs"].num_rows == 0:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
     keys = load_keys(settings.keys, settings.store)
-    check_model(settings)
-    model = maker_digest(settings.model)
-    chosen = settings.creative_digest()
+    model = open_model(settings)
+    made_by, chosen = maker_digest(model), settings.creative_digest(model)
     # Where and how fast a run works may change between two tries; what it makes may not.
-    identity = digest(chosen, model, settings.plan.digest(), rules_digest(), *keys.ids.values())
-    return Prepared(settings, storage, inputs, keys, model, chosen, resume_key(settings.campaign, identity, inputs.stamps))
+    identity = digest(chosen, made_by, settings.plan.digest(), rules_digest(), *keys.ids.values())
+    resumed_by = resume_key(settings.campaign, identity, inputs.stamps)
+    return Prepared(settings, storage, inputs, keys, model, made_by, chosen, resumed_by)
 
 
-def maker_digest(model: Path) -> str:
+def maker_digest(model: ModelDirectory) -> str:
     """What makes a run's creatives, as run.json and fingerprints name it: the model directory and the engine's version."""
-    return digest(model_digest(model), ENGINE_VERSION)
+    return digest(model.digest, ENGINE_VERSION)
 
 
 def run_details(prepared: Prepared) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def run_details(prepared: Prepared) -> dict[str, Any]:
 
     settings = prepared.settings
     versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
-    drawn = {"sampling": settings.sampling.of(settings.model).model_dump(mode="json")}  # with what the model says itself
+    drawn = {"sampling": settings.sampling.of(prepared.model).model_dump(mode="json")}  # with what the model says itself
     return {
         "settings": settings.model_dump(mode="json", exclude={"keys"}) | drawn,
         "digests": {"model": prepared.model_digest, "settings": prepared.settings_digest, "rules": rules_digest()},
@@ -139,7 +140,7 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         campaign_key=keys.campaign_key,
         user_secret=keys.user_secret,
         campaign_seed=settings.plan.campaign_seed,
-        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(), rules_digest())),
+        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), rules_digest())),
         history_items=prepared.history_items,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
@@ -154,7 +155,7 @@ def build_run_catalog(prepared: Prepared, folder: Path) -> Catalog:
     settings = prepared.settings
     with catalog_encoders() as run:
         place = CatalogPlace(prepared.storage, prepared.model_digest, settings.campaign, cache_folder())
-        encoders = Encoders(HistoryEncoder(settings.model), TitleTokenizer(settings.model))
+        encoders = Encoders(HistoryEncoder(prepared.model), TitleTokenizer(prepared.model))
         return build_catalog(prepared.inputs, place, encoders, folder, run)
 
 
@@ -168,23 +169,10 @@ def cache_folder() -> Path:
     return Path(tempfile.gettempdir()) / "adgen-catalog"
 
 
-def model_config(settings: RefreshSettings) -> ModelConfig:
-    """The sizes of the model, from our directory or a Janus one."""
-    from adgen.model.checkpoint import read_config
-
-    return read_config(settings.model)
-
-
-def check_model(settings: RefreshSettings) -> None:
-    """ModelError if the directory has no sizes, tokenizer or weights, or a weight file is cut short, SettingsError if its own
-    sampling is wrong; loads no weights."""
-    from adgen.generation.prompt import Prompter
-    from adgen.model.weight_files import read_tensors, weight_files
-
-    if not Path(settings.model).is_dir():
+def open_model(settings: RefreshSettings) -> ModelDirectory:
+    """The model that the settings name, checked; ModelError or SettingsError says what is wrong with it."""
+    if settings.model is None or not settings.model.is_dir():
         raise ModelError(f"{settings.model}: no such model directory; name one with --model")
-    Prompter.load(settings.model, model_config(settings))
-    settings.sampling.of(settings.model)
-    for path in weight_files(Path(settings.model)):
-        if path.suffix == ".safetensors":  # its header says how long it must be
-            next(read_tensors(path), None)
+    model = ModelDirectory(settings.model)
+    model.check()
+    return model

@@ -14,6 +14,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, placement_
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from adgen.errors import AdgenError, EngineLost, ModelError, SettingsError
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.cluster import slot_resources
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
@@ -135,8 +136,9 @@ class _Rank:
         from adgen.generation.engine import start_rank
 
         settings = self.context.settings
-        size, sampling = settings.engine.tensor_parallel, settings.sampling.of(settings.model)
-        self.engine = start_rank(self.rank, size, address, port, settings.model, settings.engine, sampling, settings.device)
+        size, model = settings.engine.tensor_parallel, ModelDirectory(settings.model)
+        sampling = settings.sampling.of(model)
+        self.engine = start_rank(self.rank, size, address, port, model, settings.engine, sampling, settings.device)
 
     def serve(self) -> int:
         from adgen.generation.engine import serve_rank

@@ -22,6 +22,7 @@ from adgen.creatives.reading import open_published, open_run
 from adgen.creatives.storage import S3Access, Storage
 from adgen.errors import AdgenError, ConsumerError, RunError
 from adgen.finishing.finish import Finished, finish
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
 from adgen.on_ray.refresh.look_up import LookUp
@@ -157,10 +158,9 @@ def _settings(source: Source, storage: Storage, model: Path | None, device: str,
 
 def _require_model(source: Source, settings: RefreshSettings) -> None:
     from adgen.generation.engine import ENGINE_VERSION
-    from adgen.model.checkpoint import model_digest
 
     with _gone(f"the model directory {settings.model} is not here (say where it is with --model)"):
-        found = model_digest(settings.model)
+        found = ModelDirectory(settings.model).digest
     # The row's digest is of the directory and of the engine that made it.
     engine = version_in(source.lineage["versions"], "engine") or ENGINE_VERSION
     if digest(found, engine) != source.row["model_digest"]:

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from tyro.conf import Suppress, arg
@@ -15,6 +15,9 @@ from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.records import digest
 from adgen.shop.key_files import KeySettings
+
+if TYPE_CHECKING:
+    from adgen.generation.model_directory import ModelDirectory
 
 
 class PlanSettings(Settings):
@@ -118,14 +121,14 @@ class RefreshSettings(Settings):
         """These settings for one of several campaigns."""
         return self.model_copy(update={"campaign": campaign, "inputs": self.inputs.replace("{campaign}", campaign)})
 
-    def creative_digest(self) -> str:
+    def creative_digest(self, model: "ModelDirectory | None") -> str:
         """A hash of the settings that change a creative; where and how fast it is made do not."""
-        return digest(*self.creative_digests())
+        return digest(*self.creative_digests(model))
 
-    def creative_digests(self) -> tuple[str, ...]:
+    def creative_digests(self, model: "ModelDirectory | None") -> tuple[str, ...]:
         """The same, part by part: of the engine only the options that trade something of a creative for speed."""
         return (
-            self.sampling.of(self.model).digest(),
+            self.sampling.of(model).digest(),
             self.finish.digest(),
             digest(json.dumps(self.engine.lossy_options(), sort_keys=True)),
         )

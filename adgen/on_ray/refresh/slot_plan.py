@@ -4,22 +4,20 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adgen.generation.memory_plan import CPU_SLOTS, row_capacity
-from adgen.generation.prompt import Prompter
-from adgen.model.checkpoint import read_config
+from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.refresh.settings import RefreshSettings
 
 PROBE_GPU_SHARE = 0.01  # of a GPU: enough to see it
 
 
-def plan_slots(settings: RefreshSettings, device: str) -> int:
+def plan_slots(settings: RefreshSettings, model: ModelDirectory, device: str) -> int:
     """engine.num_slots as set, else what the smallest GPU of the cluster holds, by the sizes of model and prompts."""
     if settings.engine.num_slots is not None:
         return settings.engine.num_slots
     if device != "cuda":
         return CPU_SLOTS
-    config = read_config(settings.model)
-    prompter = Prompter.load(settings.model, config)
-    return settings.engine.slots_in(smallest_memory(), config, row_capacity(config, prompter, settings.sampling.of(settings.model)))
+    capacity = row_capacity(model.config, model.prompter, settings.sampling.of(model))
+    return settings.engine.slots_in(smallest_memory(), model.config, capacity)
 
 
 def smallest_memory() -> int:

@@ -20,7 +20,6 @@ from adgen.creatives.journal import Journal, from_parquet, to_parquet
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import PairError
-from adgen.evaluation.pictures.encoders import device_of
 from adgen.evaluation.results.features import FEATURE_ROWS, to_bytes
 from adgen.evaluation.scoring.creatives import SCORED, CreativeScorer
 from adgen.evaluation.scoring.facts import CreativeFacts
@@ -29,6 +28,7 @@ from adgen.evaluation.scoring.other_users import OtherUser
 from adgen.evaluation.scoring.shop_pictures import ShopPicture
 from adgen.evaluation.scoring.shop_rows import ShopRows
 from adgen.evaluation.titles.scores import ProductTexts
+from adgen.model.device import pick_device
 from adgen.on_ray.cluster import slot_resources
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.rows import Row, as_row_error, raise_row_error
@@ -138,7 +138,7 @@ class ScoreShard:
 
         if self.context.device == "cpu":
             torch.set_num_threads(1)  # as many workers as cores
-        networks = load_networks(self.context.networks, device_of(self.context.device))
+        networks = load_networks(self.context.networks, torch.device(pick_device(self.context.device)))
         return CreativeScorer(networks, read_bytes, self._panel())
 
     def _panel(self) -> list[OtherUser]:

@@ -28,7 +28,8 @@ from pydantic import Field, field_validator
 
 from adgen.config import Settings
 from adgen.errors import SettingsError
-from adgen.model.checkpoint import load, model_digest, save
+from adgen.generation.model_directory import ModelDirectory
+from adgen.model.checkpoint import load, save
 from adgen.model.config import CONFIG_FILE
 from adgen.model.initialize import initialize_part
 from adgen.model.preference import Preference
@@ -36,7 +37,6 @@ from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
 from adgen.records import digest
-from adgen.training.stages import load_prompter
 
 log = logging.getLogger(__name__)
 
@@ -189,7 +189,7 @@ def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
     """The start with another fine step. `residual`: its masks and fusion as they are, without a style encoder; `published`:
     neither residual nor style encoder, and new weights, since the residual's end in zeros; `fresh`: all of it, with an untrained
     style encoder."""
-    made_from = digest("start", model_digest(start), seed, form)
+    made_from = digest("start", ModelDirectory(start).digest, seed, form)
     if _is_made(dest, CONFIG_FILE, made_from):
         return
     model = load(start, dtype=torch.float32)
@@ -204,6 +204,6 @@ def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
     staging = dest.with_name(f".{dest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     save(model, staging)
-    load_prompter(start).save(staging)
+    ModelDirectory(start).prompter.save(staging)
     (staging / MADE_FROM).write_text(made_from)
     staging.rename(dest)

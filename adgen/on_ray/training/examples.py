@@ -19,7 +19,7 @@ import ray
 from ray.data import ActorPoolStrategy, DataContext
 
 from adgen.errors import InputError
-from adgen.model.checkpoint import read_config
+from adgen.generation.model_directory import ModelDirectory
 from adgen.model.weight_files import read_tensors, weight_files
 from adgen.on_ray.training.example_encoders import BackgroundMaker, ClickMaker, CutoutMaker, ExampleMaker, Maker, PictureMaker
 from adgen.on_ray.training.run_folder import on_this_node
@@ -67,7 +67,7 @@ class Prepared:
 def prepare_examples(settings: PretrainSettings, start: str | None) -> Prepared:
     """The examples of a stage, made where they are not there yet. InputError when there are none."""
     directory = on_this_node(start) if start else None
-    config = read_config(directory) if settings.stage != "pbs" else None
+    config = ModelDirectory(directory).config if settings.stage != "pbs" else None
     inputs = open_inputs(settings.inputs, TABLES)
     cache = settings.cache or f"{settings.out.rstrip('/')}/examples"
     stamps = digest("inputs", *(part for pair in sorted(inputs.stamps.items()) for part in pair))

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from adgen.config import Settings
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, save
 from adgen.model.pbs import PBS_FILE
@@ -25,7 +26,6 @@ from adgen.on_ray.training.run_folder import FACTS, MODEL
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
 from adgen.shop.synthetic.synth import synthesize
-from adgen.training.stages import load_prompter
 
 
 class ShopSettings(Settings):
@@ -83,7 +83,7 @@ def ship(recipe: Recipe, dest: Path) -> None:
     for folder in ("model", "pbs"):
         shutil.rmtree(dest / folder, ignore_errors=True)
     save(model, dest / "model")
-    load_prompter(last["personal"]).save(dest / "model")
+    ModelDirectory(last["personal"]).prompter.save(dest / "model")
     shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
     if said := recipe.sampling.model_dump(exclude_none=True):
         (dest / "model" / SAMPLING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from adgen.config import validate_settings
 from adgen.errors import RunError
-from adgen.model.checkpoint import model_digest
+from adgen.generation.model_directory import directory_digest
 from adgen.on_ray.training.run_folder import CHECKPOINTS, RUN_FILE, RunFolder, checkpoint_name, on_this_node
 from adgen.on_ray.training.settings import TABLES, PretrainSettings
 from adgen.records import digest
@@ -41,10 +41,11 @@ def run_identity(settings: PretrainSettings, start: str | None) -> dict[str, Any
     """All that decides what is learned: settings, and what lies at the places that they name."""
     inputs = open_inputs(settings.inputs, TABLES)
     stamps = digest("inputs", *(part for pair in sorted(inputs.stamps.items()) for part in pair))
-    identity = settings.identity() | {"start": model_digest(on_this_node(start)) if start else None, "inputs": stamps}
+    made_from = directory_digest(on_this_node(start)) if start else None
+    identity = settings.identity() | {"start": made_from, "inputs": stamps}
     if settings.dinov2:
         own = settings.dinov2
-        identity["dinov2"] = own if own == UNTRAINED else model_digest(on_this_node(own))
+        identity["dinov2"] = own if own == UNTRAINED else directory_digest(on_this_node(own))
     return identity
 
 

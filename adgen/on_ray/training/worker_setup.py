@@ -7,6 +7,7 @@ import ray.train.torch
 import torch
 
 from adgen.errors import RunError
+from adgen.model.device import pick_device
 from adgen.on_ray.training.resume import needs_universal, require_same_engine
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.on_ray.training.source import Source
@@ -18,7 +19,7 @@ from adgen.training.task import Task
 
 def worker_device(settings: PretrainSettings, on_this_machine: int) -> str:
     """The worker's GPU, or the CPU with its share of threads: Ray would leave it one for each logical CPU."""
-    if settings.device == "cuda" or (settings.device == "auto" and torch.cuda.is_available()):
+    if pick_device(settings.device) == "cuda":
         device = ray.train.torch.get_device()
         torch.cuda.set_device(device)  # NCCL and DeepSpeed take the current one
         return str(device)
