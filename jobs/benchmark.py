@@ -1,4 +1,4 @@
-"""How fast this is, by part: `engine` is the model on this machine, `options` what its options bring, `data` all around it.
+"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `data` everything around it.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
@@ -66,7 +66,7 @@ def options(
     device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cpu",
     save: Save = None,
 ) -> dict:
-    """What each option of the engine brings and changes: speed beside the plain engine, distance of what is drawn from."""
+    """Speed of each lossy option against the plain engine, and how far it moves the distributions of image tokens."""
     import torch
 
     from adgen.generation.benchmark.options import measure_options
@@ -118,7 +118,7 @@ def data(
 
 
 def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str, float]]) -> None:
-    """A column a run."""
+    """One column for each run."""
     table = Table("", *(f"{run['pairs']:,} pairs, {run['finishing']}" for run in runs), title="refresh with a null generator")
     for kind in ("seconds", "user_seconds", "system_seconds"):
         for phase in runs[0][kind]:

@@ -219,5 +219,5 @@ def test_ranks_that_never_meet_say_so(model_dir):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     settings = SETTINGS.model_copy(update={"start_timeout_seconds": 1.0})
-    with pytest.raises(RunError, match=r"rank 1 of 2 at 127.0.0.1:\d+ failed while meeting the other ranks"):
+    with pytest.raises(RunError, match=r"rank 1 of 2 at 127.0.0.1:\d+ failed while connecting to the other ranks"):
         start_rank(1, 2, "127.0.0.1", port, ModelDirectory(model_dir), settings)

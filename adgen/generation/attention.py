@@ -22,8 +22,8 @@ from adgen.model.decoder import split_heads
 def attend(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], layer: int) -> Tensor:
     """qkv (R, W) of the branches' rows one after another, cos and sin (R, E) -> attention (R, H*E).
 
-    Keys and values are written behind each row's length, which `CfgBranch.advance` moves once all layers are done. What comes
-    out for a row that waits means nothing.
+    Keys and values are written after each row's length. `CfgBranch.advance` raises the length after the last layer. The output
+    of a waiting row is undefined.
     """
     if qkv.device.type == "cuda":
         from adgen.generation.kernels.gpu_attention import attend_gpu
@@ -84,7 +84,7 @@ def attend_cpu(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBran
 
 
 def _plan(branches: Sequence[CfgBranch], layer: int, heads: int) -> ctypes.Array:
-    """The kernel's arguments, as far as they stay from step to step; kept with the first branch while its tensors lie there."""
+    """The kernel's arguments that do not change from step to step; kept in the first branch while the tensors keep their place."""
     places = [(*_places(branch, layer), len(branch.offsets)) for branch in branches]
     known = branches[0].plans.get(layer)
     if known is None or known[0] != places:

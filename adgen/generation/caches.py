@@ -1,4 +1,4 @@
-"""What the decoder has read: a cache of fixed size, its rows in two branches, and one row of it.
+"""Keys and values that the decoder has computed: a cache of fixed size, the two branches of classifier-free guidance, one row.
 
 Shapes: B slots, G key/value heads, K capacity, E head size.
 """
@@ -13,19 +13,19 @@ from adgen.model.decoder import KeyValueCache
 
 @dataclass
 class CfgBranch:
-    """Rows that are alike: the conditional ones, which hold their own prompts, or the unconditional ones, which share one
-    stored prompt and hold their image tokens alone. A row starts at index 0 and has its own length."""
+    """The conditional or the unconditional rows of a batch (classifier-free guidance). Conditional rows hold their own prompts;
+    unconditional rows share one stored prompt and hold only their image tokens. A row starts at index 0 and has its own length."""
 
     cache: KeyValueCache
     offsets: Tensor
     """(B,) int64: RoPE position of a row's index 0."""
     active: Tensor
-    """(B,) bool: rows at work. The others wait: they cost no attention, and nothing is added to them."""
+    """(B,) bool: rows that generate. The others wait: they cost no attention and do not grow."""
     prefix: KeyValueCache | None = None
     """One row that stands before all of them; full: its capacity is its length."""
 
     plans: dict = field(default_factory=dict, repr=False, compare=False)
-    """By layer: what `attention` keeps from step to step."""
+    """By layer: arguments that `attention` caches between steps."""
 
     @property
     def num_shared(self) -> int:
@@ -58,7 +58,7 @@ class RowCache:
     length: int
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> None:
-        """Put keys and values (G, T, E) behind what the row holds; `grow` makes them count."""
+        """Write keys and values (G, T, E) after the row's tokens; `grow` then counts them."""
         end = self.length + keys.shape[1]
         self.cache.keys[layer][self.index, :, self.length : end] = keys.to(self.cache.keys[layer].dtype)
         self.cache.values[layer][self.index, :, self.length : end] = values.to(self.cache.values[layer].dtype)
@@ -69,7 +69,7 @@ class RowCache:
         return keys[self.index, :, :length].to(dtype), values[self.index, :, :length].to(dtype)
 
     def grow(self, num_tokens: int) -> None:
-        """So many appended tokens are real."""
+        """Count `num_tokens` appended tokens."""
         self.length += num_tokens
         self.cache.lengths[self.index] = self.length
 

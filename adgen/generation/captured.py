@@ -17,8 +17,8 @@ class CapturedStep:
     def __init__(
         self, function: Callable[[], None], device: torch.device, state: Callable[[], Sequence[Tensor]], capture: bool = True
     ):
-        """state: small tensors that a call changes; warming up leaves them as they were. What a call appends to a cache is
-        written behind its rows' lengths, which are among them."""
+        """state: small tensors that a call changes; warming up leaves them as they were. A call appends to a
+        cache after its rows' lengths, which are among these tensors."""
         self._function, self._state = function, state
         self._device = device
         self._captures = capture and device.type == "cuda"

@@ -22,7 +22,7 @@ SUMMED_LINEARS = ("self_attn.o_proj", "mlp.down_proj")
 
 
 class _Layers(nn.Module):
-    """What DeepSpeed gets to see. `config` tells it the number of key/value heads: without it, AutoTP cuts projections
+    """The module that DeepSpeed sees. `config` has the number of key/value heads: without it, AutoTP cuts projections
     at multiples of 64 rows, in the middle of heads."""
 
     def __init__(self, layers: nn.ModuleList, config: DecoderConfig):

@@ -66,7 +66,7 @@ class Engine:
         self.num_generated = 0
         """Creatives made, dummy rows not counted."""
         self.timings = PhaseTimings()
-        """Where the time went so far."""
+        """Seconds of each phase so far."""
         self.deepspeed = _wrap(model, settings, device)
         """Whether the layers really run through DeepSpeed."""
         self._model, self._prompter, self._group = model, prompter, group
@@ -142,7 +142,7 @@ class Engine:
                 out_of_memory = str(error)
             else:
                 continue
-            # Outside the handler, whose traceback keeps the failed batch's tensors alive.
+            # Outside the handler: its traceback keeps the failed batch's tensors alive.
             self._halve(out_of_memory)
         return results
 
@@ -176,7 +176,7 @@ class Engine:
 
     def _generate_together(self, requests: Sequence[Request]) -> list[Result]:
         refused = None
-        with self._group.failing_together("generating"):
+        with self._group.all_or_none("generating"):
             try:
                 return self._generate(requests)
             except ModelError as error:
@@ -199,7 +199,7 @@ def start_rank(
     sampling: SamplingSettings | None = None,
     device: str = "cpu",
 ) -> Engine:
-    """One rank of a tensor-parallel engine, in a process of its own; returns when all ranks have loaded and met.
+    """One rank of a tensor-parallel engine, in a process of its own; returns when all ranks have loaded the model and connected.
 
     Rank 0 then calls `generate` and at last `close`; the others call `serve_rank`. master_port is free on rank 0's host,
     master_address that host as all ranks reach it. device "cuda" is this process's current device.
@@ -207,7 +207,7 @@ def start_rank(
     model = directory.load()  # in host memory: only this rank's share of the layers goes to the device
     timeouts = settings.timeout_seconds, settings.start_timeout_seconds
     group = RankGroup(rank, world_size, master_address, master_port, *timeouts, device)
-    with group.failing_together("sharing out the layers"):
+    with group.all_or_none("sharing out the layers"):
         return Engine(model, directory.prompter, settings, sampling, group, device)
 
 
@@ -222,13 +222,13 @@ def serve_rank(engine: Engine) -> int:
         if document.get("stop"):
             group.close()
             return engine.num_generated
-        with group.failing_together("comparing settings"):
+        with group.all_or_none("comparing settings"):
             if document["agreement"] != engine._agreement():
                 raise SettingsError(f"tensor-parallel {group.name} was started with other settings or another model than rank 0")
         try:
             engine._generate_together(unpack_requests(document, tensors))
         except ModelError as error:
-            log.info("the leader's caller has been told: %s", error)
+            log.info("a request was refused, which the leader reports: %s", error)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:
@@ -249,7 +249,7 @@ def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device 
     _require_float8(device, settings)
     dtype = settings.torch_dtype(device)
     if model.config.lora is not None and settings.tensor_parallel == 1:
-        # Projections are joined by their weights: updates beside them would be lost.
+        # Projections are joined by their weights: unmerged updates would be lost.
         merge_lora(model.decoder)
         model.config = model.config.model_copy(update={"lora": None})
     if settings.deepspeed:

@@ -1,5 +1,5 @@
-"""How an engine runs, as settings; and how many creatives it makes at once. No torch here until a method is asked for it:
-who only reads a job's settings need not load it."""
+"""How an engine runs, as settings; and how many creatives it makes at once. Methods import torch; importing this file does not, so
+that a job's settings are read without it."""
 
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -32,7 +32,7 @@ class EngineSettings(Settings):
     weights: WeightType = "same"
     """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
     tensor_parallel: int = Field(1, ge=1)
-    """Ranks that share one decoder; must divide the model's key/value heads."""
+    """Ranks that share one decoder; their number must divide the model's key/value heads."""
     deepspeed: bool = True
     """Run the decoder layers through DeepSpeed inference. Without it, or where it is not installed, one rank runs plainly."""
     timeout_seconds: float = Field(60, gt=0)

@@ -276,8 +276,8 @@ def new_cache(model: UniAdGen, prompts: Sequence[Prompt], sampling: SamplingSett
 
 
 def with_unconditional_rows(model: UniAdGen, cache: KeyValueCache, pictures: Sequence[Prompt], negative: Prompt) -> KeyValueCache:
-    """The same B rows and B empty ones behind them, with room for the longest prompt and its picture."""
-    # `prefill` pads what each row still lacks to the longest of it, behind what the row already holds.
+    """The same B rows followed by B empty ones, with room for the longest prompt and its picture."""
+    # `prefill` pads each row's missing tokens to the longest of them, after the tokens that the row already holds.
     kept = cache.lengths.tolist()
     prefilled = max(kept) + max(len(prompt) - n for prompt, n in zip(pictures, kept, strict=True))
     capacity = max(prefilled, max(len(negative), *map(len, pictures)) + model.config.image.tokens_per_picture)

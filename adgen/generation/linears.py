@@ -63,7 +63,7 @@ def narrowed(linear: nn.Module, weights: WeightType, config: object) -> nn.Modul
 
 
 def prepare_heads(model: UniAdGen, prepare: Prepare) -> None:
-    """Lay out the weights that are used each step beside the layers: text head and image head."""
+    """Lay out the weights that each step uses in addition to the layers: text head and image head."""
     model.decoder.lm_head = prepare(model.decoder.lm_head)
     head = model.image_head
     head.output_mlp_projector = prepare(head.output_mlp_projector)

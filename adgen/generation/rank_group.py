@@ -1,7 +1,7 @@
-"""The ranks that share one decoder: how they meet, how the leader (rank 0) hands out work, and how they fail together.
+"""The ranks that share one decoder: how they connect, how the leader (rank 0) hands out work, and how one failure ends all.
 
 Work travels as safetensors with a JSON document inside, so nothing is ever unpickled. Two process groups: the default
-one carries the layers' sums and has a short timeout; waiting for work may take all night, so it has a group of its own.
+one carries the layers' sums and has a short timeout; waiting for work may take hours, so it has a group of its own.
 """
 
 import datetime
@@ -34,15 +34,15 @@ class RankGroup:
         start_timeout_seconds: float,
         device: str = "cpu",
     ):
-        """Meet the other ranks; returns when all are there. RunError when they are not, within start_timeout_seconds.
+        """Connect to the other ranks; returns when all are there. RunError: they are not, after start_timeout_seconds.
 
         timeout_seconds: how long a rank waits for the others while they generate. device "cuda" is the current one.
         """
         self.rank, self.world_size = rank, world_size
         self.name = f"rank {rank} of {world_size} at {master_address}:{master_port}"
         self.is_open = True
-        with self.failing_together("meeting the other ranks"):
-            store = _meet(rank, world_size, master_address, master_port, datetime.timedelta(seconds=start_timeout_seconds))
+        with self.all_or_none("connecting to the other ranks"):
+            store = _start_barrier(rank, world_size, master_address, master_port, datetime.timedelta(seconds=start_timeout_seconds))
             dist.init_process_group(
                 "nccl" if torch.device(device).type == "cuda" else "gloo",
                 store=store,
@@ -62,13 +62,13 @@ class RankGroup:
         parts = {str(index): tensor.cpu().contiguous() for index, tensor in enumerate(tensors)}
         parts[_DOCUMENT] = _bytes_tensor(json.dumps(document).encode())
         packed = _bytes_tensor(safetensors.torch.save(parts))
-        with self.failing_together("handing out work"):
+        with self.all_or_none("handing out work"):
             dist.broadcast(torch.tensor([len(packed)]), LEADER, group=self._idle)
             dist.broadcast(packed, LEADER, group=self._idle)
 
     def receive(self) -> tuple[dict, list[Tensor]]:
         """What the leader sends next; waits for it."""
-        with self.failing_together("waiting for work"):
+        with self.all_or_none("waiting for work"):
             dist.broadcast(size := torch.zeros(1, dtype=torch.int64), LEADER, group=self._idle)
             dist.broadcast(packed := torch.empty(int(size), dtype=torch.uint8), LEADER, group=self._idle)
         parts = safetensors.torch.load(packed.numpy().tobytes())
@@ -77,7 +77,7 @@ class RankGroup:
 
     def smallest(self, number: int) -> int:
         """The smallest of the ranks' numbers; every rank must call this."""
-        with self.failing_together("comparing numbers"):
+        with self.all_or_none("comparing numbers"):
             dist.all_reduce(least := torch.tensor([number]), dist.ReduceOp.MIN, group=self._idle)
         return int(least)
 
@@ -86,7 +86,7 @@ class RankGroup:
 
         All ranks draw their tokens themselves. An all-reduce gives all of them the same bytes, but what follows it may
         still round differently where thread counts or kernel choices differ, and one different token would leave ranks
-        waiting for sums that never come. With the leader's logits there is nothing to differ in.
+        waiting for sums that never come. With the leader's logits the ranks cannot differ.
         """
 
         def hook(module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
@@ -98,9 +98,9 @@ class RankGroup:
             module.register_forward_hook(hook)
 
     @contextmanager
-    def failing_together(self, doing: str) -> Iterator[None]:
-        """Whatever interrupts this rank here closes its connections, so that the others fail at once instead of waiting;
-        what the others' end does to this rank becomes a RunError that names it."""
+    def all_or_none(self, doing: str) -> Iterator[None]:
+        """Run the block on all ranks or on none: an error of this rank closes its connections, so that the others fail
+        immediately instead of waiting; the failure of another rank becomes a RunError that names this one."""
         if not self.is_open:
             raise RunError(f"tensor-parallel {self.name} is closed or has failed: start all ranks of the group again")
         try:
@@ -123,9 +123,9 @@ class RankGroup:
         self.is_open = False
 
 
-def _meet(rank: int, world_size: int, address: str, port: int, timeout: datetime.timedelta) -> dist.TCPStore:
-    """Wait until all ranks are there: they may have loaded a model at their own pace, and the process group that follows
-    has little patience."""
+def _start_barrier(rank: int, world_size: int, address: str, port: int, timeout: datetime.timedelta) -> dist.TCPStore:
+    """Wait until all ranks are there: they may take different times to load the model, and the process group that follows
+    has a short timeout."""
     store = dist.TCPStore(address, port, world_size, is_master=rank == LEADER, timeout=timeout, wait_for_workers=False)
     if store.add("here", 1) == world_size:
         store.set("all_here", b"1")

@@ -1,4 +1,4 @@
-"""Requests on their way between ranks: plain values in a JSON document, and tensors beside it."""
+"""Requests as ranks send them to each other: plain values in a JSON document, and a list of tensors."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,8 +9,8 @@ from adgen.generation.generate import Request
 
 
 def pack_requests(requests: Sequence[Request], agreement: str) -> tuple[dict, list[torch.Tensor]]:
-    """Requests as plain values, with the place of each tensor in the list beside them; a tensor that several requests share
-    travels once, and is shared again on the other side."""
+    """Requests as plain values and a list of tensors, to which the values refer by index. A tensor that several requests
+    share is sent once, and is shared again by the receiver."""
     rows, tensors, places = [], [], {}
     for request in requests:
         row = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}

@@ -1,4 +1,4 @@
-"""How titles and pictures are drawn, as settings. No torch here: who only reads a job's settings need not load it."""
+"""How titles and pictures are drawn, as settings. Loads no torch."""
 
 import json
 from copy import copy
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from adgen.generation.model_directory import ModelDirectory
 
 SAMPLING_FILE = "sampling.json"
-"""In a model directory: settings that its trainer found to suit it. What it leaves out is as published."""
+"""In a model directory: sampling settings that suit this model. What the file leaves out has the published value."""
 
 
 class SamplingSettings(Settings):
@@ -42,7 +42,7 @@ class SamplingSettings(Settings):
 
 
 def model_sampling(directory: Path) -> dict[str, Any]:
-    """What a model directory says of its own sampling; nothing where it has no SAMPLING_FILE. SettingsError or ModelError: what
+    """The sampling settings that a model directory gives; empty without a SAMPLING_FILE. SettingsError or ModelError: what
     is wrong with the file."""
     file = directory / SAMPLING_FILE
     if not file.exists():
@@ -55,11 +55,11 @@ def model_sampling(directory: Path) -> dict[str, Any]:
 
 
 class _Choice(Settings):
-    """What a job says of how titles and pictures are drawn. What it does not say, its model does (sampling.json beside the
-    weights), and where that does not either, it is as published."""
+    """How titles and pictures are drawn. What the job leaves out is taken from the model's sampling.json, and what that leaves out
+    has the published value."""
 
     def of(self, model: "ModelDirectory | None") -> SamplingSettings:
-        """The settings for a model; None is one that says nothing. SettingsError or ModelError: its own are wrong."""
+        """The complete settings for a model; None: without a sampling.json. SettingsError or ModelError: that file is wrong."""
         its_own = model.sampling if model else {}
         return SamplingSettings.model_validate(its_own | self.model_dump(exclude_none=True))
 

@@ -1,4 +1,4 @@
-"""The device memory of the creatives that are made at once, allocated once and filled by one batch after another.
+"""Device memory of the creatives of a batch: allocated once, and reused by every batch.
 
 Shapes: B slots, N image tokens of a picture, L additions, D hidden size.
 """
@@ -12,8 +12,8 @@ from adgen.model.config import ModelConfig
 
 
 class Slots:
-    """Caches of both branches, foreground additions, seeds and codes of B creatives. Its tensors stay where they are, so a
-    captured step finds them again; only `make_room` moves the conditional cache."""
+    """Caches of both branches, foreground additions, seeds and codes of B creatives. The tensors keep their addresses, so a
+    captured step stays valid; only `make_room` moves the conditional cache."""
 
     def __init__(
         self,

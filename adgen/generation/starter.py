@@ -1,7 +1,6 @@
-"""A new, untrained model directory: random weights of a named size, and a tokenizer learned from a shop's titles.
+"""A new, untrained model directory: random weights of a named size, and a tokenizer trained on a shop's titles.
 
-What it paints is noise. It exists so that training has something to start from, and so that every step around a model
-can be run and measured before one is trained.
+Its pictures are noise. Training starts from it, and every step around a model can be run and measured before one is trained.
 """
 
 from collections.abc import Iterable
@@ -38,7 +37,7 @@ def write_starter_model(directory: str | Path, texts: Iterable[str], size: str =
 
 @torch.no_grad()
 def ease_learning(model: UniAdGen, seed: int = 0) -> None:
-    """Where a model that is trained from nothing had better start, over `initialize`.
+    """A better start than `initialize` for a model that is trained from scratch.
 
     The decoder's projections are drawn at fan-in scale: at a width of 192 a deviation of 0.02 is a quarter of that, and
     attention stays even for hundreds of steps (title loss after 200 steps 0.76 in the place of 0.90). The output table is a copy

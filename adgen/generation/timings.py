@@ -50,7 +50,7 @@ class PhaseTimings:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that only runs forward, once everything that the device was asked for is done."""
+    """Monotonic clock in seconds, read after the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

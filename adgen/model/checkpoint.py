@@ -53,7 +53,7 @@ def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None =
 def load_finetune(model: UniAdGen, path: str | Path, lora: LoRAConfig | None = None, merge: bool = True) -> UniAdGen:
     """Put the released trainable parameters (a dict with PEFT names) over a loaded base model, in place.
 
-    merge adds the low-rank updates to the weights; otherwise they stay beside them and model.config names them.
+    merge adds the low-rank updates to the weights; otherwise they stay apart, and model.config has them.
     ModelError: a key that this model lacks, another shape, or a part of the trainable set that the file lacks.
     """
     path = Path(path)

@@ -1,4 +1,4 @@
-"""Every size of a model, in one object that is saved as JSON beside its weights."""
+"""Every size of a model, in one object that is saved as JSON with its weights."""
 
 import json
 import math
@@ -157,7 +157,7 @@ class ForegroundConfig(Settings):
 
 
 class LoRAConfig(Settings):
-    """Low-rank updates kept beside frozen projections of the decoder (Hu et al. 2021)."""
+    """Low-rank updates of frozen projections of the decoder, kept apart from the weights (Hu et al. 2021)."""
 
     rank: int = Field(16, gt=0)
     alpha: float = Field(32.0, gt=0)

@@ -34,7 +34,7 @@ class KeyValueCache:
         return self.keys[0].shape[2]
 
     def truncate(self, lengths: Tensor) -> None:
-        """Forget what lies behind `lengths` (B,); a row cannot grow this way."""
+        """Drop all tokens after the first `lengths` (B,) of each row; a row cannot grow this way."""
         self.lengths.clamp_(max=lengths.to(self.lengths))
 
     def copy_from(self, other: "KeyValueCache") -> None:
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
     ) -> Tensor:
         """Append embeds (B, T, D) to the cache and return their final-normed hidden states (B, T, D).
 
-        Row b has num_new[b] <= T real positions, on the left; outputs behind them mean nothing. additions as in `forward`.
+        Row b has num_new[b] <= T real positions, on the left; outputs after them are undefined. additions as in `forward`.
         Raises ValueError when a row would not fit.
         """
         rows, length, _ = embeds.shape

@@ -1,4 +1,4 @@
-"""Low-rank updates on the decoder's projections: kept beside the frozen weight, or merged into it."""
+"""Low-rank updates on the decoder's projections: kept apart from the frozen weight, or merged into it."""
 
 import torch
 from torch import Tensor, nn

@@ -29,7 +29,7 @@ def weight_files(directory: Path) -> list[Path]:
 def read_tensors(path: Path, inside: str | None = None) -> Iterator[tuple[str, Tensor]]:
     """(name, tensor) of one file, each read when it is asked for. ModelError names the file.
 
-    inside: the key of a `.bin`/`.pth` file under which the tensors may lie, beside things that are not tensors.
+    inside: the key of a `.bin`/`.pth` file that may hold the tensors, where the file holds other things too.
     """
     if path.suffix == ".safetensors":
         yield from _read_safetensors(path)

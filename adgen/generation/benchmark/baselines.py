@@ -33,7 +33,7 @@ class Batch:
 
 
 class Baseline(ABC):
-    """A loop to compare with. Where its caches do not fit the memory beside the engine's, its batch is halved: compare
+    """A loop to compare with. Where its caches do not fit the memory that the engine leaves, its batch is halved: compare
     seconds a step and creative then, which is what its user would get."""
 
     def __init__(self, batch: Batch):

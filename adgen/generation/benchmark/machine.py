@@ -90,7 +90,7 @@ def _buffer_size(device: torch.device) -> int:
 def _rate(act: Callable[[], object], amount: int, device: torch.device) -> float:
     """1e9 of `amount` a second, the best of some runs after a warm one."""
     act()
-    best, times = float("inf"), 16 if device.type == "cuda" else 1  # a fraction of a millisecond each, beside the waiting
+    best, times = float("inf"), 16 if device.type == "cuda" else 1  # a fraction of a millisecond each, without the synchronization
     for _ in range(_REPEATS):
         started = now(device)
         for _ in range(times):

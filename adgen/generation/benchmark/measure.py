@@ -133,8 +133,8 @@ def _measure_pair(
 
 
 def _baseline_steps(found: Measurement, say: Callable[[str], None]) -> dict[str, float]:
-    """Seconds of a step of each baseline. What does not fit beside the engine runs as a smaller batch, and counts as
-    often as the whole batch takes it."""
+    """Seconds of a step of each baseline. One that does not fit the memory that the engine leaves runs as a smaller batch, and
+    its step counts as often as the whole batch needs it."""
     seconds = {}
     for name, baseline in found.baselines.items():
         seconds[name] = baseline.step_seconds() * found.setting.batch / baseline.num_rows

@@ -1,9 +1,9 @@
-"""What each of the engine's options costs and brings: its speed beside the plain engine's in the same run, and how far it
-moves the distributions that image tokens are drawn from.
+"""What each option of the engine costs and brings: its speed against the plain engine in the same run, and how far it moves the
+distributions of image tokens.
 
 The change is measured by teacher forcing: both engines read the same prompts and the same codes, and step by step the
 guided distributions are compared. `moved` is their total variation distance, the share of draws that even the best coupling
-makes differently; `argmax_kept` the share of steps whose likeliest code stays. Neither says what a person sees.
+makes differently; `argmax_kept` the share of steps whose likeliest code stays. Neither measures what a person sees.
 """
 
 import copy
@@ -36,7 +36,7 @@ OPTIONS: dict[str, tuple[dict, dict]] = {
 
 @dataclass(frozen=True)
 class OptionCost:
-    """One option beside the plain engine."""
+    """One option against the plain engine."""
 
     name: str
     speed_up: float

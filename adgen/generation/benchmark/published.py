@@ -39,7 +39,7 @@ class GrowingCache:
         return self.keys[0].shape[2] if self.keys else 0
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """The layer's keys and values with new ones behind them."""
+        """The layer's keys and values with new ones appended."""
         if layer == len(self.keys):
             self.keys.append(k)
             self.values.append(v)
@@ -117,7 +117,7 @@ class PublishedLoop:
     # -- stage 2: the picture ------------------------------------------------------------------------------------------
 
     def both_branches(self, requests: Sequence[Request], titles: Sequence[str]) -> list[Tensor]:
-        """Embeddings of 2B prompts: each request's own, and the negative one behind it."""
+        """Embeddings of 2B prompts: each request's own, followed by the negative one."""
         prompts = [self.prompter.picture_prompt(r.facts, title) for r, title in zip(requests, titles, strict=True)]
         negative = embed(self.model, self.prompter.negative_prompt(), None)
         return [row for own in self._embed(requests, prompts) for row in (own, negative)]
@@ -214,7 +214,7 @@ class PublishedLoop:
 
 
 def _visible(real: Tensor, num_new: int) -> Tensor:
-    """Which keys (K) the last num_new positions may see: real ones not behind them. (R, 1, T, K); a padded query, whose
+    """Which keys (K) the last num_new positions may see: real ones up to their own. (R, 1, T, K); a padded query, whose
     output means nothing, sees itself."""
     keys = torch.arange(real.shape[1], device=real.device)
     queries = keys[-num_new:, None]

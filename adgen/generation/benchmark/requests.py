@@ -10,7 +10,7 @@ from adgen.generation.template import load_template
 from adgen.model.config import ModelConfig
 
 _HISTORY_TITLE = "red ceramic mug with a long handle, dishwasher safe, 350 ml, gift box"
-_FILLERS = (" mug", " a", ",", "7")  # a tokenizer has one of them as one token, behind whatever stands there
+_FILLERS = (" mug", " a", ",", "7")  # a tokenizer has one of them as a single token, after any text
 
 
 def bench_prompter(config: ModelConfig) -> Prompter:

@@ -34,7 +34,7 @@ SIZES = {"bench-30m": bench_30m, **PRESETS}
 
 
 def size(name: str, num_layers: int | None = None) -> ModelConfig:
-    """A size by its name; num_layers: a decoder of so many layers instead of its own, to try out a big one."""
+    """A size by its name; num_layers: decoder layers instead of the size's own, to try a big model on a small machine."""
     if name not in SIZES:
         raise SettingsError(f"size {name!r} is unknown; known are {', '.join(SIZES)}")
     config = SIZES[name]()

@@ -164,7 +164,7 @@ typedef struct {
     void *values;             /* (R, G, K, E) */
     const void *prefix_keys;  /* (G, K', E), the shared tokens before every row's own; or null */
     const void *prefix_values;
-    const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written behind them */
+    const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written after them */
     const uint8_t *active;    /* (R,) rows at work; the others get zeros and their cache stays as it is; null: all */
     int64_t rows, heads, groups, width, capacity, num_shared; /* R, H, G, E, K, K' */
     float scale;

@@ -1,6 +1,6 @@
 """Decode attention on a GPU, in Triton: a query looks at a long cache, and only at the tokens that are really in it.
 
-One program takes one row, one key/value head and one stretch of its tokens; programs behind a row's end leave at once, so
+One program takes one row, one key/value head and one stretch of its tokens; programs after a row's end return immediately, so
 the cost follows the lengths, which stay on the device (nothing here is read back: the step can be captured). Where rows
 and heads alone do not fill the GPU, the tokens are cut into stretches whose softmaxes are put together afterwards
 (flash-decoding, Dao et al. 2023). A stretch's length depends on the batch's shape alone, so a row's bits never depend on its
@@ -114,7 +114,7 @@ def look(q: Tensor, branch: CfgBranch, layer: int, stretch: int | None = None) -
 
 
 def _append(cached: Tensor, fresh: Tensor, branch: CfgBranch) -> None:
-    """Write (R, G, E) behind each row's tokens; a waiting row's own last place is written too, and never read."""
+    """Write (R, G, E) after each row's tokens; a waiting row's own last place is written too, and never read."""
     at = branch.cache.lengths[:, None, None, None].expand(-1, fresh.shape[1], 1, fresh.shape[2])
     if cached.dtype.itemsize == 1:  # scatter knows no float8: move its bytes
         cached, fresh = cached.view(torch.uint8), fresh.clamp(-448, 448).to(cached.dtype).view(torch.uint8)
