@@ -511,7 +511,7 @@ from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.shipped import shipped_model
 directory = ModelDirectory(shipped_model())
-print(len(directory.digest), SamplingChoice().of(directory).guidance > 0, directory.config.name)
+print(len(directory.digest), SamplingChoice().of(directory.sampling).guidance > 0, directory.config.name)
 print([m for m in ("torch", "transformers", "ray") if m in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

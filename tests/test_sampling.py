@@ -73,14 +73,14 @@ def test_guidance_weight_one_is_conditional_and_zero_unconditional():
 
 
 def test_a_job_says_more_than_its_model_and_the_model_more_than_the_paper(tmp_path):
-    assert SamplingChoice().of(ModelDirectory(tmp_path)) == SamplingChoice().of(None) == SamplingSettings()
+    assert SamplingChoice().of(ModelDirectory(tmp_path).sampling) == SamplingSettings()
     (tmp_path / SAMPLING_FILE).write_text('{"title_temperature": 0.5, "guidance": 3}')
     model = ModelDirectory(tmp_path)
-    found = SamplingChoice(title_temperature=0.0).of(model)
+    found = SamplingChoice(title_temperature=0.0).of(model.sampling)
     assert (found.title_temperature, found.guidance, found.picture_temperature) == (0.0, 3.0, 1.0)
-    assert SamplingChoice().of(model).title_temperature == 0.5
+    assert SamplingChoice().of(model.sampling).title_temperature == 0.5
     assert RefreshSettings().creative_digests(None)[0] == SamplingSettings().digest()  # what is said twice makes nothing anew
-    assert RefreshSettings().creative_digests(model)[0] == SamplingChoice().of(model).digest()
+    assert RefreshSettings().creative_digests(model)[0] == SamplingChoice().of(model.sampling).digest()
     assert pickle.loads(pickle.dumps(SamplingChoice(guidance=2))).guidance == 2  # Ray's workers get it so
 
 
@@ -88,7 +88,7 @@ def test_a_job_says_more_than_its_model_and_the_model_more_than_the_paper(tmp_pa
 def test_a_models_own_sampling_that_is_wrong_is_named(tmp_path, text):
     (tmp_path / SAMPLING_FILE).write_text(text)
     with pytest.raises(AdgenError, match=SAMPLING_FILE):
-        SamplingChoice().of(ModelDirectory(tmp_path))
+        SamplingChoice().of(ModelDirectory(tmp_path).sampling)
 
 
 def test_a_job_has_the_bounds_of_every_sampling_setting():

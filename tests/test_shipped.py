@@ -80,7 +80,7 @@ def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
     model = load(shipped_model(), dtype=torch.float32)  # of its own: an engine takes a model over
     codes = {name: clicked(model, pictures[name][:6]) for name in CLEAR_STYLES}
     directory = ModelDirectory(shipped_model())
-    engine = Engine(model, directory.prompter, EngineSettings(num_slots=4), SamplingChoice().of(directory))
+    engine = Engine(model, directory.prompter, EngineSettings(num_slots=4), SamplingChoice().of(directory.sampling))
     made = engine.generate([Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes[name]) for name in CLEAR_STYLES])
     usual = {name: np.mean([rim(picture) for picture in pictures[name]], axis=0) for name in CLEAR_STYLES}
     for name, result in zip(CLEAR_STYLES, made, strict=True):

@@ -57,7 +57,7 @@ class ModelDirectory:
 
     @cached_property
     def sampling(self) -> dict[str, Any]:
-        """What it says of its own sampling (sampling.json); `SamplingChoice.of` completes it. SettingsError: a wrong value."""
+        """What it says of its own sampling (sampling.json); `SamplingChoice.of` takes it. SettingsError: a wrong value."""
         return model_sampling(self.path)
 
     @cached_property

@@ -1,18 +1,16 @@
 """How titles and pictures are drawn, as settings. Loads no torch."""
 
 import json
+from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
 from adgen.config import Settings, validate_settings
 from adgen.errors import ModelError
-
-if TYPE_CHECKING:
-    from adgen.generation.model_directory import ModelDirectory
 
 SAMPLING_FILE = "sampling.json"
 """In a model directory: sampling settings that suit this model. What the file leaves out has the published value."""
@@ -58,10 +56,9 @@ class _Choice(Settings):
     """How titles and pictures are drawn. What the job leaves out is taken from the model's sampling.json, and what that leaves out
     has the published value."""
 
-    def of(self, model: "ModelDirectory | None") -> SamplingSettings:
-        """The complete settings for a model; None: without a sampling.json. SettingsError or ModelError: that file is wrong."""
-        its_own = model.sampling if model else {}
-        return SamplingSettings.model_validate(its_own | self.model_dump(exclude_none=True))
+    def of(self, its_own: Mapping[str, Any]) -> SamplingSettings:
+        """The complete settings for a model. its_own: `ModelDirectory.sampling`."""
+        return SamplingSettings.model_validate({**its_own} | self.model_dump(exclude_none=True))
 
 
 def _optional(field: FieldInfo) -> tuple[Any, FieldInfo]:

@@ -102,4 +102,4 @@ def build_engine(settings: RefreshSettings, directory: ModelDirectory) -> "Engin
     if device == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // 2))
     model = directory.load(device, settings.engine.torch_dtype(device))
-    return Engine(model, directory.prompter, settings.engine, settings.sampling.of(directory), device=device)
+    return Engine(model, directory.prompter, settings.engine, settings.sampling.of(directory.sampling), device=device)

@@ -94,7 +94,7 @@ def run_details(prepared: Prepared) -> dict[str, Any]:
 
     settings = prepared.settings
     versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
-    drawn = {"sampling": settings.sampling.of(prepared.model).model_dump(mode="json")}  # with what the model says itself
+    drawn = {"sampling": settings.sampling.of(prepared.model.sampling).model_dump(mode="json")}  # with what the model says itself
     return {
         "settings": settings.model_dump(mode="json", exclude={"keys"}) | drawn,
         "digests": {"model": prepared.model_digest, "settings": prepared.settings_digest, "rules": rules_digest()},

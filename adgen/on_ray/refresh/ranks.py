@@ -137,7 +137,7 @@ class _Rank:
 
         settings = self.context.settings
         size, model = settings.engine.tensor_parallel, ModelDirectory(settings.model)
-        sampling = settings.sampling.of(model)
+        sampling = settings.sampling.of(model.sampling)
         self.engine = start_rank(self.rank, size, address, port, model, settings.engine, sampling, settings.device)
 
     def serve(self) -> int:

@@ -128,7 +128,7 @@ class RefreshSettings(Settings):
     def creative_digests(self, model: "ModelDirectory | None") -> tuple[str, ...]:
         """The same, part by part: of the engine only the options that trade something of a creative for speed."""
         return (
-            self.sampling.of(model).digest(),
+            self.sampling.of(model.sampling if model else {}).digest(),
             self.finish.digest(),
             digest(json.dumps(self.engine.lossy_options(), sort_keys=True)),
         )

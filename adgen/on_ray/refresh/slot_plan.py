@@ -16,7 +16,7 @@ def plan_slots(settings: RefreshSettings, model: ModelDirectory, device: str) ->
         return settings.engine.num_slots
     if device != "cuda":
         return CPU_SLOTS
-    capacity = row_capacity(model.config, model.prompter, settings.sampling.of(model))
+    capacity = row_capacity(model.config, model.prompter, settings.sampling.of(model.sampling))
     return settings.engine.slots_in(smallest_memory(), model.config, capacity)
 
 
