@@ -15,7 +15,7 @@ from adgen.generation.generate import Request
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.pictures import history_pixels, picture_codes
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
-from adgen.model.checkpoint import load
+from adgen.model.checkpoint import load, save
 from adgen.model.config import PRESETS
 from adgen.model.pbs import load_pbs
 from adgen.model.style_embedding import click_shares
@@ -99,3 +99,10 @@ def test_its_reader_lets_strays_count_for_next_to_nothing(model, pictures):
         shares = click_shares(model.encode_clicks(codes[None]), None, model.config.preference.agreement_weighting)[0]
         assert shares[4:].sum() < 0.02, (name, shares)
         assert shares[:4].min() > 10 * shares[4:].max(), (name, shares)
+
+
+def test_loading_and_saving_it_changes_no_byte(tmp_path):
+    """Its digest enters every fingerprint: names on disk stay what they were."""
+    save(ModelDirectory(shipped_model()).load(), tmp_path)
+    for file in tmp_path.iterdir():
+        assert file.read_bytes() == (shipped_model() / file.name).read_bytes(), file.name
