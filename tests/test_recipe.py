@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from adgen.config import load_settings
+from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling_settings import SamplingChoice, SamplingSettings
 from adgen.generation.starter import write_starter_model
@@ -42,7 +43,7 @@ def test_a_finished_recipe_ships_its_model_in_bf16(tmp_path):
     assert (tmp_path / "tiny" / "model" / "training.json").exists()
     Prompter.load(tmp_path / "tiny" / "model", model.config)
     load_pbs(tmp_path / "tiny" / "pbs")
-    assert SamplingChoice().of(tmp_path / "tiny" / "model") == SamplingSettings(title_temperature=0.5)
+    assert SamplingChoice().of(ModelDirectory(tmp_path / "tiny" / "model").sampling) == SamplingSettings(title_temperature=0.5)
     assert sum(file.stat().st_size for file in (tmp_path / "tiny").rglob("*")) < 20e6
 
 
