@@ -164,7 +164,7 @@ typedef struct {
     void *values;             /* (R, G, K, E) */
     const void *prefix_keys;  /* (G, K', E), the shared tokens before every row's own; or null */
     const void *prefix_values;
-    const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written after them */
+    const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written behind them */
     const uint8_t *active;    /* (R,) rows at work; the others get zeros and their cache stays as it is; null: all */
     int64_t rows, heads, groups, width, capacity, num_shared; /* R, H, G, E, K, K' */
     float scale;
@@ -293,17 +293,17 @@ static void attend_one(const Attention *a, int64_t row, int64_t group, int type)
     }
 }
 
-/* Append each row's new token to its cache and let its queries look at all of it, in one go for several branches. No two of
+/* Append each row's new token to its cache and let its queries look at all of it, in one go for several halves. No two of
  * them may share a cache: their rows run in any order. Returns 0, or 1 for what it does not know. */
-int adgen_attend(const Attention *branches, int64_t num_branches, int type) {
+int adgen_attend(const Attention *halves, int64_t num_halves, int type) {
     int64_t total = 0;
-    for (int64_t h = 0; h < num_branches; h++) {
-        if (type < FLOAT32 || type > FLOAT8 || branches[h].width > MAX_HEAD) return 1;
-        total += branches[h].rows * branches[h].groups;
+    for (int64_t h = 0; h < num_halves; h++) {
+        if (type < FLOAT32 || type > FLOAT8 || halves[h].width > MAX_HEAD) return 1;
+        total += halves[h].rows * halves[h].groups;
     }
 #pragma omp parallel for schedule(dynamic, 1)
     for (int64_t task = 0; task < total; task++) {
-        const Attention *a = branches;
+        const Attention *a = halves;
         int64_t left = task;
         while (left >= a->rows * a->groups) left -= a->rows * a->groups, a++;
         attend_one(a, left / a->groups, left % a->groups, type);
