@@ -111,6 +111,8 @@ def test_the_numbers_of_a_row_agree_with_each_other():
     row = row_of(found)
     assert row["pairs"] == len(row["ratio_hf_pairs"]) == len(row["ratio_published_pairs"]) == 2
     assert row["share_of_roofline"] == pytest.approx(row["roofline_ms_per_step"] / row["ms_per_step"])
+    old = ("floor_ms_per_step", "share_of_floor", "share_of_floor_overall", "floor_seconds", "floor_bound")
+    assert all(row[name] == row[name.replace("floor", "roofline")] for name in old), "until 0.3.0"
     assert row["bytes_per_step"] == pytest.approx(sum(row["bytes_by_term"].values()), rel=1e-6)
     assert row["achieved_gb_s"] == pytest.approx(row["bytes_per_step"] / row["ms_per_step"] / 1e6)
     # The roofline in ms is bytes over bandwidth or operations over the matrix rate, both as reported beside it.

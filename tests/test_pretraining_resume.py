@@ -33,7 +33,7 @@ def test_another_stage_or_setting_in_the_same_folder_is_refused(inputs, tmp_path
 def test_a_run_of_an_earlier_version_goes_on(inputs, tmp_path, caplog):
     """With the defaults of what came since, and without what was removed since; `run.json` is of version 0.1.0."""
     folder = RunFolder(str(tmp_path))
-    shutil.copy(ROOT / "tests" / "golden" / "training_run_0.1.0.json", tmp_path / "run.json")
+    shutil.copy(ROOT / "tests" / "golden" / "runs" / "training_0.1.0.json", tmp_path / "run.json")
     now = small_run(inputs, tmp_path)
     rest = {"start": "of the start", "inputs": "of the tables"}
     assert claim(folder, now.identity() | rest, {})
@@ -49,7 +49,7 @@ def test_a_run_of_an_earlier_version_goes_on(inputs, tmp_path, caplog):
 
 def test_a_run_with_the_loss_that_is_gone_does_not_go_on(inputs, tmp_path):
     folder = RunFolder(str(tmp_path))
-    earlier = json.loads((ROOT / "tests" / "golden" / "training_run_0.1.0.json").read_text())
+    earlier = json.loads((ROOT / "tests" / "golden" / "runs" / "training_0.1.0.json").read_text())
     earlier["identity"]["losses"]["outlook"] = 1.0
     folder.write_json("run.json", earlier)
     with pytest.raises(SettingsError, match=r"run\.json: losses\.outlook: removed in version 0\.2\.0 \(value 1\.0"):
