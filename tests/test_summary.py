@@ -14,7 +14,7 @@ from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.report.page import render_page
 from adgen.evaluation.results.comparison import compare
-from adgen.evaluation.results.earlier import distances_beside, scored_by_others
+from adgen.evaluation.results.earlier import distances_of_both, scored_by_others
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.rows import ROWS
 from adgen.evaluation.results.set_scores import SetScore
@@ -128,6 +128,6 @@ def test_only_what_other_networks_scored_is_not_compared():
     sets = {"fid": SetScore(1.0, None, None, {}), "user_diversity": SetScore(0.5, None, None, {})}
     moved = {"distance": {"name": "the same weights under another name", "digest": "d"}}
     record = {"sets": {"fid": {"value": 2.0}, "user_diversity": {"value": 0.4}}, "networks": moved}
-    assert distances_beside(mine, sets, record) == {"fid": (1.0, 2.0)}
+    assert distances_of_both(mine, sets, record) == {"fid": (1.0, 2.0)}
     record["networks"]["distance"] = {"name": "dinov2", "digest": "f"}
-    assert distances_beside(mine, sets, record) == {}
+    assert distances_of_both(mine, sets, record) == {}

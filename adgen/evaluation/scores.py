@@ -120,7 +120,7 @@ def names_of(*kinds: Kind) -> tuple[str, ...]:
 
 
 def find_score(name: str) -> Score | None:
-    """By name or old name. A distance by another network than Inception has the network's name behind its own: kid_dinov2."""
+    """By name or old name. A distance by another network than Inception has the network's name after its own: kid_dinov2."""
     known = {score.name: score for score in TABLE} | {score.old_name: score for score in TABLE if score.old_name}
     found = known.get(name)
     if found is None:

@@ -28,7 +28,7 @@ class UserSizes(NamedTuple):
     """How many users have how many rows: two arrays of one length, sizes all different and positive."""
 
     rows: np.ndarray  # rows a user
-    users: np.ndarray  # users that have so many
+    users: np.ndarray  # users with this many rows
 
     @property
     def effective(self) -> float:

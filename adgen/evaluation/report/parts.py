@@ -24,7 +24,7 @@ def interval(each: Estimate | Difference | SetScore, digits: int = 4) -> str:
 
 
 def effective(users: float | None) -> str:
-    """A number of effective users; a dash where none is told."""
+    """A number of effective users; a dash where there is none."""
     return "–" if users is None else f"{users:,.1f}".removesuffix(".0")
 
 

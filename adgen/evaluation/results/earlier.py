@@ -44,7 +44,7 @@ def scored_by_others(
     return scores_that_need(names, *differing)
 
 
-def distances_beside(
+def distances_of_both(
     mine: Mapping[str, NamedNetwork | None], sets: Mapping[str, SetScore], record: Mapping[str, Any]
 ) -> dict[str, tuple[float, float]]:
     """Distances that both have from the same network: (here, there)."""

@@ -15,7 +15,7 @@ from adgen.creatives.reading import ManifestReader, open_published, open_run
 from adgen.creatives.stores import open_storage
 from adgen.evaluation.report.page import write_page
 from adgen.evaluation.results.comparison import Comparison, compare
-from adgen.evaluation.results.earlier import distances_beside, pictures_of, read_record, scored_by_others
+from adgen.evaluation.results.earlier import distances_of_both, pictures_of, read_record, scored_by_others
 from adgen.evaluation.results.folder import REPORT, Identity, Results, check_unfinished, open_results
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.reference_counts import count_references
@@ -133,7 +133,7 @@ def compared(
     if earlier.get("panel") != panel:
         others |= set(scores_that_need(ROW_SCORES, "other_users"))
     found = compare(out, settings.against, settings.resamples, settings.seed, others)
-    found.sets = distances_beside(networks, summary.sets, earlier)
+    found.sets = distances_of_both(networks, summary.sets, earlier)
     return found
 
 
