@@ -4,15 +4,15 @@ What a command needs is imported inside it, so that a consumer's machine needs n
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from adgen.errors import AdgenError
+from adgen.errors import AdgenError, printable
+from adgen.terminal import print_json, print_summary, print_table, text_of
 
 if TYPE_CHECKING:
     from adgen.creatives.storage import S3Access, Storage
@@ -57,7 +57,7 @@ def import_pad1m(
     """Turn the public PAd1M JSON into input tables."""
     from adgen.shop.inputs.pad1m import import_pad1m
 
-    return _print_summary(import_pad1m(file, dest), as_json)
+    return print_summary(import_pad1m(file, dest), as_json)
 
 
 @app.command(name="synth")
@@ -72,7 +72,7 @@ def synth(
     """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
     from adgen.shop.synthetic.synth import synthesize
 
-    return _print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
+    return print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
 
 
 @app.command(name="starter-model")
@@ -104,10 +104,10 @@ def runs(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json =
     found = list_runs(storage, campaign)
     if as_json:
         hidden = {"settings", "manifest"}
-        return _print_json([run.model_dump(mode="json", exclude=hidden) | {"published": run.run_id == published} for run in found])
+        return print_json([run.model_dump(mode="json", exclude=hidden) | {"published": run.run_id == published} for run in found])
     if found:
         columns = ("run", "state", "ok", "rejected", "failed", "")
-        _print_table(columns, [_run_line(run, run.run_id == published) for run in found])
+        print_table(columns, [_run_line(run, run.run_id == published) for run in found])
     else:
         print(f"campaign {campaign} has no runs in {storage.uri}")
     return 0
@@ -131,12 +131,12 @@ def show(
     if not rows:
         raise ConsumerError(f"pair {pair} is not in run {published.run.run_id} of campaign {campaign}")
     if as_json:
-        return _print_json({"run_id": published.run.run_id, "rows": rows})
+        return print_json({"run_id": published.run.run_id, "rows": rows})
     for row in rows:
-        shown = [(name, _text(value)) for name, value in row.items() if value not in (None, [])]
+        shown = [(name, text_of(value)) for name, value in row.items() if value not in (None, [])]
         if row["uri"]:
             shown.append(("picture", storage.address(row["uri"])))
-        _print_table(("column", f"variant {row['variant']} in run {published.run.run_id}"), shown)
+        print_table(("column", f"variant {row['variant']} in run {published.run.run_id}"), shown)
     return 0
 
 
@@ -153,7 +153,7 @@ def rollback(
 
     pointer = rollback(s3.open(store), campaign, run)
     if as_json:
-        return _print_json(pointer.model_dump(mode="json"))
+        return print_json(pointer.model_dump(mode="json"))
     print(f"campaign {campaign}: run {pointer.run_id} is published, generation {pointer.generation}")
     return 0
 
@@ -164,7 +164,7 @@ def verify(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json
     from adgen.creatives.verify import verify
 
     found = verify(s3.open(store), campaign)
-    _print_summary(found, as_json)
+    print_summary(found, as_json)
     return 1 if found.problems else 0
 
 
@@ -184,8 +184,46 @@ def pull(
     from adgen.creatives.pull import pull
 
     done = pull(s3.open(store), campaign, dest, since, keep_withdrawn=keep_withdrawn)
-    _print_summary(done, as_json)
+    print_summary(done, as_json)
     return 1 if done.problems else 0
+
+
+@app.command(name="forget")
+def forget(
+    store: Store,
+    user: UseAppendAction[Annotated[tuple[str, ...], arg(metavar="ID", help="a user to forget")]] = (),
+    users: Annotated[str | None, arg(metavar="FILE", help="file with one user id a line; - is stdin")] = None,
+    campaign_key: UseAppendAction[Annotated[tuple[Path, ...], arg(metavar="FILE", help="key of the campaigns")]] = (),
+    user_secret: Annotated[Path | None, arg(metavar="FILE", help="secret of user keys, to print those that consumers hold")] = None,
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Remove users from every run of every campaign, for good. Exit 1 while anything of them may be left; do it again then."""
+    from adgen.errors import SettingsError
+    from adgen.shop.key_files import read_key
+    from adgen.store_commands import campaign_keys, forget_users, read_users
+
+    if bool(user) == bool(users):
+        raise SettingsError("say whom to forget: either --user ID or --users FILE")
+    storage = s3.open(store)
+    keys, secret = campaign_keys(campaign_key, storage), read_key(user_secret, "--user-secret") if user_secret else None
+    done = forget_users(storage, user or read_users(users), keys, secret)
+    print_summary(done, as_json)
+    return 0 if done.complete else 1
+
+
+@app.command(name="clean-up")
+def clean_up(
+    store: Store,
+    dry_run: Annotated[bool, arg(help="only say what would be removed")] = False,
+    keep_runs: Annotated[int, arg(metavar="N", help="newest runs of each campaign that stay")] = 7,
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Remove old runs, and objects and catalogs that no run names any more: an object goes at the second clean-up that finds it."""
+    from adgen.store_commands import clean_store
+
+    return print_summary(clean_store(s3.open(store), dry_run, keep_runs), as_json)
 
 
 @app.command(name="replay")
@@ -209,9 +247,9 @@ def replay(
     with s3.access().exported():  # the inputs' pictures are reached like the store
         done = replay(s3.open(store), campaign, pair, model, device, s3.access())
     if as_json:
-        _print_json(dataclasses.asdict(done))
+        print_json(dataclasses.asdict(done))
     else:
-        print(f"{done.outcome.replace('_', ' ')}{': ' if done.detail else ''}{done.detail}")
+        print(printable(f"{done.outcome.replace('_', ' ')}{': ' if done.detail else ''}{done.detail}"))
     return EXIT_CODES[done.outcome]
 
 
@@ -252,46 +290,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run_line(run: Any, published: bool) -> tuple[str, ...]:
     counts = run.counts
-    numbers = [_text(number) for number in (counts.ok, counts.rejected, counts.failed)] if counts else [""] * 3
+    numbers = [text_of(number) for number in (counts.ok, counts.rejected, counts.failed)] if counts else [""] * 3
     mark = "published" if published else run.note or (f"driven by {run.owner}" if run.owner else "")
     return (run.run_id, run.state, *numbers, mark)
-
-
-def _print_summary(summary: Any, as_json: bool) -> int:
-    """Numbers as a table, lists line by line; the summaries are dataclasses."""
-    values = dataclasses.asdict(summary)
-    if as_json:
-        return _print_json(values)
-    lists = {name: value for name, value in values.items() if isinstance(value, list)}
-    _print_table(("", ""), [(name, _text(value)) for name, value in values.items() if name not in lists])
-    for name, lines in lists.items():
-        for line in lines:
-            print(f"{name}: {line}")
-    return 0
-
-
-def _print_json(value: Any) -> int:
-    print(json.dumps(value, indent=1, default=str, ensure_ascii=False))
-    return 0
-
-
-def _print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold", no_wrap=column != columns[-1])
-    for row in rows:
-        # Text, not str: a title may hold what rich takes for markup.
-        table.add_row(*(Text(cell) for cell in row))
-    Console().print(table)
-
-
-def _text(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 if __name__ == "__main__":

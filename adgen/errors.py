@@ -12,9 +12,27 @@ AdgenError
         └── OwnedElsewhere   another driver is working on this run: names it
 """
 
+import re
+
+# C0 and C1 controls, and what turns the direction of text around: ids, locales and URIs come from other people's tables.
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with all that a terminal would obey, line ends and tabs apart, written as \\x1b or \\u202e."""
+    return CONTROLS.sub(_escaped, text)
+
+
+def _escaped(match: re.Match[str]) -> str:
+    code = ord(match.group())
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+
 
 class AdgenError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of everything this package raises on purpose. Its text is fit for a terminal."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class PairError(AdgenError):

@@ -124,7 +124,7 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture):
         main(["--help"])
     assert raised.value.code == 0
     shown = capsys.readouterr().out
-    for command in ("import-pad1m", "synth", "runs", "show", "rollback", "verify", "pull", "report"):
+    for command in ("import-pad1m", "synth", "runs", "show", "rollback", "verify", "pull", "report", "forget", "clean-up"):
         assert command in shown
 
 
@@ -141,7 +141,7 @@ for command in (["runs", sys.argv[3], sys.argv[2]], ["verify", sys.argv[3], sys.
 loaded = heavy & set(sys.modules)
 assert not loaded, loaded
 assert not [name for name in sys.modules if name.startswith("adgen.") and name.split(".")[1] not in
-            ("cli", "creatives", "errors", "records", "config")]
+            ("cli", "creatives", "errors", "records", "config", "terminal")]
 """
 
 

@@ -21,6 +21,7 @@ PRIVATE = "private/"
 FORGOTTEN = "private/forgotten/"
 PROBES = "private/probe/"
 CANDIDATES = "private/clean-up/"
+CATALOGS = "catalog/"
 
 
 def new_run_id() -> str:

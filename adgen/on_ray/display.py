@@ -6,6 +6,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as RichBar
 from rich.table import Table
+from rich.text import Text
+
+from adgen.errors import printable
 
 
 class RichProgress:
@@ -50,5 +53,5 @@ def print_summary(console: Console, title: str, values: dict[str, Any]) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in sorted(value.items())) or "-"
-        table.add_row(name.replace("_", " "), str(value))
+        table.add_row(Text(printable(name.replace("_", " "))), Text(printable(str(value))))  # no markup, whatever ids hold
     console.print(table)

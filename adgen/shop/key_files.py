@@ -60,10 +60,22 @@ def load_keys(settings: KeySettings, store_uri: str) -> Keys:
                 )
             secrets[name] = development
             continue
-        try:
-            secrets[name] = path.read_bytes().strip()
-        except OSError as error:
-            raise SettingsError(f"keys.{name}: {path}: {error.strerror}") from None
-        if len(secrets[name]) < MIN_BYTES:
-            raise SettingsError(f"keys.{name}: {path} holds {len(secrets[name])} bytes, needs at least {MIN_BYTES}")
+        secrets[name] = read_key(path, f"keys.{name}")
     return Keys(**secrets)
+
+
+def read_key(path: Path, what: str) -> bytes:
+    """The secret in a file. SettingsError: it cannot be read, everybody can read it, or it is too short.
+
+    The group may read it, and another user may own it: so clusters mount secrets. What the path says is never repeated
+    where there is no such file: somebody may have written the secret itself in its place.
+    """
+    try:
+        mode, data = path.stat().st_mode, path.read_bytes().strip()
+    except OSError as error:
+        raise SettingsError(f"{what}: the file that it names: {error.strerror}") from None
+    if mode & 0o007:
+        raise SettingsError(f"{what}: everybody on this machine can use {path}; take the right away with chmod o-rwx")
+    if len(data) < MIN_BYTES:
+        raise SettingsError(f"{what}: {path} holds {len(data)} bytes, needs at least {MIN_BYTES}")
+    return data

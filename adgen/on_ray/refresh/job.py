@@ -25,6 +25,7 @@ from adgen.on_ray.refresh.slot_plan import plan_slots
 from adgen.on_ray.refresh.speed import RunSpeed
 from adgen.on_ray.refresh.stages import STAGES, Stages
 from adgen.progress import Progress
+from adgen.shop.catalog.cleanup import remove_unnamed_catalogs
 from adgen.shop.inputs.tables import Inputs
 
 log = logging.getLogger(__name__)
@@ -110,6 +111,8 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
         partial = settings.plan.limit is not None
         forced = settings.publish_partial
         pointer = finish(run, partial=partial, publish_partial=forced, held=held, tombstones=prepared.tombstones)
+    if settings.clean_up.keep_runs:
+        notes.append(_finish_earlier("clean-up of catalogs", lambda: remove_unnamed_catalogs(storage)))
     return Summary.of(run, speed, pointer is not None, time.time() - started, "; ".join(filter(None, [held, *notes])))
 
 

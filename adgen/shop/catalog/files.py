@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from adgen.creatives import layout
 from adgen.creatives.documents import Document, parse_document
+from adgen.creatives.names import own_entries
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import StoreError
 from adgen.shop.catalog.rows import FACT_NAMES, ID_NAMES, join_rows
@@ -78,7 +79,7 @@ def write_catalog(
         model_digest=model_digest, embedding=embedding, embedding_size=size, num_buckets=num_buckets, buckets=ordered
     )
     with suppress(Taken):
-        storage.create(_index_key(model_digest, index.name), index.to_bytes())
+        storage.create(index_key(model_digest, index.name), index.to_bytes())
     last, etag = _last(storage, model_digest, name)
     if last is None or last.index != index.name:
         with suppress(Taken):  # another driver of the campaign was faster: its index is as good a start
@@ -89,7 +90,7 @@ def write_catalog(
 
 def read_index(storage: Storage, model_digest: str, index_name: str) -> CatalogIndex:
     """The index of that name; StoreError if it is not there or not what its name says."""
-    key = _index_key(model_digest, index_name)
+    key = index_key(model_digest, index_name)
     index = parse_document(CatalogIndex, storage.read(key), storage.address(key))
     if index.name != index_name:
         raise StoreError(f"{storage.address(key)}: is not what its name says; start a new run")
@@ -123,6 +124,25 @@ def fetch_file(storage: Storage, model_digest: str, file: CatalogFile, cache_dir
     return path
 
 
+def last_names(storage: Storage, model_digest: str) -> dict[str, str]:
+    """The newest index of each campaign that used the model."""
+    folder = f"{layout.catalog(model_digest)}last/"
+    names = {entry.key.removeprefix(folder).partition("/")[0].removesuffix(".json") for entry in own_entries(storage, folder)}
+    found = {name: _last(storage, model_digest, name)[0] for name in sorted(names)}
+    return {name: last.index for name, last in found.items() if last}
+
+
+def drop_last(storage: Storage, model_digest: str, name: str) -> None:
+    """Forget which index is the campaign's newest: its next catalog starts from nothing."""
+    storage.drop(_last_key(model_digest, name))
+
+
+def named_keys(index: CatalogIndex) -> set[str]:
+    """The keys of an index and of its files."""
+    files = (file for bucket in index.buckets for file in (bucket.ids, bucket.facts))
+    return {index_key(index.model_digest, index.name), *(_file_key(index.model_digest, file.sha256) for file in files)}
+
+
 def _write_file(storage: Storage, model_digest: str, table: pa.Table) -> CatalogFile:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
@@ -144,7 +164,8 @@ def _file_key(model_digest: str, sha256: str) -> str:
     return f"{layout.catalog(model_digest)}files/{sha256}.arrow"
 
 
-def _index_key(model_digest: str, index_name: str) -> str:
+def index_key(model_digest: str, index_name: str) -> str:
+    """Where the index of that name lies."""
     return f"{layout.catalog(model_digest)}indexes/{index_name}.json"
 
 

@@ -1,0 +1,48 @@
+"""What people see on a terminal: text without control characters, tables, summaries, JSON."""
+
+import dataclasses
+import json
+from typing import Any
+
+from adgen.errors import CONTROLS, printable
+
+
+def print_json(value: Any) -> int:
+    """One JSON document; 0, the exit code."""
+    text = json.dumps(value, indent=1, default=str, ensure_ascii=False)
+    print(CONTROLS.sub(lambda match: f"\\u{ord(match.group()):04x}", text))  # JSON still: a control stands in strings only
+    return 0
+
+
+def print_summary(summary: Any, as_json: bool) -> int:
+    """Numbers as a table, lists line by line; the summaries are dataclasses. 0, the exit code."""
+    values = dataclasses.asdict(summary)
+    if as_json:
+        return print_json(values)
+    lists = {name: value for name, value in values.items() if isinstance(value, list)}
+    print_table(("", ""), [(name, text_of(value)) for name, value in values.items() if name not in lists])
+    for name, lines in lists.items():
+        for line in lines:
+            print(f"{name}: {printable(str(line))}")
+    return 0
+
+
+def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    """Rows of text below the columns' names."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, show_header=any(columns), pad_edge=False)
+    for column in columns:
+        table.add_column(printable(column), overflow="fold", no_wrap=column != columns[-1])
+    for row in rows:
+        # Text, not str: a title may hold what rich takes for markup.
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    Console().print(table)
+
+
+def text_of(value: Any) -> str:
+    """A value in a table; whole numbers with thousands separators."""
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
