@@ -12,7 +12,7 @@ from adgen.training.trainable import choose_trainable
 from support.examples import example
 from support.models import small_config, small_model, small_prompter
 
-STEPS, BATCH, SAVED_AFTER, RATE = 6, 4, 3, 3e-3
+STEPS, BATCH, SAVED_AFTER, RATE = 4, 4, 2, 3e-3
 SETTINGS = TrainingSettings(stage="personal", steps=STEPS, batch=BATCH, dropout={"prompt": 0.3, "foreground": 0.3})
 CONFIG = small_config(preference=small_config().preference.model_copy(update={"dropout": 0.0}))
 
