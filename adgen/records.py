@@ -185,6 +185,14 @@ def pair_seed(pair: str, campaign_seed: int) -> int:
     return int(digest("seed", pair, campaign_seed)[:16], 16) >> 1
 
 
+def variant_seed(seed: int, variant: int, attempt: int = 0) -> int:
+    """The seed of one attempt at one variant of the pair with this `pair_seed`, 0 <= seed < 2**63; the first attempt at variant 0
+    has the pair's own, as it had before there were variants."""
+    if variant == attempt == 0:
+        return seed
+    return int(digest("variant seed", seed, variant, attempt)[:16], 16) >> 1
+
+
 def unit_interval(*parts: str | bytes | int | None) -> float:
     """A number in (0, 1) that is a function of the parts alone; 53 bits, never 0 nor 1."""
     return ((int(digest("unit", *parts)[:14], 16) >> 3) + 0.5) / 2.0**53
