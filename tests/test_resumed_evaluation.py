@@ -246,3 +246,13 @@ def test_two_that_begin_at_once_have_one_identity(tmp_path):
     assert Results(Late(open_storage(tmp_path / "same")), tmp_path / "same").begin(theirs) == set()
     with pytest.raises(SettingsError, match="runs is b there and a here"):
         Results(Late(open_storage(tmp_path / "other")), tmp_path / "other").begin(mine)
+
+
+def test_foreign_files_in_an_evaluation_are_not_seen(tmp_path):
+    for name in ("rows/.DS_Store", "rows/Thumbs.db", "rows/@eaDir/000001.parquet", "features/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"theirs")
+    results = Results(open_storage(tmp_path), tmp_path)
+    assert results.begin(Identity(("a",), "s", None, "j", "c")) == set()
+    results.storage.put("rows/000007.parquet", b"")
+    assert results.begin(Identity(("a",), "s", None, "j", "c")) == {7}

@@ -5,6 +5,7 @@ is done, wherever whoever wrote it was stopped. The same evaluation goes on with
 """
 
 import json
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ class Results:
         """Numbers of the parts that are there. SettingsError: the evaluation there is finished, or another one."""
         check_unfinished(self.storage)
         there = read_identity(self.storage)
-        done = {int(Path(entry.key).stem) for entry in self.storage.entries(f"{ROWS}/")}
+        parts = (_PART.fullmatch(entry.key) for entry in self.storage.entries(f"{ROWS}/"))  # other people's files are not seen
+        done = {int(match.group(1)) for match in parts if match}
         if there is None and done:
             raise SettingsError(f"out: {self.storage.uri}: an evaluation lies there that does not say whose it is; {_ADVICE}")
         if there is None:
@@ -127,13 +129,17 @@ class Results:
                 self.storage.put(path.name, path.read_bytes(), content_type_of(path.name))
         self.storage.put(RECORD, record.encode(), content_type_of(RECORD))
         for entry in list(self.storage.entries(f"{FEATURES}/")):
-            self.storage.delete(entry.key)
+            if _PART.fullmatch(entry.key):
+                self.storage.delete(entry.key)
         shutil.rmtree(self.folder / FEATURES, ignore_errors=True)
 
     def _put(self, key: str, data: bytes) -> None:
         if self._copy:
             self._copy.put(key, data)
         self.storage.put(key, data, content_type_of(key))
+
+
+_PART = re.compile(rf"(?:{ROWS}|{FEATURES})/(\d{{6,}})\.parquet")
 
 
 def _part(folder: str, number: int) -> str:

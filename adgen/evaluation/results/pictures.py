@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adgen.creatives import layout
+from adgen.creatives.names import own_entries
 from adgen.creatives.storage import Storage
 from adgen.errors import StoreError
 from adgen.finishing.contact_sheet import thumbnail
@@ -42,7 +43,7 @@ class StoredPictures:
 
 def _newest(storage: Storage, prefix: str) -> str | None:
     """Of several fingerprints of a pair the one that was written last."""
-    entries = sorted(storage.entries(prefix), key=lambda entry: entry.modified)
+    entries = sorted(own_entries(storage, prefix), key=lambda entry: entry.modified)
     return entries[-1].key if entries else None
 
 
