@@ -175,6 +175,32 @@ def user_key(user_secret: bytes, user_id: str) -> str:
     return _keyed(user_secret, "user", user_id)
 
 
+def bound_key(key: bytes, campaign: str) -> bytes:
+    """The campaign key bound to a campaign, so that two campaigns never share a pair id or a fingerprint."""
+    return bytes.fromhex(digest("campaign key", key, campaign))
+
+
+def public_fingerprint(campaign_key: bytes, fingerprint: str | None) -> str | None:
+    """What a manifest says of the digest of all that determines a creative (64 hex digits): its HMAC, 32 hex digits.
+
+    The digest itself can be guessed from a table of products, and tells what the user clicked; version 0.1 published it. What
+    is public already stays as it is.
+    """
+    if fingerprint is None or len(fingerprint) < 64:
+        return fingerprint
+    return _keyed(campaign_key, "fingerprint", fingerprint)
+
+
+def with_public_fingerprints(table: pa.Table, campaign_key: bytes) -> pa.Table:
+    """Rows with a column `fingerprint`, each made public; the table itself where they are."""
+    before = table["fingerprint"].to_pylist()
+    after = [public_fingerprint(campaign_key, each) for each in before]
+    if after == before:
+        return table
+    index = table.schema.get_field_index("fingerprint")
+    return table.set_column(index, table.schema.field(index), pa.array(after, pa.string()))
+
+
 def key_id(key: bytes) -> str:
     """What run.json may say of a key: eight hex digits that identify it and do not reveal it."""
     return hmac.new(key, b"key id", hashlib.sha256).hexdigest()[:8]

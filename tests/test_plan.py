@@ -12,7 +12,7 @@ from adgen.creatives.lost_objects import lost_objects
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import user_hash
-from adgen.records import pair_seed, user_key
+from adgen.records import pair_seed, public_fingerprint, user_key
 from adgen.shop.plan.plan import resume_key
 from adgen.shop.plan.rows import ForgottenUsers
 
@@ -283,3 +283,34 @@ def test_resume_key_is_a_function_of_campaign_settings_and_inputs():
     assert key == resume_key("c", "s", {"b": "2", "a": "1"})
     others = [("d", "s", {"a": "1", "b": "2"}), ("c", "t", {"a": "1", "b": "2"}), ("c", "s", {"a": "1", "b": "3"})]
     assert key not in {resume_key(*each) for each in others}
+
+
+# -- fingerprints tell nothing of a history ----------------------------------------------------------------------------
+
+
+def test_a_fingerprint_is_keyed_and_cannot_be_guessed_from_the_inputs(shop, folder, tmp_path):
+    """Who has the products and guesses the clicks can compute the private digest, and no published value from it."""
+    night = shop.night(folder)
+    private = {}
+    for row in night.generate:
+        private[row["pair_id"]] = rules().maker.fingerprint(row["product_hash"], row["history_hashes"], row["seed"])
+        assert row["fingerprint"] == public_fingerprint(b"the campaign key", private[row["pair_id"]])
+        assert len(row["fingerprint"]) == 32
+    other = shop.night(open_storage(tmp_path / "other"), campaign_key=b"another campaign's key")
+    assert not {row["fingerprint"] for row in night.generate} & {row["fingerprint"] for row in other.generate}
+
+
+def test_rows_of_version_0_1_are_carried_once_without_work_and_get_a_keyed_fingerprint(shop, store: Storage, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("adgen.shop.plan.rows.public_fingerprint", lambda key, private: private)
+        first = shop.night(store)
+    before = {row["pair_id"]: row["fingerprint"] for row in first.generate}
+    assert {len(value) for value in before.values()} == {64}
+    (shop.folder / shop.products["p4"]["cutout"]).unlink()  # a row that stays stale has no fingerprint of tonight
+    second = shop.night(store, first)
+    assert (second.summary.to_generate, second.summary.carried) == (0, len(shop.pairs))
+    assert second.summary.stale > 0
+    for row in second.carry:
+        assert row["fingerprint"] == public_fingerprint(b"the campaign key", before[row["pair_id"]])
+    shop.products["p4"]["cutout"] = shop.paint("cutouts/4.png", 104)
+    assert shop.night(store, second).summary.to_generate == 0

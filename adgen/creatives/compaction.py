@@ -24,7 +24,7 @@ from adgen.creatives.documents import Counts, ManifestFile, Plan
 from adgen.creatives.journal import Journal, planned_rows, without_pairs
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import RunError
-from adgen.records import FAILED, MANIFEST, OK, REJECTED
+from adgen.records import FAILED, MANIFEST, OK, REJECTED, bound_key, with_public_fingerprints
 
 ROWS_PER_FILE = 1_000_000
 ROWS_IN_MEMORY = 65_536
@@ -135,14 +135,16 @@ class ManifestWriter:
 
 
 def _committed_rows(journal: Journal, plan: Plan, without: Collection[str]) -> Iterator[pa.Table]:
-    """Each shard's rows, some shards fetched ahead."""
+    """Each shard's rows, some shards fetched ahead; those that version 0.1 planned get a fingerprint that tells nothing."""
+    key = bound_key(journal.tombstones.key, journal.campaign) if journal.tombstones else None
     with ThreadPoolExecutor(_PARTS_IN_FLIGHT) as pool:
         for start in range(0, len(plan.parts), _PARTS_IN_FLIGHT):
             parts = plan.parts[start : start + _PARTS_IN_FLIGHT]
             for part, table in zip(parts, pool.map(journal.read_part, [p.index for p in parts]), strict=True):
                 if planned_rows(table) != part.rows or table.schema != MANIFEST:
                     raise RunError(f"run {journal.run_id}: journal part {part.index} is not what was committed")
-                yield without_pairs(table, without).replace_schema_metadata(None)
+                table = without_pairs(table, without).replace_schema_metadata(None)
+                yield with_public_fingerprints(table, key) if key else table
 
 
 def _spill(tables: Iterable[pa.Table], folder: Path, rows_in_memory: int) -> tuple[list[Path], list[SortKey]]:

@@ -97,6 +97,8 @@ class RunDocument(Document):
     note: str = ""
     erased_from: tuple[str, ...] = ()  # a copy without forgotten users: the runs that it stands for, the oldest first
 
+    keyed_fingerprints: bool = False  # none of its manifest's fingerprints can be guessed from a history; false: version 0.1
+
     @property
     def unfinished(self) -> bool:
         """Whether the same command would go on with this run."""

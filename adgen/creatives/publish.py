@@ -42,7 +42,8 @@ def seal(
     files, counts = _compacted(run, tombstones, rows_per_file)
     pointer = "pending" if publish and state != "HELD" else "untouched"
     owner = run.owner if pointer == "pending" else None
-    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner, note=note)
+    keyed = tombstones is not None
+    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner, note=note, keyed_fingerprints=keyed)
 
 
 def publish(run: Run, tombstones: Tombstones | None = None, rows_per_file: int = ROWS_PER_FILE) -> Pointer:

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from adgen.config import Settings
 from adgen.errors import SettingsError
-from adgen.records import digest, key_id
+from adgen.records import bound_key, key_id
 
 MIN_BYTES = 16
 # For laptops and tests: anyone can compute what these keys make, so they protect nobody.
@@ -38,8 +38,7 @@ class Keys:
 
     def for_campaign(self, campaign: str) -> "Keys":
         """The same secrets bound to a campaign, so that two campaigns never share a pair id."""
-        bound = bytes.fromhex(digest("campaign key", self.campaign_key, campaign))
-        return Keys(bound, self.user_secret)
+        return Keys(bound_key(self.campaign_key, campaign), self.user_secret)
 
     @property
     def ids(self) -> dict[str, str]:

@@ -39,6 +39,7 @@ def make_rows(storage: Storage | None, pairs: list[str], look: str = "plain", st
             "status": status,
             "reason": None if status == OK else "unreadable" if status == FAILED else "forbidden_word",
             "stale": False,
+            "fingerprint": hashlib.sha256(f"made of {pair} {look}".encode()).hexdigest(),  # as version 0.1 had it: plain
             "gates": [],
             "scores": [],
         }

@@ -13,6 +13,7 @@ from typing import Any
 from adgen.creatives.cleanup import clean_up
 from adgen.creatives.erasure import finish_erasures, pending_elsewhere
 from adgen.creatives.publish import finish
+from adgen.creatives.rekeying import rewrite_old_manifests
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.refresh.context import Context
@@ -111,6 +112,8 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
         partial = settings.plan.limit is not None
         forced = settings.publish_partial
         pointer = finish(run, partial=partial, publish_partial=forced, held=held, tombstones=prepared.tombstones)
+    rewrite = "writing the fingerprints of earlier runs again"
+    notes.append(_finish_earlier(rewrite, lambda: rewrite_old_manifests(storage, settings.campaign, key)))
     if settings.clean_up.keep_runs:
         notes.append(_finish_earlier("clean-up of catalogs", lambda: remove_unnamed_catalogs(storage)))
     return Summary.of(run, speed, pointer is not None, time.time() - started, "; ".join(filter(None, [held, *notes])))

@@ -25,7 +25,7 @@ class Maker:
     """Of the sampling, finishing and engine settings and of the rule packs, always in the same order."""
 
     def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int) -> str:
-        """Of all that determines a creative, 64 hex digits."""
+        """Of all that determines a creative, 64 hex digits. Private: rows have `records.public_fingerprint` of it."""
         history = (len(history_hashes), *history_hashes)
         made_by = (self.model_digest, self.engine_version, len(self.digests), *self.digests)
         return digest("creative", product_hash, *history, *made_by, seed, VARIANT)

@@ -14,7 +14,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adgen.creatives.tombstones import user_hash
-from adgen.records import FAILED, LINEAGE, MANIFEST, pair_id, pair_seed, user_key, with_later_columns
+from adgen.records import (
+    FAILED,
+    LINEAGE,
+    MANIFEST,
+    pair_id,
+    pair_seed,
+    public_fingerprint,
+    user_key,
+    with_later_columns,
+    with_public_fingerprints,
+)
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.plan.buckets import PUBLISHED, Bucket
 from adgen.shop.plan.fingerprint import VARIANT, Maker, is_carried, is_unchanged
@@ -116,7 +126,7 @@ def plan_bucket(rules: PlanRules, bucket: Bucket, catalog: Catalog) -> BucketPla
         pairs = _without_forgotten(pairs, rules.is_forgotten)
     forgotten = before - pairs.num_rows
     pairs = pairs if rules.limit is None else pairs.slice(0, rules.limit)
-    published = _Published(bucket.published, rules.base_run)
+    published = _Published(with_public_fingerprints(bucket.published, rules.campaign_key), rules.base_run)
     parts = []
     for start in range(0, pairs.num_rows, PAIRS_AT_ONCE):
         some = pairs.slice(start, PAIRS_AT_ONCE)
@@ -195,7 +205,8 @@ def _plan_some(
     asked = [(row["pair_id"], row["user_id"], row["product_id"], row["product"]["title"]) for row in good]
     for row, drawn in zip(good, histories.draw(asked, rules.history_items), strict=True):
         row["drawn"] = drawn
-        row["fingerprint"] = rules.maker.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
+        private = rules.maker.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
+        row["fingerprint"] = public_fingerprint(rules.campaign_key, private)
     made, kept = [], []
     for order, row in enumerate(rows, start):
         before = published.find(row["pair_id"])
