@@ -1,6 +1,7 @@
 """What is particular to S3: lost responses, conflicts, checksums, headers, versions."""
 
 import base64
+from collections.abc import Callable
 
 import pytest
 from botocore.exceptions import ClientError
@@ -38,9 +39,20 @@ def test_objects_on_s3_carry_checksum_type_and_cache_rule(s3_uri: str, s3_access
     assert head("private/x.parquet")["CacheControl"] == "private, no-store"
 
 
-def test_a_lost_response_of_our_own_create_is_no_loss(s3_uri: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch):
-    """botocore sends the PUT again and S3 says 412: the write-id shows that the first one was ours."""
+@pytest.mark.parametrize("as_given_back", [str.lower, str.title])
+def test_a_lost_response_of_our_own_create_is_no_loss(
+    s3_uri: str, s3_access: S3Access, monkeypatch: pytest.MonkeyPatch, as_given_back: Callable[[str], str]
+):
+    """botocore sends the PUT again and S3 says 412: the write-id shows that the first one was ours, also where a server gives
+    the names of metadata back in capitals."""
     store = S3Storage(s3_uri, s3_access)
+    head = store._client.head_object
+
+    def head_in_capitals(**request):
+        found = head(**request)
+        return found | {"Metadata": {as_given_back(name): value for name, value in found["Metadata"].items()}}
+
+    monkeypatch.setattr(store._client, "head_object", head_in_capitals)
     put = store._client.put_object
 
     def put_twice(**request):

@@ -172,7 +172,7 @@ class S3Storage(Storage):
                 refused = error
                 break
         there = self._head(key)
-        if there and there["Metadata"].get("write-id") == request["Metadata"]["write-id"]:
+        if there and _write_id(there["Metadata"]) == request["Metadata"]["write-id"]:
             return there["ETag"]
         if isinstance(refused, _Conflict) and (there["ETag"] if there else None) == condition.get("IfMatch"):
             raise StoreError(f"{refused}: refused {_CONFLICT_TRIES} times, and nobody else wrote it; try again later")
@@ -239,6 +239,11 @@ class S3Storage(Storage):
             raise StoreError(f"{message}; check the bucket, the credentials and the endpoint") from None
         except BotoCoreError as error:
             raise StoreError(f"{self.address(key)}: {error}; check the endpoint and the network") from None
+
+
+def _write_id(metadata: dict[str, str]) -> str | None:
+    """Some servers give metadata back as Write-Id: names of headers have no case."""
+    return next((value for name, value in metadata.items() if name.lower() == "write-id"), None)
 
 
 class _Missing(Taken):
