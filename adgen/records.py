@@ -213,10 +213,13 @@ def pair_seed(pair: str, campaign_seed: int) -> int:
 
 def variant_seed(seed: int, variant: int, attempt: int = 0) -> int:
     """The seed of one attempt at one variant of the pair with this `pair_seed`, 0 <= seed < 2**63; the first attempt at variant 0
-    has the pair's own, as it had before there were variants."""
-    if variant == attempt == 0:
-        return seed
-    return int(digest("variant seed", seed, variant, attempt)[:16], 16) >> 1
+    has the pair's own, as it had before there were variants.
+
+    Attempts follow from their variant's seed alone: variant_seed(variant_seed(s, v), 0, a) is variant_seed(s, v, a).
+    """
+    for what, number in (("variant", variant), ("attempt", attempt)):
+        seed = int(digest(f"{what} seed", seed, number)[:16], 16) >> 1 if number else seed
+    return seed
 
 
 def unit_interval(*parts: str | bytes | int | None) -> float:
