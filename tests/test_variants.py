@@ -8,4 +8,5 @@ def test_the_first_attempt_at_variant_0_has_the_pairs_own_seed_and_no_other_atte
     assert (seeds[0], seeds[12 * 9]) == (3, 4)
     assert len(set(seeds)) == len(seeds)
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert variant_seed(variant_seed(3, 1), 0, 2) == variant_seed(3, 1, 2) == 154365812818143369  # for ever: published creatives are made again from it
+    # For ever: published creatives are made again from it.
+    assert variant_seed(variant_seed(3, 1), 0, 2) == variant_seed(3, 1, 2) == 154365812818143369
