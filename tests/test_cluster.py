@@ -234,7 +234,12 @@ def test_policies_have_no_wildcard_action_and_keep_private_private():
 
     assert all("/store/private/probe/" in resource for resource in allowed("job", "s3:DeleteObject"))
     assert any("/store/objects/" in resource for resource in allowed("cleanup", "s3:DeleteObject"))
-    assert not allowed("cleanup", "s3:PutObject")
+    # It sees how old an object is, marks a run before it removes it, and notes what nothing names for the next clean-up.
+    assert any("/store/objects/" in resource for resource in allowed("cleanup", "s3:GetObject"))
+    writes = {resource.partition("/store/")[2] for resource in allowed("cleanup", "s3:PutObject")}
+    assert writes == {"campaigns/*/runs/*/run.json", "private/clean-up/*"}
+    removes = {resource.partition("/store/")[2] for resource in allowed("cleanup", "s3:DeleteObject")}
+    assert {"private/clean-up/*", "private/probe/*"} <= removes
     reads = {resource.partition("/store/")[2] for resource in allowed("consumer", "s3:GetObject")}
     assert reads == {"objects/*", "campaigns/*"}
     assert {action for s in statements(roles["consumer"]) for action in s["Action"]} == {"s3:GetObject"}

@@ -1,6 +1,6 @@
 """What may go: runs beyond the newest few, and objects that no kept run names.
 
-Safe beside running refreshes. A run that is unfinished stays, with the run it builds on and the objects in its journal.
+Safe while refreshes run. A run that is unfinished stays, with the run it builds on and the objects in its journal.
 An object goes only when it is unnamed and older than twice the longest run: whatever a run in progress is about to name,
 it wrote or refreshed less than one run ago (objects.py). And it goes only in a second clean-up, a grace time after the first
 that found it, if it was not written again in between. Killed half-way, the next clean-up does the rest.

@@ -134,7 +134,7 @@ class FolderStorage(Storage):
     def _refresh_copy(self, path: Path) -> None:
         """Make the plain file a copy of the newest generation.
 
-        Repeated until nothing newer appeared while writing, so that a slow writer cannot leave an older copy behind. A
+        Repeated until nothing newer appeared while writing, so that a slow writer cannot leave an older copy. A
         writer killed in here can: until the next swap, readers of the plain file see the version before.
         """
         copied = -1

@@ -16,7 +16,7 @@ _HH, _HASH, _GENERATION = "[0-9a-f]{2}", "[0-9a-f]{64}", r"\d{8,}\.json"
 _PART = r"\d{5,}-[0-9a-f]{16}\.parquet"
 _RUN = ("campaigns", NAME, "runs", RUN_ID)
 
-# A pattern for each segment of a key. A document's folder beside it holds its generations in a local store.
+# A pattern for each segment of a key. A document's folder next to it holds its generations in a local store.
 _KEYS = (
     ("objects", _HH, rf"{_HASH}\.[a-z0-9]{{1,8}}"),
     ("campaigns", NAME, r"latest\.json"),

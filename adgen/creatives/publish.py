@@ -99,7 +99,7 @@ def finish(
     rows_per_file: int = ROWS_PER_FILE,
     tombstones: Tombstones | None = None,
 ) -> Pointer | None:
-    """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if told. The pointer, or None.
+    """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if asked to. The pointer, or None.
 
     `held` says why the run must not be published: it ends HELD, whole and with its pictures, for people to look at.
     """

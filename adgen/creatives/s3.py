@@ -1,7 +1,7 @@
 """A store in an S3 bucket: conditional PUT decides every race.
 
 Each write carries a random `write-id` in its metadata. A PUT whose response was lost is sent again by botocore and then
-answered 412 although the first one won; the id tells this from losing to somebody else.
+answered 412 although the first one won; the id distinguishes this from losing to somebody else.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""The store behind a URI: a folder or S3."""
+"""The store that a URI names: a folder or S3."""
 
 import re
 from pathlib import Path
