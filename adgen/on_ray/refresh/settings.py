@@ -39,8 +39,9 @@ class CleanUpSettings(Settings):
     """What a refresh removes before it plans: runs that are no longer kept, and objects that nothing names any more."""
 
     keep_runs: int | None = Field(default=KEEP_RUNS, ge=2)
-    """Newest published runs of the campaign that stay, and as many finished ones that were never published; the published run, the
-    one before it, and unfinished ones with the runs they build on always do. null removes nothing: for where clean-up runs as a job of its own."""
+    """Newest published runs of the campaign that stay, and as many finished ones that were never published; the published run,
+    the one before it, and unfinished ones with the runs they build on always do. null removes nothing: for where clean-up runs
+    as a job of its own."""
 
 
 class FailureSettings(Settings):
