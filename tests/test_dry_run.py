@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support.models import save_small_model
 from support.progress import Silent
 from support.shops import small_shop
 
@@ -21,15 +20,14 @@ def write(path: Path, **changes) -> Path:
     return path
 
 
-def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_published_run(ray_cluster, tmp_path):
+def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_published_run(ray_cluster, model, tmp_path):
     small_shop(tmp_path / "inputs", num_products=4, num_users=2).save()
-    save_small_model(tmp_path / "model")
     made = RefreshSettings.model_validate(
         {
             "inputs": str(tmp_path / "inputs"),
             "store": str(tmp_path / "store"),
             "campaign": "spring",
-            "model": str(tmp_path / "model"),
+            "model": str(model),
             "sampling": {"max_title_tokens": 8},
             "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
         }

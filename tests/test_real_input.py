@@ -5,7 +5,6 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.models import save_small_model
 from support.progress import Silent
 
 from adgen.creatives.reading import open_published
@@ -20,15 +19,14 @@ CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
 
 
 @pytest.mark.skipif(not CLOTHING.exists(), reason="the clothing set is not beside this checkout")
-def test_the_clothing_set_is_imported_refreshed_and_verified(ray_cluster, tmp_path):
+def test_the_clothing_set_is_imported_refreshed_and_verified(ray_cluster, model, tmp_path):
     imported = import_pad1m(CLOTHING, tmp_path / "inputs")
-    save_small_model(tmp_path / "model")
     made = RefreshSettings.model_validate(
         {
             "inputs": str(tmp_path / "inputs"),
             "store": str(tmp_path / "store"),
             "campaign": "clothing",
-            "model": str(tmp_path / "model"),
+            "model": str(model),
             "plan": {"pairs_per_shard": 4, "limit": 6},
             "publish_partial": True,
             "sampling": {"max_title_tokens": 8},

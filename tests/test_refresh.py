@@ -15,6 +15,7 @@ from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import InputError, ModelError, RunError, SettingsError
 from adgen.on_ray.refresh.dry_run import forecast
+from adgen.on_ray.refresh.job import Summary
 from adgen.on_ray.refresh.settings import RefreshSettings
 
 
@@ -22,6 +23,13 @@ from adgen.on_ray.refresh.settings import RefreshSettings
 def own_shop(shop: Path, tmp_path: Path) -> Path:
     """A copy that a test may change."""
     return Path(shutil.copytree(shop, tmp_path / "own-shop"))
+
+
+@pytest.fixture(scope="module")
+def refreshed(ray_cluster, shop, model, tmp_path_factory) -> tuple[RefreshSettings, Summary]:
+    """A refresh on a folder, and what came of it; tests copy what they change."""
+    made = settings(shop, str(tmp_path_factory.mktemp("refreshed") / "store"), model)
+    return made, run(made)
 
 
 def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, store_uri, request):
@@ -47,13 +55,12 @@ def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, 
         assert row["carried_from"] == first.run_id
 
 
-def test_no_user_id_outside_private(ray_cluster, shop, model, tmp_path):
-    made = settings(shop, str(tmp_path / "store"), model)
-    run(made)
+def test_no_user_id_outside_private(refreshed, shop):
+    store = Path(refreshed[0].store)
     users = pq.read_table(shop / "pairs.parquet")["user_id"].unique().to_pylist()
     needles = [user.encode() for user in users] + [b"development user secret", b"development campaign key"]
-    for path in (tmp_path / "store").rglob("*"):
-        inside = path.relative_to(tmp_path / "store").parts
+    for path in store.rglob("*"):
+        inside = path.relative_to(store).parts
         if not path.is_file() or inside[0] in ("private", "catalog"):
             continue
         texts = [path.read_bytes()]
@@ -62,9 +69,9 @@ def test_no_user_id_outside_private(ray_cluster, shop, model, tmp_path):
         assert not any(needle in text for needle in needles for text in texts), path
 
 
-def test_one_product_changed_makes_exactly_its_pairs_anew(ray_cluster, own_shop, model, tmp_path):
-    made = settings(own_shop, str(tmp_path / "store"), model)
-    first = run(made)
+def test_one_product_changed_makes_exactly_its_pairs_anew(refreshed, own_shop, model, tmp_path):
+    before, first = refreshed
+    made = settings(own_shop, str(shutil.copytree(before.store, tmp_path / "store")), model)
     lineage = lineage_rows(made, first.run_id)
     target = lineage[0]["product_id"]
     touched = {row["pair_id"] for row in lineage if row["product_id"] == target or target in row["history_ids"]}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
+from support.refreshes import CAMPAIGN, published_rows, run, settings
 
 from adgen.cli import main
 from adgen.creatives import layout
@@ -20,6 +20,8 @@ from adgen.on_ray.refresh.provenance import version_in, versions_text
 from adgen.on_ray.refresh.replay import replay
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
+FINISH = {"width": 64, "height": 64, "gates": {"title_empty": "warn"}, "product_inside_min": 0.0}
+FINISH |= {"renditions": [{"width": 96, "height": 64}]}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def published(ray_cluster, shop, model, tmp_path_factory):
     """A refreshed folder store and its settings; tests copy what they change."""
     folder = tmp_path_factory.mktemp("published")
     inputs = Path(shutil.copytree(shop, folder / "shop"))
-    made = settings(inputs, str(folder / "store"), Path(shutil.copytree(model, folder / "model")))
+    made = settings(inputs, str(folder / "store"), Path(shutil.copytree(model, folder / "model")), finish=FINISH)
     run(made)
     return made
 
@@ -40,35 +42,33 @@ def replayed(made, pair: str, **options):
     return replay(open_storage(made.store, made.s3), CAMPAIGN, pair, **{"access": made.s3} | options)
 
 
-def test_a_creative_is_made_again_byte_by_byte_and_a_carried_one_from_the_run_that_made_it(
-    ray_cluster,
-    shop,
-    model,
-    store_uri,
-    request,
-    capsys,
-):
-    made = settings(shop, store_uri, model, access_of(store_uri, request), finish={**FINISH, "renditions": RENDITIONS})
-    first = run(made)
+def assert_made_again(made, run_id: str) -> dict:
+    """Its first row, and that replay makes it byte by byte."""
     row = first_row(made)
     assert row["renditions"], "its rendition is compared, too"
     again = replayed(made, row["pair_id"])
-    assert (again.outcome, again.detail, again.run_id) == ("equal_bytes", "", first.run_id)
+    assert (again.outcome, again.detail, again.run_id) == ("equal_bytes", "", run_id)
     assert (again.sha256, again.title) == (row["sha256"], row["title"])
     assert again.tokens == again.made["tokens"] == again.here["tokens"]
     assert again.made["num_slots"] == 4
+    return row
 
+
+def test_a_creative_is_made_again_byte_by_byte(published):
+    assert_made_again(published, open_published(open_storage(published.store), CAMPAIGN).run.run_id)
+
+
+def test_a_carried_creative_is_made_again_from_the_run_that_made_it_also_on_s3(ray_cluster, shop, model, s3_uri, s3_access, capsys):
+    made = settings(shop, s3_uri, model, s3_access, finish=FINISH)
+    first = run(made)
+    row = assert_made_again(made, first.run_id)
     run(made)
     carried = published_rows(made)[row["pair_id"]]
     assert carried["carried_from"] == first.run_id
     capsys.readouterr()  # what libraries said while the refresh loaded them
-    assert main(["replay", store_uri, CAMPAIGN, row["pair_id"], "--json"]) == 0
+    assert main(["replay", s3_uri, CAMPAIGN, row["pair_id"], "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert (printed["outcome"], printed["run_id"], printed["sha256"]) == ("equal_bytes", first.run_id, row["sha256"])
-
-
-FINISH = {"width": 64, "height": 64, "gates": {"title_empty": "warn"}, "product_inside_min": 0.0}
-RENDITIONS = [{"width": 96, "height": 64}]
 
 
 def test_every_row_says_where_and_with_what_it_was_made(published):

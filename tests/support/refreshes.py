@@ -20,6 +20,7 @@ def settings(inputs: Path, store: str, model: Path, access: S3Access | None = No
         "model": str(model),
         "plan": {"pairs_per_shard": 5},
         "sampling": {"max_title_tokens": 8},
+        "engine": {"deepspeed": False},  # seconds to import in each engine; test_kill runs with it
         "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
         "keys": {"allow_development_keys": True},
     }
