@@ -51,6 +51,12 @@ def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_publ
     assert published.seconds_a_creative > 0
     assert (published.to_generate, published.carried) == (0, 4)
 
+    anew = {"forecast": ForecastSettings(seconds_a_creative=3600, price_an_hour=2), "engine": {"tensor_parallel": 2}}
+    again = forecast(RefreshSettings.model_validate(made.model_dump() | anew | {"plan": {"campaign_seed": 7}}))
+    share_ok = (4 - summary.rejected) / 4
+    assert (again.to_generate, again.cost) == (4, 8)
+    assert again.cost_per_1000 == pytest.approx(2000 / share_ok)
+
 
 @pytest.mark.parametrize(
     ("change", "problem"),

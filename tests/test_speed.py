@@ -19,7 +19,7 @@ from adgen.on_ray.refresh import slot_plan
 from adgen.on_ray.refresh import speed as speed_module
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.slot_plan import plan_slots
-from adgen.on_ray.refresh.speed import RunSpeed, shard_speed
+from adgen.on_ray.refresh.speed import RunSpeed, engine_cost, shard_speed
 
 MACHINE = Machine(read_gb_s=10, copy_gb_s=10, triad_gb_s=10, gflops=100)
 
@@ -48,12 +48,21 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
 def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
     priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
     run = RunSpeed(priced)
-    for seconds, least, pictures in ((3.0, 1.5, 10), (5.0, 2.5, 30)):
-        run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures})
-    speed = {"share_of_roofline": 0.5, "share_of_floor": 0.5, "device_seconds_per_1000": 400.0, "cost_per_1000": 0.4}
+    for seconds, least, pictures, ok in ((3.0, 1.5, 10, 5), (5.0, 2.5, 30, 15)):
+        run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures, "made_ok": ok})
+    speed = {"share_of_roofline": 0.5, "share_of_floor": 0.5, "device_seconds_per_1000": 800.0, "cost_per_1000": 0.4}
     assert run.report() == speed
-    assert RunSpeed(RefreshSettings(), 1.0, 0.5, 10).report()["cost_per_1000"] is None
+    assert RunSpeed(RefreshSettings(), 1.0, 0.5, 10, 10).report()["cost_per_1000"] is None
     assert set(RunSpeed(priced).report().values()) == {None}
+    all_rejected = RunSpeed(priced, 1.0, 0.5, 10).report()
+    assert (all_rejected["device_seconds_per_1000"], all_rejected["cost_per_1000"]) == (None, None)
+
+
+@pytest.mark.parametrize(("tensor_parallel", "devices"), [(1, 1), (4, 4)])
+def test_a_price_is_that_of_an_engine_whatever_devices_it_spans(tensor_parallel, devices):
+    settings = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": tensor_parallel})
+    assert engine_cost(100, 50, settings) == pytest.approx((0.1, 2000 * devices, 2))
+    assert engine_cost(100, 0, settings) == (pytest.approx(0.1), None, None)
 
 
 def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_path, monkeypatch):

@@ -29,7 +29,8 @@ class FinishAndCommit:
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
-        """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "failed", "committed"}."""
+        """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "made_ok", "failed",
+        "committed"}."""
         planned, pictures = unpack(row["shard"])
         gone = self.journal.forgotten_users(
             pair["user_id"] for pair in planned
@@ -44,6 +45,7 @@ class FinishAndCommit:
             "index": row["index"],
             "rows": len(planned),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
+            "made_ok": sum(r["status"] == OK for r in rows),
             "failed": failed,
             "committed": committed,
         }
@@ -103,6 +105,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
         "engine_calls": 0,
         "engine_seconds": 0.0,
         "floor_seconds": 0.0,
+        "made_ok": 0,
         "failed": 0,
         "committed": committed,
     }

@@ -19,6 +19,7 @@ from adgen.errors import SettingsError
 from adgen.on_ray.cluster import cluster_device, num_engines
 from adgen.on_ray.refresh.planning import Prepared, prepare, write_plan
 from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.on_ray.refresh.speed import engine_cost
 
 
 @dataclass
@@ -41,6 +42,8 @@ class Forecast:
     engine_hours: float | None = None
     cost: float | None = None
     """engine_hours times forecast.price_an_hour."""
+    cost_per_1000: float | None = None
+    """Of 1,000 creatives that are ok, if as many are as in the published run."""
 
 
 def forecast(settings: RefreshSettings) -> Forecast:
@@ -63,10 +66,19 @@ def forecast(settings: RefreshSettings) -> Forecast:
     )
     if speed := _known_speed(prepared, pointer.run_id if pointer else None):
         made.seconds_a_creative, made.speed_from = speed
-        made.engine_hours = summary.to_generate * made.seconds_a_creative / 3600
-        made.hours = made.engine_hours / engines
-        made.cost = made.engine_hours * settings.forecast.price_an_hour
+        seconds = summary.to_generate * made.seconds_a_creative
+        spent = engine_cost(seconds, summary.to_generate * _share_ok(storage, settings.campaign, pointer is not None), settings)
+        made.engine_hours, made.hours = seconds / 3600, seconds / 3600 / engines
+        made.cost, made.cost_per_1000 = spent.cost, spent.cost_per_1000
     return made
+
+
+def _share_ok(storage: Storage, campaign: str, is_published: bool) -> float:
+    """Of the creatives that engines made for the published run."""
+    if not is_published:
+        return 1.0
+    counts = open_published(storage, campaign).run.counts
+    return counts.ok / (counts.ok + counts.rejected) if counts.ok + counts.rejected else 1.0
 
 
 class EngineSpeed(BaseModel):

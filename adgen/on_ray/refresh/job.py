@@ -54,9 +54,9 @@ class Summary:
     share_of_floor: float | None = None
     """The old name of share_of_roofline; goes away with 0.3.0."""
     device_seconds_per_1000: float | None = None
-    """Of engines' devices, for 1,000 creatives."""
+    """Of engines' devices, for 1,000 creatives that are ok; the time of rejected ones is in it."""
     cost_per_1000: float | None = None
-    """The same times forecast.price_an_hour."""
+    """The same engines' hours times forecast.price_an_hour."""
     note: str = ""
 
     @classmethod

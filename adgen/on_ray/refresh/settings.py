@@ -85,7 +85,7 @@ class ForecastSettings(Settings):
     benchmark: Path | None = None
     """Speed of one engine as `python jobs/benchmark.py engine --save FILE` measured it; of the same model."""
     price_an_hour: float = Field(default=0.0, ge=0)
-    """Of one engine's machine, in your currency."""
+    """Of one engine's machine with all devices that the engine spans, in your currency."""
 
 
 class RefreshSettings(Settings):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.rows import Row
@@ -38,6 +38,26 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
     return {"engine_seconds": spent.seconds, "floor_seconds": least * num_pictures}
 
 
+class EngineCost(NamedTuple):
+    """What an engine's time comes to. The time of rejected creatives is in what one that is ok costs; None where none is."""
+
+    cost: float
+    """In the price's currency."""
+    device_seconds_per_1000: float | None
+    """Of all devices of an engine, for 1,000 creatives that are ok."""
+    cost_per_1000: float | None
+    """Of 1,000 creatives that are ok."""
+
+
+def engine_cost(engine_seconds: float, num_ok: float, settings: RefreshSettings) -> EngineCost:
+    """Of `engine_seconds` of one engine in which `num_ok` creatives were made that are ok. The price is that of an engine's
+    machine, with all devices that the engine spans."""
+    cost = engine_seconds / 3600 * settings.forecast.price_an_hour
+    if not num_ok:
+        return EngineCost(cost, None, None)
+    return EngineCost(cost, 1000 * engine_seconds * settings.engine.tensor_parallel / num_ok, 1000 * cost / num_ok)
+
+
 @dataclass
 class RunSpeed:
     """Of all shards that this driver saw done."""
@@ -46,26 +66,27 @@ class RunSpeed:
     engine_seconds: float = 0.0
     floor_seconds: float = 0.0
     pictures: int = 0
+    num_ok: int = 0
 
     def count(self, done: Row) -> None:
         """Take a shard's counts."""
         self.engine_seconds += done["engine_seconds"]
         self.floor_seconds += done["floor_seconds"]
         self.pictures += done["engine_calls"]
+        self.num_ok += done["made_ok"]
 
     def report(self) -> Row:
-        """share_of_roofline (0..1), device_seconds_per_1000 creatives, and cost_per_1000 in the price's currency; null where
-        nothing was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
+        """share_of_roofline (0..1), device_seconds_per_1000 creatives that are ok, and their cost_per_1000 in the price's
+        currency; null where none was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
             return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
-        seconds = 1000 * self.engine_seconds * self.settings.engine.tensor_parallel / self.pictures
+        spent = engine_cost(self.engine_seconds, self.num_ok, self.settings)
         share = round(self.floor_seconds / self.engine_seconds, 4)
-        price = self.settings.forecast.price_an_hour
         return {
             "share_of_roofline": share,
             "share_of_floor": share,
-            "device_seconds_per_1000": round(seconds, 1),
-            "cost_per_1000": round(seconds / 3600 * price, 4) if price else None,
+            "device_seconds_per_1000": round(spent.device_seconds_per_1000, 1) if self.num_ok else None,
+            "cost_per_1000": round(spent.cost_per_1000, 4) if spent.cost and self.num_ok else None,
         }
 
 
