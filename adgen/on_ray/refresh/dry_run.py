@@ -67,17 +67,17 @@ def forecast(settings: RefreshSettings) -> Forecast:
     if speed := _known_speed(prepared, pointer.run_id if pointer else None):
         made.seconds_a_creative, made.speed_from = speed
         seconds = summary.to_generate * made.seconds_a_creative
-        spent = engine_cost(seconds, summary.to_generate * _share_ok(storage, settings.campaign, pointer is not None), settings)
+        spent = engine_cost(seconds, summary.to_generate * _share_ok(prepared, pointer is not None), settings)
         made.engine_hours, made.hours = seconds / 3600, seconds / 3600 / engines
         made.cost, made.cost_per_1000 = spent.cost, spent.cost_per_1000
     return made
 
 
-def _share_ok(storage: Storage, campaign: str, is_published: bool) -> float:
+def _share_ok(prepared: Prepared, is_published: bool) -> float:
     """Of the creatives that engines made for the published run."""
     if not is_published:
         return 1.0
-    counts = open_published(storage, campaign).run.counts
+    counts = open_published(prepared.storage, prepared.settings.campaign).run.counts
     return counts.ok / (counts.ok + counts.rejected) if counts.ok + counts.rejected else 1.0
 
 
