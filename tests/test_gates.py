@@ -1,5 +1,7 @@
 """adgen/finishing/gates.py and its rule packs: levels, verdicts, scores, and the order of reasons."""
 
+import random
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,9 @@ from adgen.config import FinishSettings, GateLevels
 from adgen.errors import SettingsError
 from adgen.finishing import gates
 from adgen.finishing.gates import GATES, Draft, judge, rules_digest
-from adgen.finishing.rules import packs_for, rule_packs
+from adgen.finishing.rules import rule_packs
+from adgen.finishing.titles import words
+from adgen.finishing.units import UNITS
 from adgen.finishing.wording import Wording
 
 NOISE = np.random.default_rng(2).integers(0, 256, (16, 16, 3), dtype=np.uint8)
@@ -119,12 +123,177 @@ def test_cover_is_the_best_one_not_the_greedy_one():
     assert wording.uncovered("防水x气") == ["x气"]
 
 
+DENIED = [
+    ("面料不防水", "防水", "不防水"),
+    ("本品不含糖", "含糖", "不含糖"),
+    ("杯子不能进微波炉", "进微波炉", "不能进微波炉"),
+    ("不完全防水", "防水", "不完全防水"),
+    ("非一次性", "一次性", "非一次性"),
+    ("無添加蔗糖", "添加蔗糖", "无添加蔗糖"),
+    ("Not waterproof", "waterproof", "not waterproof"),
+    ("It is not fully waterproof.", "Waterproof!", "not fully waterproof"),
+    ("a non-slip mat", "slip mat", "non-slip mat"),
+    ("Does not contain nuts", "contains nuts", "not contain nuts"),
+    ("without straps", "with straps", "without straps"),
+]
+
+
+@pytest.mark.parametrize(("text", "claim", "honest"), DENIED)
+def test_a_dropped_negation_is_no_allowed_wording(text, claim, honest):
+    assert verdict_of("allowed_words", claim, product_texts=(text,)).startswith("warn: not in the product's texts")
+    assert verdict_of("allowed_words", honest, product_texts=(text,)) == "ok"
+    assert verdict_of("allowed_words", claim, product_texts=(text, claim)) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("Not cheap, waterproof", "waterproof"),
+        ("No. 1 quality", "quality"),
+        ("不仅防水而且透气", "防水"),
+        ("无线耳机", "耳机"),
+        ("不锈钢保温杯", "保温杯"),
+        ("純棉短袖", "纯棉"),
+    ],
+)
+def test_what_no_negation_denies_is_allowed(text, title):
+    assert verdict_of("allowed_words", title, product_texts=(text,)) == "ok"
+
+
 # -- numbers ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("title", ["500ml", "５００ 毫升", "12V cotton", "500", "cotton"])
 def test_numbers_of_the_product_are_accepted(title):
     assert verdict_of("numbers_and_units", title) == "ok"
+
+
+SAME = [
+    ("1500 ml", "1.5 l"),
+    ("1500毫升", "1.5升"),
+    ("1,500 ml", "1500毫升"),
+    ("0.5 l", ".5 l"),
+    ("0.5 l", "½ l"),
+    ("0.5 l", "1/2 l"),
+    ("1.5 l", "1½ l"),
+    ("1.5 l", "1 1/2 l"),
+    ("2 kg", "4斤"),
+    ("500g", "五百克"),
+    ("500g", "一斤"),
+    ("3件套", "三件套"),
+    ("2双", "两双"),
+    ("30000毫安时", "3万毫安时"),
+    ("1.5亿", "150000000"),
+    ("20000转", "两万转"),
+    ("12 pcs", "twelve pieces"),
+    ("12", "a dozen"),
+    ("25 pieces", "twenty-five pieces"),
+    ("200 sheets", "two hundred sheets"),
+    ("2-in-1", "two-in-one"),
+    ("20% off", "8折"),
+    ("15% off", "8.5折"),
+    ("15% off", "85折"),
+    ("20% off", "八折"),
+    ("50%", "百分之五十"),
+    ("10-20 cm", "10cm – 20cm"),
+    ("10–20cm", "10 cm to 20 cm"),
+    ("10至20厘米", "10cm-200mm"),
+    ("-20°C", "零下20℃"),
+    ("-20 °C", "minus 20°C"),
+    ("500-ml bottle", "500ml"),
+    ("1\u202f000 g", "1 kg"),
+    ("1.000.000 beads", "1,000,000 beads"),
+    ("１．５Ｌ", "1500ml"),
+    ("2 years", "24 months"),
+    ("1 in", "25.4 mm"),
+    ("5000mAh", "5Ah"),
+]
+
+
+@pytest.mark.parametrize(("text", "title"), [*SAME, *(pair[::-1] for pair in SAME)])
+def test_a_number_is_stated_in_whatever_form_and_unit(text, title):
+    assert words(title).numbers, title
+    assert verdict_of("numbers_and_units", title, product_texts=(text,)) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "title"),
+    [
+        ("1500 ml", "15 l"),
+        ("1.5 l", "15 l"),
+        ("0.5 l", "5 l"),
+        ("-20°C", "20°C"),
+        ("20°C", "-20°C"),
+        ("3件套", "四件套"),
+        ("3000毫安时", "3万毫安时"),
+        ("50%", "50% off"),
+        ("8折", "80% off"),
+        ("8折", "七折"),
+        ("10-20 cm", "10-30 cm"),
+        ("two pockets", "four pockets"),
+        ("500g", "五百毫升"),
+        ("1/2 l", "1 l"),
+        ("5 million", "5 billion"),
+    ],
+)
+def test_another_number_is_rejected_in_whatever_form(text, title):
+    assert verdict_of("numbers_and_units", title, product_texts=(text,)).startswith("reject: ")
+
+
+@pytest.mark.parametrize(
+    "title",
+    [
+        "一次性",
+        "三明治",
+        "千层蛋糕",
+        "万能",
+        "第一次",
+        "唯一",
+        "四季",
+        "十分舒适",
+        "百搭",
+        "好评如潮",
+        "one size",
+        "no one",
+        "一双好鞋",
+    ],
+)
+def test_idioms_claim_no_number(title):
+    assert words(title).numbers == ()
+
+
+PIECES = """
+    1 2 10 500 1,000 1.5 .5 ½ 1/2 -3 一 二 两 三百 五 十 百 千 万 亿 零 第 不 无 非 not no non without fully 含
+    防水 防 水 waterproof cotton ml L 升 毫升 % off 折 kg 斤 two three hundred million dozen and - – ~
+    x × to in . , / 。 🎉 pcs 件 个 纯棉 純棉 ℃ ″ ' the T-shirt カメラ 至 百分之 零下 minus 1.2.3 ４５ ٣
+""".split()  # noqa: SIM905
+
+
+def test_any_text_allows_itself():
+    rng = random.Random(3)
+    for _ in range(3000):
+        text = "".join(rng.choice(PIECES) + rng.choice(["", " ", " "]) for _ in range(rng.randrange(1, 12)))
+        wording = Wording.of((text,), ())
+        assert wording.unstated(words(text).numbers) == [], text
+        assert wording.coverage(text) == (1.0, []), text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["9" * 6000, "一" * 6000, "二三" * 5000 + "件", "9" * 6000 + "万", "1." * 3000, "百分之" + "一" * 6000, "1 " * 3000 + "dozen"],
+)
+def test_endless_numbers_are_read_without_an_error(text):
+    assert Wording.of((text,), ()).unstated(words(text).numbers) == []
+
+
+def test_any_number_is_stated_by_itself_in_any_grouping():
+    rng = random.Random(7)
+    for _ in range(500):
+        value = rng.choice([rng.randrange(10 ** rng.randrange(1, 8)), round(rng.random() * 1000, rng.randrange(1, 4))])
+        unit = rng.choice(sorted(UNITS))
+        forms = [f"{value}{unit}", f"{value:,} {unit}", f"{value}  {unit}".replace("  ", " ")]
+        for form in forms[1:]:
+            assert [number.base for number in words(form).numbers] == [number.base for number in words(forms[0]).numbers], form
 
 
 @pytest.mark.parametrize("title", ["500g", "501ml", "12 W", "100% cotton", "2件"])
@@ -160,11 +329,15 @@ def test_forbidden_words_by_severity_and_exception(title, verdict):
     assert verdict_of("forbidden_words", title).startswith(verdict)
 
 
-def test_packs_follow_the_locale():
-    assert verdict_of("forbidden_words", "最佳", locale="en-US") == "ok"
-    assert verdict_of("forbidden_words", "最佳", locale="zh_CN").startswith("reject")
-    assert [pack.language for pack in packs_for("ZH-cn")] == ["zh"]
-    assert {pack.language for pack in packs_for("sv-SE")} == set(rule_packs())
+@pytest.mark.parametrize("locale", ["en-US", "zh_CN", "sv-SE", "", None])
+def test_forbidden_words_of_all_packs_count_whatever_the_locale(locale):
+    for title in ("最佳", "頂級", "miracle", "Ｍｉｒａｃｌｅ", "無副作用", "銷量冠軍", "最🔥佳"):
+        assert verdict_of("forbidden_words", title, locale=locale).startswith("reject"), title
+
+
+@pytest.mark.parametrize("title", ["secure", "manicure", "cured", "No.10", "top 1.5", "freedom", "bestow", "Top 10"])
+def test_forbidden_words_are_whole_words(title):
+    assert verdict_of("forbidden_words", title) == "ok"
 
 
 def test_campaign_adds_words_and_exceptions():

@@ -12,6 +12,7 @@ from adgen.errors import InputError
 from adgen.shop.inputs import pad1m
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.inputs.pad1m import import_pad1m
+from adgen.shop.inputs.pad1m_entry import Paths, parse_entry
 from adgen.shop.inputs.tables import open_inputs
 
 CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
@@ -101,6 +102,35 @@ def test_a_clicked_target_is_one_product_with_the_targets_row(tmp_path):
     titles = [products[product]["title"] for product in clicked(tables["histories"][0])]
     assert titles == ["红色 mug 2", "红色 mug 1"]
     assert all(products[pair["product_id"]]["cutout"] for pair in tables["pairs"])
+
+
+def test_html_entities_of_titles_are_decoded_and_nothing_else(tmp_path):
+    texts = {
+        "Cats &amp; Dogs": "Cats & Dogs",
+        "15.6&quot; &lt;new&gt;": '15.6" <new>',
+        "caf&#233; &#x1F389;": "café 🎉",
+        "twice &amp;amp; more": "twice & more",
+        "AT&T R&D salt&pepper &copy &nosuchthing;": "AT&T R&D salt&pepper &copy &nosuchthing;",
+        "红色&middot;T恤": "红色·T恤",
+    }
+    for at, (text, decoded) in enumerate(texts.items()):
+        entry = parse_entry(
+            {
+                "f_path": "a&amp;b.jpg",
+                "f_path_trans": "a.png",
+                "sku_title_cn": text,
+                "gt_title_cn": f"{text}<title_split>x",
+                "word_list": text,
+                "history_images": ["b.jpg"],
+                "history_titles": [text],
+                "max_ratio": 0.5,
+            },
+            Paths(str(tmp_path), str(tmp_path)),
+            lambda *_: None,
+        )
+        assert (entry.target.title, entry.titles[0], entry.clicks[0].title) == (decoded, decoded, decoded), at
+        assert entry.target.selling_points == (decoded,)
+        assert entry.target.image.endswith("a&amp;b.jpg")
 
 
 def test_entries_with_one_history_and_no_user_id_are_one_user(tmp_path):

@@ -10,12 +10,12 @@ import numpy as np
 from PIL import Image
 
 from adgen.config import FinishSettings
-from adgen.finishing.rules import pack_texts, packs_for
+from adgen.finishing.rules import pack_texts, rule_packs
 from adgen.finishing.titles import Number, display_width, words
 from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
-VERSION = 1  # raised when finishing code changes what a creative looks like or how it is judged
+VERSION = 2  # raised when finishing code changes what a creative looks like or how it is judged
 
 
 class Draft(NamedTuple):
@@ -91,7 +91,7 @@ def title_length(draft: Draft, settings: FinishSettings) -> Finding:
 
 
 def forbidden_words(draft: Draft, settings: FinishSettings) -> Finding:
-    hits = forbidden_hits(draft.title, packs_for(draft.locale), settings.forbidden_words, settings.forbidden_exceptions)
+    hits = forbidden_hits(draft.title, tuple(rule_packs().values()), settings.forbidden_words, settings.forbidden_exceptions)
     severity = "reject" if any(hit.severity == "reject" for hit in hits) else "warn"
     complaint = _listed(f'"{hit.term}" ({hit.rule})' for hit in hits)
     return Finding({"forbidden_words": float(len(hits))}, complaint, severity)

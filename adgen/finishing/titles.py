@@ -6,12 +6,15 @@ text, and escaping belongs to whoever puts it into a page.
 """
 
 import unicodedata
+from fractions import Fraction
 from functools import lru_cache
 from typing import NamedTuple
 
 import regex
 
-from adgen.finishing.units import UNITS
+from adgen.finishing.normalize import normalized
+from adgen.finishing.numerals import decimal_of, spelled_in_digits
+from adgen.finishing.units import UNITS, in_base
 
 # -- cleaning --------------------------------------------------------------------------------------------------
 
@@ -91,11 +94,20 @@ def _grapheme_width(grapheme: str) -> int:
 # -- tokens ----------------------------------------------------------------------------------------------------
 
 
+_MOST_DIGITS = 100
+
+
 class Number(NamedTuple):
     """A number in a title; `unit` is canonical ("毫升" and "mL" are "ml"), empty when there is none."""
 
     value: str
     unit: str
+
+    @property
+    def base(self) -> tuple[Fraction | str, str]:
+        """(value, unit) in the unit that all of its kind are compared in: 1.5 l and 1500 ml are equal."""
+        is_number = self.value.count(".") < 2 and len(self.value) <= _MOST_DIGITS  # no version, no serial number
+        return in_base(Fraction(self.value), self.unit) if is_number else (self.value, self.unit)
 
     def __str__(self) -> str:
         return self.value + self.unit
@@ -116,17 +128,20 @@ _UNIT_NAMES = "|".join(
     regex.escape(name) + ("(?![a-z\\d])" if name[-1].isascii() and name[-1].isalpha() else "")
     for name in sorted(UNITS, key=len, reverse=True)
 )
+_VALUE = r"(?P<value>\d+(?:[.,]\d+)*|(?<![\p{L}\d])[.,]\d+)"
+_SIGN = r"(?P<sign>(?<![\p{L}\p{M}\d%\s][\s]?|\d\s)[-−](?=[\d.]))?"
 _TOKEN = regex.compile(
     rf"""
-    (?<![\p{{L}}\p{{M}}\d.])(?P<value>\d+(?:[.,]\d+)*)
-        (?:\s?(?P<unit>{_UNIT_NAMES})|(?P<suffix>\p{{Latin}}+)(?!\d))?
-  | (?<=[{_UNSPACED}])(?P<value>\d+(?:[.,]\d+)*)(?:\s?(?P<unit>{_UNIT_NAMES}))?
+    {_SIGN}(?<![\p{{L}}\p{{M}}\d.]){_VALUE}
+        (?:\s?(?P<off>%\s?off)(?![a-z])|[\s-]?(?P<unit>{_UNIT_NAMES})|(?P<suffix>\p{{Latin}}+)(?!\d))?
+  | (?<=[{_UNSPACED}]){_SIGN}{_VALUE}(?:[\s-]?(?P<unit>{_UNIT_NAMES}))?
   | (?P<run>[{_UNSPACED}](?:[{_UNSPACED}\p{{M}}])*)
   | (?P<word>(?:[\p{{L}}--[{_UNSPACED}]][\p{{M}}\d]*)+(?:['’](?:[\p{{L}}--[{_UNSPACED}]])+)?)
   | (?P<value>\d+(?:[.,]\d+)*)
     """,
     regex.X | regex.V1,
 )
+_RANGE = regex.compile(rf"(\d+(?:[.,]\d+)*)\s?(?:[-–—~～−至到]|to)\s?(?=-?\d+(?:[.,]\d+)*\s?({_UNIT_NAMES}))")
 
 
 def words(text: str) -> Words:
@@ -134,12 +149,14 @@ def words(text: str) -> Words:
 
     No dictionary is used: a run of Chinese stays whole, and `gates.uncovered` decides whether allowed phrases cover it.
     """
-    text = unicodedata.normalize("NFKC", text).casefold()
+    text = _RANGE.sub(r"\1\2 ", spelled_in_digits(normalized(text)))  # 10-20cm: 10cm and 20cm
+    text = regex.sub(r"(?<=\d[\s-]in[\s-])one(?!\p{L})", "1", text)
     text = regex.sub(r"(?<=\d)[\s-]?(?:[x×*✕]|in)[\s-]?(?=\d)", " × ", text)  # 10x20cm, 2-in-1: two numbers each
     found, numbers, runs = [], [], []
     for match in _TOKEN.finditer(text):
         if match["value"]:
-            numbers.append(_number(match["value"], match["unit"], match["suffix"]))
+            unit = "% off" if match["off"] else UNITS[match["unit"]] if match["unit"] else match["suffix"] or ""
+            numbers.append(Number(_value(match["sign"], match["value"]), unit))
         elif match["run"]:
             runs.append(match["run"])
         else:
@@ -147,8 +164,6 @@ def words(text: str) -> Words:
     return Words(tuple(found), tuple(numbers), tuple(runs))
 
 
-def _number(value: str, unit: str | None, suffix: str | None) -> Number:
-    value = regex.sub(r",(?=\d{3}(?!\d))", "", value).replace(",", ".")
-    if value.count(".") == 1:
-        value = value.rstrip("0").rstrip(".")
-    return Number(value.lstrip("0") or "0", UNITS[unit] if unit else suffix or "")
+def _value(sign: str | None, digits: str) -> str:
+    value = decimal_of(digits)
+    return f"-{value}" if sign and value != "0" else value

@@ -4,15 +4,18 @@ Allowed words need no dictionary. A word of a spaced script is allowed when a pr
 A run of Chinese is allowed as far as it can be covered by pieces of the product's texts: pieces of at least two
 characters, whole runs of one character, and stop words. Two is the least that keeps meaning: 纯 and 棉 alone could be
 rearranged to anything, 纯棉 cannot; and phrases may be joined in any order, as a title does with selling points.
+
+What a text only denies is not said: "not waterproof" allows "not waterproof" and no more, 不防水 allows 不防水 and not 防水.
 """
 
-import unicodedata
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import NamedTuple, Self
 
 import regex
 
+from adgen.finishing.normalize import normalized
 from adgen.finishing.rules import RulePack, rule_packs
 from adgen.finishing.titles import Number, words
 
@@ -28,24 +31,34 @@ class Wording(NamedTuple):
     """All runs of unspaced scripts, one a line."""
     whole: frozenset[str]
     """Pieces that are allowed whatever their length: whole runs and stop words."""
+    denied: frozenset[str] = frozenset()
+    """Words that stand nowhere but after a negation."""
+    denied_at: frozenset[int] = frozenset()
+    """Places in `text` that follow a negation: no piece begins there."""
 
     @classmethod
-    def of(cls, texts: Iterable[str], stop_words: Iterable[str]) -> Self:
+    def of(cls, texts: Sequence[str], stop_words: Iterable[str]) -> Self:
         """What `texts` allow, with `stop_words` of any language."""
         tokens = [words(text) for text in texts]
         stops = [words(stop) for stop in stop_words]
         runs = [run for token in tokens for run in token.runs]
+        said = Counter(word for token in tokens for word in token.words)
+        denied = Counter(word for each in texts for word in denied_words(each))
+        text = "\n".join(runs)
         return cls(
             frozenset(word for token in (*tokens, *stops) for word in token.words),
             frozenset(number for token in tokens for number in token.numbers),
-            "\n".join(runs),
+            text,
             frozenset(runs).union(run for stop in stops for run in stop.runs),
+            frozenset(word for word, times in denied.items() if times >= said[word]),
+            frozenset(place for match in _unspaced_negation().finditer(text, overlapped=True) for place in match.ends("to")),
         )
 
     def coverage(self, title: str) -> tuple[float, list[str]]:
         """(share of the title's words and run characters that is allowed, what is not); numbers have their own gate."""
         tokens = words(title)
-        unknown = [word for word in tokens.words if not self._knows(word)]
+        denied = set(denied_words(title))
+        unknown = [word for word in tokens.words if not self._knows(word) or (word not in denied and self._only_denies(word))]
         missing = len(unknown)
         for run in tokens.runs:
             pieces = self.uncovered(run)
@@ -59,12 +72,22 @@ class Wording(NamedTuple):
 
         A number that lost its unit is vague, not false; one that changed or gained a unit is a claim nobody made.
         """
+        stated = {number.base for number in self.numbers}
         values = {number.value for number in self.numbers}
-        return [n for n in numbers if n not in self.numbers and not (n.unit == "" and n.value in values)]
+        return [n for n in numbers if n.base not in stated and not (n.unit == "" and n.value in values)]
 
     def _knows(self, word: str) -> bool:
-        singular = word.removesuffix("s")
-        return any(form in self.words for form in (word, singular, singular.removesuffix("e"), word + "s", word + "es"))
+        return any(form in self.words for form in _forms(word))
+
+    def _only_denies(self, word: str) -> bool:
+        return all(form in self.denied for form in _forms(word) if form in self.words)
+
+    def _says(self, piece: str) -> bool:
+        """Whether a text has `piece` where no negation stands before it."""
+        at = self.text.find(piece)
+        while at in self.denied_at:
+            at = self.text.find(piece, at + 1)
+        return at >= 0
 
     def uncovered(self, run: str) -> list[str]:
         """The parts of `run` that no allowed pieces cover, when as many of its characters as possible are covered."""
@@ -77,11 +100,40 @@ class Wording(NamedTuple):
             for end in range(start + 1, len(run) + 1):
                 piece = run[start:end]
                 in_text = piece in self.text
-                if piece in self.whole or (in_text and len(piece) >= MIN_PIECE):
+                if piece in self.whole or (in_text and len(piece) >= MIN_PIECE and self._says(piece)):
                     best[end] = min(best[end], (cost, start, True))
                 elif not in_text and len(piece) > longest:
                     break
         return _joined_gaps(run, best)
+
+
+def _forms(word: str) -> tuple[str, ...]:
+    singular = word.removesuffix("s")
+    return word, singular, singular.removesuffix("e"), word + "s", word + "es"
+
+
+def denied_words(text: str) -> list[str]:
+    """The words of spaced scripts that a negation before them denies, as often as it does."""
+    return [word for match in _spaced_negation().finditer(normalized(text)) for word in words(match["denied"]).words]
+
+
+@cache
+def _spaced_negation() -> regex.Pattern:
+    negations, through = (_alternatives(field, spaced=True) for field in ("negations", "negated_through"))
+    return regex.compile(rf"(?<![\p{{L}}\d])(?:{negations})(?:[\s-]+(?:{through}))*[\s-]+(?P<denied>\p{{L}}[\p{{L}}\p{{M}}'’]*)")
+
+
+@cache
+def _unspaced_negation() -> regex.Pattern:
+    negations, through = (_alternatives(field, spaced=False) for field in ("negations", "negated_through"))
+    return regex.compile(rf"(?:{negations})(?P<to>)(?:(?:{through})(?P<to>))*")
+
+
+def _alternatives(field: str, spaced: bool) -> str:
+    """The packs' words of a field, of spaced or of unspaced scripts, longest first."""
+    found = {normalized(word) for pack in rule_packs().values() for word in getattr(pack, field)}
+    chosen = sorted((word for word in found if bool(regex.search(r"\p{Han}", word)) != spaced), key=len, reverse=True)
+    return "|".join(map(regex.escape, chosen))
 
 
 def _joined_gaps(run: str, best: Sequence[tuple[int, int, bool]]) -> list[str]:
@@ -144,9 +196,8 @@ def forbidden_hits(
 
 
 def _compact(text: str) -> str:
-    """NFKC, casefolded, and without the signs that are put between Chinese characters to slip past a list: 最*佳."""
-    text = unicodedata.normalize("NFKC", text).casefold()
-    return regex.sub(r"(?<=\p{Han})[\s*·・._~\-|/]+(?=\p{Han})", "", text)
+    """Normalized, and without the signs that are put between Chinese characters to slip past a list: 最*佳, 最🔥佳."""
+    return regex.sub(r"(?<=\p{Han})[\s*·・._~\-|/\p{So}\ufe0f]+(?=\p{Han})", "", normalized(text))
 
 
 def _spans(text: str, terms: tuple[str, ...]) -> list[tuple[int, int]]:
@@ -159,7 +210,7 @@ def _any_of(terms: tuple[str, ...]) -> regex.Pattern:
     parts = []
     for term in sorted(map(_compact, terms), key=len, reverse=True):
         head = rf"(?<!{_SPACED})" if regex.match(_SPACED, term[0], regex.V1) else ""
-        tail = rf"(?!{_SPACED})" if regex.match(_SPACED, term[-1], regex.V1) else ""
+        tail = rf"(?!{_SPACED}|[.,]\d)" if regex.match(_SPACED, term[-1], regex.V1) else ""
         parts.append(head + regex.escape(term) + tail)
     return regex.compile("|".join(parts), regex.V1)
 

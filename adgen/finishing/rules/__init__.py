@@ -27,6 +27,10 @@ class RulePack(Settings):
 
     language: str
     """Language subtag of a locale: "zh" of "zh-CN"."""
+    negations: tuple[str, ...] = ()
+    """Words that deny what follows them."""
+    negated_through: tuple[str, ...] = ()
+    """Words that may stand between a negation and what it denies."""
     stop_words: tuple[str, ...]
     """Words that add no claim; a title may use them though no product text does."""
     rules: tuple[Rule, ...]
@@ -38,13 +42,6 @@ def rule_packs() -> dict[str, RulePack]:
     """Every pack by language; SettingsError names the file, the field and the value where one is not valid."""
     packs = (validate_settings(RulePack, read_toml(str(path)), path.name) for path in _pack_files())
     return {pack.language: pack for pack in packs}
-
-
-def packs_for(locale: str | None) -> tuple[RulePack, ...]:
-    """The packs of the locale's language, or all of them where the locale is unknown or null."""
-    packs = rule_packs()
-    language = (locale or "").replace("_", "-").split("-")[0].lower()
-    return (packs[language],) if language in packs else tuple(packs.values())
 
 
 @cache
