@@ -34,9 +34,10 @@ class S3Options:
 
     def access(self) -> "S3Access":
         """The same as settings."""
+        from adgen.config import validate_settings
         from adgen.creatives.storage import S3Access
 
-        return S3Access(endpoint_url=self.endpoint_url, region=self.region)
+        return validate_settings(S3Access, {"endpoint_url": self.endpoint_url, "region": self.region}, "command line")
 
     def open(self, store: str) -> "Storage":
         """The store."""

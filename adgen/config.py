@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,8 @@ from adgen.errors import SettingsError
 from adgen.records import digest
 
 log = logging.getLogger(__name__)
+# Names of settings, misspelled ones too, whose values are repeated nowhere.
+_SECRET = re.compile(r"secret|key|token|passw|credential|auth", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -86,11 +89,16 @@ def validate_settings(kind: type[S], values: dict[str, Any], source: str) -> S:
         lines = []
         for problem in error.errors(include_url=False):
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
-            if problem["type"] == "extra_forbidden":
-                lines.append(f"{field}: unknown key (value {problem['input']!r})")
-            else:
-                lines.append(f"{field}: {problem['msg']} (value {problem['input']!r})")
+            said = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
+            lines.append(f"{field}: {said}{_shown(field, problem['input'])}")
         raise SettingsError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _shown(field: str, value: Any) -> str:
+    """A value in an error; none that may be a secret, by its setting's name or by its look."""
+    inner = [str(name) for name in value] if isinstance(value, Mapping) else []
+    secret = any(_SECRET.search(name) for name in (field, *inner)) or ("://" in str(value) and "@" in str(value))
+    return " (its value is not repeated: it may be secret)" if secret else f" (value {value!r})"
 
 
 def current_values(kind: Any, values: Any, source: str, path: str = "") -> Any:

@@ -45,7 +45,7 @@ POD_FIELDS = {
     "affinity", "automountServiceAccountToken", "containers", "nodeSelector", "securityContext", "serviceAccountName",
     "terminationGracePeriodSeconds", "tolerations", "volumes",
 }  # fmt: skip
-CONTAINER_FIELDS = {"env", "image", "name", "ports", "resources", "volumeMounts"}
+CONTAINER_FIELDS = {"env", "image", "name", "ports", "resources", "securityContext", "volumeMounts"}
 
 # The flags of jobs/refresh.py that issue 3 names, and the two settings that say where the keys are (DESIGN section 5).
 FLAGS = {
@@ -244,6 +244,21 @@ def test_policies_have_no_wildcard_action_and_keep_private_private():
     assert reads == {"objects/*", "campaigns/*"}
     assert {action for s in statements(roles["consumer"]) for action in s["Action"]} == {"s3:GetObject"}
     assert not any("private" in resource for resource in allowed("training", "s3:GetObject"))
+
+
+def test_no_role_lists_more_than_its_own_folders_and_no_container_gains_rights():
+    for role, policy in json.loads((CLUSTER / "iam-policy.json").read_text()).items():
+        for statement in statements(policy):
+            if {"s3:ListBucket", "s3:ListBucketVersions"} & set(statement["Action"]):
+                # IfExists: to ask for a missing key is a question about a list as well, and names no prefix.
+                prefixes = statement["Condition"]["StringLikeIfExists"]["s3:prefix"]
+                assert prefixes, role
+                assert all(prefix.endswith("/*") and len(prefix) > 2 for prefix in prefixes)
+                assert role != "training" or not any(prefix.startswith("store/") for prefix in prefixes)
+    for name in RAYJOBS:
+        for pod in pods(rayjob_spec(name)):
+            for container in pod["containers"]:
+                assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
 
 
 def test_bucket_policy_refuses_commits_without_a_condition_and_nothing_else():

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = ("config", "records", "errors", "images", "progress", "shipped")
+LEAVES = ("config", "records", "errors", "images", "local_cache", "progress", "shipped", "terminal")
 MAY_IMPORT = {
-    "cli": {"on_ray", "evaluation", "training", "generation", "model", "finishing", "shop", "creatives"},
+    "cli": {"store_commands", "on_ray", "evaluation", "training", "generation", "model", "finishing", "shop", "creatives"},
+    "store_commands": {"shop", "creatives"},
     "on_ray": {"evaluation", "training", "generation", "model", "finishing", "shop", "creatives"},
     "evaluation": {"training", "generation", "model", "finishing", "shop", "creatives"},
     "training": {"generation", "model", "shop", "creatives"},

@@ -6,9 +6,12 @@ the newest for plain readers, replaced by rename. Every step may be the last one
 """
 
 import errno
+import functools
 import hashlib
+import logging
 import os
 import re
+import stat
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -19,6 +22,9 @@ from adgen.creatives.storage import Data, Entry, Storage, Stored, Taken, checked
 from adgen.errors import StoreError
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+PRIVATE = "private"
 
 _TEMPORARY = ".tmp-"
 _TEMPORARY_NAME = re.compile(rf"{re.escape(_TEMPORARY)}[0-9a-f]{{32}}")
@@ -128,6 +134,24 @@ class FolderStorage(Storage):
                 _remove_if_empty(Path(folder))
         return removed
 
+    def tighten(self) -> None:
+        """Take others' rights away from what is ours below private/; one warning where the file system knows no modes."""
+        top = self.root / PRIVATE
+        ignored = False
+        for folder, _, names in os.walk(top):
+            for path, mode in [(Path(folder), 0o700), *((Path(folder, name), 0o600) for name in names)]:
+                found = _unless_missing(path.lstat)
+                if found is None or found.st_uid != os.geteuid() or stat.S_ISLNK(found.st_mode) or not found.st_mode & 0o077:
+                    continue
+                _unless_missing(lambda path=path, mode=mode: path.chmod(mode))
+                again = _unless_missing(path.lstat)
+                ignored |= again is not None and bool(again.st_mode & 0o077)
+        if ignored:
+            _warn_of_modes(str(top))
+
+    def _is_private(self, path: Path) -> bool:
+        return path == self.root / PRIVATE or (self.root / PRIVATE) in path.parents
+
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
 
@@ -172,7 +196,7 @@ class FolderStorage(Storage):
     def _temporary(self, path: Path, data: Data) -> Path:
         temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
         try:
-            while not (written := _write_synced(temporary, data)):
+            while not (written := _write_synced(temporary, data, 0o600 if self._is_private(path) else 0o666)):
                 self._make_folder(path.parent)
         except OSError as error:
             _unless_missing(temporary.unlink)
@@ -181,9 +205,15 @@ class FolderStorage(Storage):
 
     def _make_folder(self, folder: Path) -> None:
         missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
-        folder.mkdir(parents=True, exist_ok=True)
+        for made in reversed(missing):
+            made.mkdir(mode=0o700 if self._is_private(made) else 0o777, parents=True, exist_ok=True)
         for made in missing:
             _sync(made.parent)
+
+
+@functools.cache
+def _warn_of_modes(folder: str) -> None:
+    log.warning("%s: its file system knows no modes, so others on this machine may read it: keep it where they do", folder)
 
 
 def _generations(path: Path) -> list[int]:
@@ -209,10 +239,10 @@ def _unless_missing(act: Callable[[], T]) -> T | None:
         raise StoreError(f"{error.filename}: {error.strerror}") from None
 
 
-def _write_synced(path: Path, data: Data) -> Path | None:
+def _write_synced(path: Path, data: Data, mode: int) -> Path | None:
     """A new file with `data` on disk; None where its folder is not there."""
     try:
-        with open(path, "xb") as file:
+        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(data)
             file.flush()
             _fsync(file.fileno())

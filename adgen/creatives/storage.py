@@ -12,8 +12,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr
+from pydantic import ConfigDict, Field, SecretStr, field_validator
 from tyro.conf import Suppress
 
 from adgen.config import Settings
@@ -44,9 +45,14 @@ class Taken(StoreError):
     """A conditional write lost: the key exists already, or it is no longer the version that was read."""
 
 
+NO_CREDENTIALS = "give them with a profile, a role or AWS_ACCESS_KEY_ID"
+
+
 class S3Access(Settings):
     """How to reach S3, inputs and outputs alike. What is left out comes from boto3's own chain (profile and its [services],
     role, AWS_ENDPOINT_URL)."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)
 
     endpoint_url: str | None = None
     """Address of an S3-compatible server; none: AWS."""
@@ -64,6 +70,14 @@ class S3Access(Settings):
     """Explicit credential of a settings file; never on a command line, never saved with a run."""
     secret_access_key: Suppress[SecretStr | None] = Field(default=None, exclude=True)
     """Explicit credential of a settings file; never on a command line, never saved with a run."""
+
+    @field_validator("endpoint_url")
+    @classmethod
+    def _holds_no_credentials(cls, url: str | None) -> str | None:
+        """The address is saved with runs and told in errors."""
+        if "@" in urlsplit(url or "").netloc:
+            raise ValueError(f"the URL holds credentials; {NO_CREDENTIALS}")
+        return url
 
     @contextmanager
     def exported(self) -> Iterator[dict[str, str]]:
@@ -156,6 +170,9 @@ class Storage(ABC):
         """The bytes that a plain reader of the document finds under its key: on a folder a copy of the newest version."""
         stored = self.get(key)
         return stored and stored.data
+
+    def tighten(self) -> None:  # noqa: B027
+        """Let nobody else into private/, as far as that is the store's matter; on S3 policies are."""
 
     def read(self, key: str) -> bytes:
         """The bytes at `key`; StoreError naming it if there are none."""

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-from adgen.creatives.storage import S3Access, Storage
+from adgen.creatives.storage import NO_CREDENTIALS, S3Access, Storage
 from adgen.errors import StoreError
 
 _ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/|s3:", re.IGNORECASE)
@@ -14,6 +14,8 @@ def open_storage(uri: str | Path, access: S3Access | None = None) -> Storage:
     """The store at `uri`: a path, file:// or s3://bucket/prefix. StoreError names any other scheme. No request is made."""
     text = str(uri)
     scheme = urlsplit(text).scheme if "://" in text else ""
+    if scheme and "@" in urlsplit(text).netloc:
+        raise StoreError(f"a store's URI holds credentials before its bucket; {NO_CREDENTIALS}")
     if not scheme and _ONE_SLASH.match(text):  # surely no folder of that name was meant
         raise StoreError(f"{text}: not a store; write s3://bucket/prefix, file:///a/path, or ./{text} for a folder of that name")
     if scheme in ("", "file"):

@@ -1,13 +1,13 @@
 """What a table of references holds, before anything is scored against it: what is listed twice, and what its rows lack."""
 
-import tempfile
 from typing import NamedTuple
 
 import duckdb
 
+from adgen.local_cache import user_cache
 from adgen.shop.inputs.tables import Inputs
 
-_SETTINGS = {"memory_limit": "2GB", "threads": 1, "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}
+_SETTINGS = {"memory_limit": "2GB", "threads": 1}
 _COUNTS = r"""
     WITH seen AS (
         SELECT user_id, product_id, user_id IS NOT NULL AND product_id IS NOT NULL AS named,
@@ -52,6 +52,6 @@ def count_references(inputs: Inputs) -> ReferenceCounts | None:
     """Of the inputs' references, read once as a stream; what does not fit into memory goes to disk. None: there is no table."""
     if "references" not in inputs.tables:
         return None
-    with duckdb.connect(":memory:", config=_SETTINGS) as base:
+    with duckdb.connect(":memory:", config=_SETTINGS | {"temp_directory": str(user_cache("duckdb"))}) as base:
         base.register("stream", inputs["references"].reader(("user_id", "product_id", "image", "titles")))
         return ReferenceCounts(*base.execute(_COUNTS).fetchone())

@@ -1,6 +1,5 @@
 """The rows of an evaluation as they lie in its folder: Parquet parts, read as a stream or joined and sorted out of memory."""
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,10 +11,11 @@ import pyarrow.parquet as pq
 
 from adgen.errors import SettingsError
 from adgen.evaluation.scores import old_names
+from adgen.local_cache import user_cache
 
 ROWS = "rows"  # the folder of the parts within an evaluation
 _BATCH = 4096
-_SETTINGS = {"memory_limit": "2GB", "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}
+_SETTINGS = {"memory_limit": "2GB"}
 
 
 def check_rows(folder: Path, parts: str = ROWS) -> None:
@@ -79,7 +79,7 @@ def count_rows(folder: Path) -> int:
 @contextmanager
 def opened(parts: str = ROWS, /, **folders: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     """A view of each folder's rows; what does not fit into memory goes to disk."""
-    with duckdb.connect(config=_SETTINGS) as base:
+    with duckdb.connect(config=_SETTINGS | {"temp_directory": str(user_cache("duckdb"))}) as base:
         for name, folder in folders.items():
             check_rows(folder, parts)
             files = str(folder / parts / "*.parquet").replace("'", "''")  # a quote in a folder's name ends no string

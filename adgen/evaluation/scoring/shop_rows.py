@@ -4,20 +4,20 @@ Both tables are read once into DuckDB, which keeps what does not fit into memory
 the shop.
 """
 
-import tempfile
 from collections.abc import Iterable
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
+from adgen.local_cache import user_cache
 from adgen.shop.inputs.tables import Inputs
 
 _COLUMNS = {
     "products": ("product_id", "title", "selling_points", "image", "cutout", "scale", "category", "brand", "locale"),
     "references": ("user_id", "product_id", "image", "titles"),
 }
-_SETTINGS = {"memory_limit": "2GB", "threads": 1, "temp_directory": f"{tempfile.gettempdir()}/adgen-duckdb"}
+_SETTINGS = {"memory_limit": "2GB", "threads": 1}
 
 
 class ShopRows:
@@ -25,7 +25,7 @@ class ShopRows:
     often it is there."""
 
     def __init__(self, inputs: Inputs):
-        self._base = duckdb.connect(":memory:", config=_SETTINGS)
+        self._base = duckdb.connect(":memory:", config=_SETTINGS | {"temp_directory": str(user_cache("duckdb"))})
         self.has_references = "references" in inputs.tables
         for table, columns in _COLUMNS.items():
             if table in inputs.tables:

@@ -20,6 +20,7 @@ from adgen.errors import InputError, ModelError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.generation.model_directory import ModelDirectory
+from adgen.local_cache import user_cache
 from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer, catalog_encoders
 from adgen.on_ray.refresh.plan_tasks import map_buckets
 from adgen.on_ray.refresh.settings import RefreshSettings
@@ -69,6 +70,7 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared
     are no pairs."""
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
+    storage.tighten()
     inputs = inputs or open_inputs(settings.inputs)
     if inputs["pairs"].num_rows == 0:
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
@@ -166,7 +168,7 @@ def catalog_of(prepared: Prepared, run: Run) -> Catalog:
 
 def cache_folder() -> Path:
     """Where a node keeps its copies of catalog files; they are named by their hash, so runs share them."""
-    return Path(tempfile.gettempdir()) / "adgen-catalog"
+    return user_cache("catalog")
 
 
 def open_model(settings: RefreshSettings) -> ModelDirectory:

@@ -5,12 +5,12 @@ import errno
 import math
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from adgen.errors import RunError, StoreError
+from adgen.local_cache import user_cache
 from adgen.on_ray.training.run_folder import CHECKPOINTS, RunFolder, checkpoint_name
 from adgen.records import digest
 
@@ -31,7 +31,7 @@ def checkpoint_here(
     """
     name = checkpoint_name(found["step"])
     first = (rank if folder.is_local else local_rank) == 0
-    local = Path(folder.path) / CHECKPOINTS / name if folder.is_local else _private_folder() / digest(folder.uri, name)[:16]
+    local = Path(folder.path) / CHECKPOINTS / name if folder.is_local else user_cache("resume") / digest(folder.uri, name)[:16]
     try:
         if first and not folder.is_local:
             shutil.rmtree(local, ignore_errors=True)  # of a process that was killed
@@ -46,15 +46,6 @@ def checkpoint_here(
     finally:
         if first and not folder.is_local:
             shutil.rmtree(local, ignore_errors=True)
-
-
-def _private_folder() -> Path:
-    """A folder that workers of one machine and user share, and nobody else."""
-    folder = Path(tempfile.gettempdir()) / f"adgen-resume-{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise StoreError(f"{folder}: belongs to another user: remove it, or set TMPDIR to a folder of your own")
-    return folder
 
 
 def require_number(held_out_loss: float | None, step: int) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from adgen.errors import InputError, StoreError
+from adgen.local_cache import user_cache
 from adgen.records import digest
 from adgen.shop.inputs.locations import filesystem, is_s3, local_path
 
@@ -128,7 +129,7 @@ def on_this_node(uri: str) -> Path:
     source = RunFolder(parent)
     found = source.files.get_file_info(pafs.FileSelector(f"{source.path}/{name}", recursive=True, allow_not_found=True))
     stamps = sorted(f"{info.path}:{info.size}:{info.mtime_ns}" for info in found)
-    target = Path(tempfile.gettempdir()) / "adgen-models" / digest(uri, *stamps)[:16]
+    target = user_cache("models") / digest(uri, *stamps)[:16]
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(dir=target.parent))

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -106,7 +107,7 @@ def last_index(storage: Storage, model_digest: str, name: str) -> CatalogIndex |
 def fetch_file(storage: Storage, model_digest: str, file: CatalogFile, cache_dir: str | Path) -> Path:
     """The file in the node's cache folder, fetched once. Any number of processes may do this at once."""
     path = Path(cache_dir) / f"{file.sha256}.arrow"
-    if path.is_file() and path.stat().st_size == file.bytes:
+    if _is_right(path, file):
         return path
     key = _file_key(model_digest, file.sha256)
     data = storage.read(key)
@@ -141,6 +142,22 @@ def named_keys(index: CatalogIndex) -> set[str]:
     """The keys of an index and of its files."""
     files = (file for bucket in index.buckets for file in (bucket.ids, bucket.facts))
     return {index_key(index.model_digest, index.name), *(_file_key(index.model_digest, file.sha256) for file in files)}
+
+
+def _is_right(path: Path, file: CatalogFile) -> bool:
+    """Whether the cached file is there and holds what its name says."""
+    try:
+        found = path.stat()
+    except OSError:
+        return False
+    return found.st_size == file.bytes and _hash_of(path, found.st_size, found.st_mtime_ns, found.st_ino) == file.sha256
+
+
+@lru_cache(maxsize=4096)
+def _hash_of(path: Path, *_: int) -> str:
+    """Once a process for a file that did not change: bucket tasks open the same ones again and again."""
+    with open(path, "rb") as data:
+        return hashlib.file_digest(data, "sha256").hexdigest()
 
 
 def _write_file(storage: Storage, model_digest: str, table: pa.Table) -> CatalogFile:

@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 import pyarrow.fs as pafs
 
-from adgen.creatives.storage import S3Access
+from adgen.creatives.storage import NO_CREDENTIALS, S3Access
 from adgen.errors import PairError
 
 SCHEMES = ("file", "s3")
@@ -46,6 +46,8 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), os.path.abspath(local_path(uri))
     path = uri.removeprefix("s3://").rstrip("/")
     bucket = path.split("/", 1)[0]
+    if "@" in bucket:
+        raise ValueError(f"an s3:// URI holds credentials before its bucket; {NO_CREDENTIALS}")
     if not bucket:
         raise ValueError(f"{uri}: no bucket")
     from adgen.creatives.s3 import s3_filesystem
