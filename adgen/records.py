@@ -121,7 +121,9 @@ LINEAGE = pa.schema(
         pa.field("tokens", pa.string()),
     ]
 )
-LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens"))
+LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens")) | {
+    "tried_before": False
+}
 """Columns that came after the first tables were written, with the value that a table without them is read with: of manifests,
 journal parts, lineage and plan parts. A new column stands at the end of its schema and has an entry here; schema_version stays."""
 

@@ -162,6 +162,11 @@ def test_failed_rows_are_tried_again_with_the_next_attempt(shop, folder):
     third = shop.night(folder, second)
     assert [(row["pair_id"], row["attempt"]) for row in third.generate] == [(victim, 2)]
     assert third.summary.tried_again == 1
+    tried = [row["tried_before"] for night in (first, second, third) for row in night.generate if row["pair_id"] == victim]
+    assert tried == [False, True, True]
+    shop.products[third.generate[0]["product_id"]]["title"] = "Another title"
+    changed = [(row["attempt"], row["tried_before"]) for row in shop.night(folder, second).generate if row["pair_id"] == victim]
+    assert changed == [(0, True)]
 
 
 def test_an_input_unreadable_tonight_keeps_the_previous_creative_as_stale(shop, folder):

@@ -66,6 +66,22 @@ def test_a_partial_run_moves_the_pointer_only_when_told(store: Storage):
     assert shown.document.state == "PARTIAL"
 
 
+def test_a_run_with_under_half_of_the_published_runs_ok_rows_is_held_and_published_when_told(store: Storage):
+    first = refresh(store, pair_ids(40))  # 40 rows in ten shards: 29 ok
+    shrunk = refresh(store, pair_ids(16), resume_key="shrunk", min_ok_share=0.5)  # 11 ok
+    assert (shrunk.document.state, read_pointer(store, CAMPAIGN)[0].run_id) == ("HELD", first.run_id)
+    assert "11 rows are ok, under 50% of the 29 of the published run" in shrunk.document.note
+    again = refresh(store, pair_ids(16), resume_key="shrunk", min_ok_share=0.0)
+    assert again.resumed
+    assert again.run_id == shrunk.run_id == read_pointer(store, CAMPAIGN)[0].run_id
+
+
+def test_a_run_with_half_of_the_published_runs_ok_rows_and_a_first_run_are_published(store: Storage):
+    for count, key in ((40, "first"), (24, "second")):  # 29 ok, 17 ok
+        run = refresh(store, pair_ids(count), resume_key=key, min_ok_share=0.5)
+        assert read_pointer(store, CAMPAIGN)[0].run_id == run.run_id
+
+
 def test_publishing_needs_a_sealed_run(store: Storage):
     run = begin(store)
     commit_plan(run, pair_ids(4))

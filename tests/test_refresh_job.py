@@ -17,6 +17,7 @@ from adgen.creatives.verify import verify
 from adgen.errors import EngineLost, ModelError, OwnedElsewhere, PairError, RunError, SettingsError, StoreError
 from adgen.on_ray.refresh import job as module
 from adgen.on_ray.refresh import planning
+from adgen.on_ray.refresh.commit import judged_counts
 from adgen.on_ray.refresh.failures import FailureWatch, ended_on_failure
 from adgen.on_ray.refresh.settings import FailureSettings
 from adgen.on_ray.rows import as_row_error, raise_row_error
@@ -120,15 +121,57 @@ def test_a_store_that_ignores_if_none_match_is_refused_before_any_work(store_uri
     assert list(storage.entries("")) == []
 
 
-@pytest.mark.parametrize(("failed", "stops"), [([1, 5], False), ([0, 15], True), ([10, 0], True), ([9, 1], False)])
-def test_too_many_failures_stop_a_run(failed: list[int], stops: bool):
-    """All of the first shard of ten, or more than half of twenty."""
-    watch = FailureWatch(FailureSettings(max_failed_share=0.5, after_rows=20))
-    shards = [{"rows": size, "failed": count} for size, count in zip((10, 15), failed, strict=True)]
+def shard(rows: int, failed: int, retries: int = 0, planned: int = 0, made_ok: int = 0) -> dict:
+    """Counts of a shard, of whose failed rows some are retries and some never met an engine."""
+    judged = rows - retries - planned
+    judged_failed = max(0, failed - retries - planned)
+    return {
+        "rows": rows,
+        "failed": failed,
+        "judged": judged,
+        "judged_failed": judged_failed,
+        "retried": retries,
+        "made_ok": made_ok or rows - failed,
+    }
+
+
+NIGHTS = {
+    "a first night whose first shard fails": (0, [shard(2, 2)], True),
+    "one new pair that fails": (0, [shard(1, 1)], False),
+    "a first night without a readable picture": (0, [shard(10, 10, planned=10)], True),
+    "a second night with nothing but pairs that failed before": (6, [shard(2, 2, retries=2)], False),
+    "the same where nothing is carried": (0, [shard(2, 2, retries=2)], False),
+    "a million carried and two failures": (1_000_000, [shard(2, 2)], False),
+    "a million carried and nineteen failures": (1_000_000, [shard(10, 10), shard(9, 9)], False),
+    "a million carried, and no engine makes anything": (1_000_000, [shard(10, 10), shard(10, 10)], True),
+    "the same, but they failed before": (1_000_000, [shard(10, 10, retries=10)] * 5, False),
+    "a retry that succeeds says that engines work": (1_000_000, [shard(20, 19, retries=1, made_ok=1)], False),
+    "bad inputs beside good rows": (0, [shard(10, 6, planned=6), shard(16, 12, planned=12)], False),
+    "more than half": (0, [shard(10, 0), shard(15, 15)], True),
+    "less than half": (0, [shard(10, 1), shard(15, 5)], False),
+    "more than half, but most are carried": (30, [shard(10, 1), shard(15, 14)], False),
+}
+
+
+@pytest.mark.parametrize("night", NIGHTS)
+def test_a_hopeless_run_stops_and_no_other(night: str):
+    """Hopeless: all of the first shard of a first night, twenty rows of engines without one good, or more than half."""
+    carried, shards, stops = NIGHTS[night]
+    watch = FailureWatch(FailureSettings(max_failed_share=0.5, after_rows=20), carried)
     with pytest.raises(RunError, match="nothing is published") if stops else nullcontext():
-        for shard in shards:
-            watch.count(shard)
-    assert stops or watch.rows == 25
+        for done in shards:
+            watch.count(done)
+
+
+def test_only_rows_that_an_engine_was_given_and_that_are_no_retry_are_judged():
+    pairs = [
+        {"fingerprint": "f", "tried_before": False},
+        {"fingerprint": "f", "tried_before": False},
+        {"fingerprint": "f", "tried_before": True},
+        {"fingerprint": None, "tried_before": False},  # its input is bad: it has a reason from the plan
+    ]
+    rows = [{"status": status} for status in ("ok", "failed", "failed", "failed")]
+    assert judged_counts(pairs, rows) == {"judged": 2, "judged_failed": 1, "retried": 1}
 
 
 def test_a_workers_error_is_raised_as_what_it_is(ray_cluster, folder_store: Storage):

@@ -31,19 +31,37 @@ def seal(
     note: str = "",
     rows_per_file: int = ROWS_PER_FILE,
     tombstones: Tombstones | None = None,
+    min_ok_share: float = 0.0,
 ) -> None:
     """Compact the journal and write state, counts and file list to run.json. Nothing to do if that is done already.
 
-    With `tombstones`, users who were forgotten since the plan are left out."""
+    With `tombstones`, users who were forgotten since the plan are left out. A COMPLETE run with fewer ok rows than `min_ok_share`
+    of the published run's becomes HELD, and can be published when the same command asks for less."""
     if state not in ("COMPLETE", "PARTIAL", "HELD"):
         raise ValueError(f"{state}: a sealed run is COMPLETE, PARTIAL or HELD")
     if not run.document.unfinished or run.document.pointer == "pending":
         return
     files, counts = _compacted(run, tombstones, rows_per_file)
+    verdict = {}
+    if state == "COMPLETE" and (found := _too_few_ok(run, counts, min_ok_share)):
+        state, note = "HELD", found
+        verdict = {"gate": (run.document.gate or {}) | {"passed": False, "reasons": [found]}}
     pointer = "pending" if publish and state != "HELD" else "untouched"
     owner = run.owner if pointer == "pending" else None
-    keyed = tombstones is not None
-    run.update(state=state, counts=counts, manifest=files, pointer=pointer, owner=owner, note=note, keyed_fingerprints=keyed)
+    sealed = {"counts": counts, "manifest": files, "keyed_fingerprints": tombstones is not None} | verdict
+    run.update(state=state, pointer=pointer, owner=owner, note=note, **sealed)
+
+
+def _too_few_ok(run: Run, counts: Counts, min_ok_share: float) -> str:
+    """Why a run with these counts must not take the published run's place; "" if it may."""
+    pointer, _ = read_pointer(run.storage, run.campaign)
+    published = read_run(run.storage, run.campaign, pointer.run_id).counts if pointer and min_ok_share else None
+    if published is None or counts.ok >= min_ok_share * published.ok:
+        return ""
+    return (
+        f"{counts.ok} rows are ok, under {min_ok_share:.0%} of the {published.ok} of the published run {pointer.run_id}; it stays. "
+        "Publish the new one with publish_anyway if fewer are meant"
+    )
 
 
 def publish(run: Run, tombstones: Tombstones | None = None, rows_per_file: int = ROWS_PER_FILE) -> Pointer:
@@ -98,6 +116,7 @@ def finish(
     held: str = "",
     rows_per_file: int = ROWS_PER_FILE,
     tombstones: Tombstones | None = None,
+    min_ok_share: float = 0.0,
 ) -> Pointer | None:
     """Seal and publish: COMPLETE moves the pointer; PARTIAL (a run with a limit) only if asked to. The pointer, or None.
 
@@ -110,6 +129,7 @@ def finish(
         note=held,
         rows_per_file=rows_per_file,
         tombstones=tombstones,
+        min_ok_share=min_ok_share,
     )
     return publish(run, tombstones, rows_per_file) if run.document.pointer == "pending" else None
 

@@ -30,7 +30,7 @@ class FinishAndCommit:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "made_ok", "failed",
-        "committed"}."""
+        "judged", "judged_failed", "retried", "committed"}."""
         planned, pictures = unpack(row["shard"])
         gone = self.journal.forgotten_users(
             pair["user_id"] for pair in planned
@@ -47,6 +47,7 @@ class FinishAndCommit:
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
             "made_ok": sum(r["status"] == OK for r in rows),
             "failed": failed,
+            **judged_counts(pairs, rows),
             "committed": committed,
         }
 
@@ -95,6 +96,15 @@ class FinishAndCommit:
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
 
 
+def judged_counts(pairs: list[Row], rows: list[Row]) -> Row:
+    """What `FailureWatch` asks of a shard: planned pairs that were meant for an engine and did not fail in the base run, how many
+    of them failed (`rows` are the manifest rows of `pairs`), and how many pairs were retries."""
+    retries = [bool(pair["tried_before"]) for pair in pairs]
+    # The plan gives a pair whose input is bad a reason, and then no fingerprint.
+    judged = [row for pair, row, retry in zip(pairs, rows, retries, strict=True) if not retry and pair["fingerprint"] is not None]
+    return {"judged": len(judged), "judged_failed": sum(row["status"] == FAILED for row in judged), "retried": sum(retries)}
+
+
 def commit_carried(context: Context, part: PlanPart) -> Row:
     """A bulk shard of carried rows: its plan part is its result."""
     journal = context.journal()
@@ -107,6 +117,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
         "floor_seconds": 0.0,
         "made_ok": 0,
         "failed": 0,
+        **judged_counts([], []),
         "committed": committed,
     }
 

@@ -9,24 +9,34 @@ from adgen.on_ray.refresh.settings import FailureSettings
 
 
 class FailureWatch:
-    """Stops a run that cannot become good: all of its first shard failing, or too large a share of all."""
+    """Stops a run that cannot become good: all of its first shard failing, no row of its engines succeeding, or too large a share
+    failing.
 
-    def __init__(self, settings: FailureSettings):
+    It judges rows that the plan meant for an engine and that did not fail in the published run already: what failed yesterday says
+    nothing about tonight. `carried` rows count as good from the start.
+    """
+
+    def __init__(self, settings: FailureSettings, carried: int = 0):
         self.settings = settings
-        self.rows = self.failed = 0
+        self.carried = carried
+        self.judged = self.failed = self.succeeded = 0
+        self._is_first = not carried
 
     def count(self, done: dict[str, Any]) -> None:
         """Take a shard's counts; RunError when the run should stop."""
-        first = self.rows == 0
-        self.rows += done["rows"]
-        self.failed += done["failed"]
         # One new pair that fails tonight is a row's matter; a whole shard that fails is the run's.
-        if first and done["rows"] == done["failed"] > 1:
+        if self._is_first and done["rows"] == done["failed"] > 1 and not done["retried"]:
             raise RunError(f"all {done['rows']} pairs of the first shard failed; nothing is published (see `adgen report`)")
-        share = self.failed / self.rows
-        if self.rows >= self.settings.after_rows and share > self.settings.max_failed_share:
+        self._is_first = False
+        self.judged += done["judged"]
+        self.failed += done["judged_failed"]
+        self.succeeded += max(done["made_ok"], done["judged"] - done["judged_failed"])
+        if self.judged >= self.settings.after_rows and not self.succeeded:
+            raise RunError(f"none of {self.judged} pairs that engines were given tonight succeeded; nothing is published")
+        rows = self.carried + self.judged
+        if rows >= self.settings.after_rows and self.failed > self.settings.max_failed_share * rows:
             raise RunError(
-                f"{self.failed} of {self.rows} pairs failed, more than failures.max_failed_share "
+                f"{self.failed} of {rows} pairs failed, more than failures.max_failed_share "
                 f"{self.settings.max_failed_share:.0%}; nothing is published"
             )
 

@@ -111,7 +111,11 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
         progress.phase("publish")
         partial = settings.plan.limit is not None
         forced = settings.publish_partial
-        pointer = finish(run, partial=partial, publish_partial=forced, held=held, tombstones=prepared.tombstones)
+        least = 0.0 if settings.publish_anyway else settings.failures.min_ok_share
+        pointer = finish(
+            run, partial=partial, publish_partial=forced, held=held, tombstones=prepared.tombstones, min_ok_share=least
+        )
+        held = run.document.note if run.document.state == "HELD" else held
     rewrite = "writing the fingerprints of earlier runs again"
     notes.append(_finish_earlier(rewrite, lambda: rewrite_old_manifests(storage, settings.campaign, key)))
     if settings.clean_up.keep_runs:
@@ -136,7 +140,9 @@ def _finish_earlier(what: str, act: Callable[[], object]) -> str:
 
 def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress, stages: Stages) -> None:
     """Do every shard that has no journal part; `speed` counts what engines generate."""
-    settings, unfinished = prepared.settings, prepared.journal(run.run_id).unfinished()
+    settings, journal = prepared.settings, prepared.journal(run.run_id)
+    plan = journal.read_plan()
+    unfinished = journal.unfinished(plan)
     progress.phase("generate", sum(part.rows for part in unfinished))
     device = cluster_device(settings.device)
     if run.document.num_slots is None and any(part.kind == "generate" for part in unfinished):
@@ -144,7 +150,8 @@ def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     placed = settings.model_copy(update={"device": device, "engine": engine})
     context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key)
-    watch, catalog = FailureWatch(settings.failures), catalog_of(prepared, run)
+    carried = sum(part.rows for part in plan.parts if part.kind == "carry")
+    watch, catalog = FailureWatch(settings.failures, carried), catalog_of(prepared, run)
     for wave in waves(unfinished, settings.cluster.shards_per_wave):
         for done in run_wave(context, wave, catalog, stages):
             run.check()

@@ -48,9 +48,13 @@ class FailureSettings(Settings):
     """When a run stops instead of going on."""
 
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
-    """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done."""
+    """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done. Carried rows count as
+    good; rows that failed in the published run, too, and rows whose input is bad do not count."""
     after_rows: int = Field(default=200, gt=0)
-    """Rows before the share is looked at."""
+    """Rows before the share is looked at. As many rows of engines without one that succeeds stop the run, too."""
+    min_ok_share: float = Field(default=0.5, ge=0, le=1)
+    """Ok rows that a run must have, carried ones included, as a share of the published run's; with fewer it ends HELD, unless
+    `publish_anyway`. Runs with a limit are not compared."""
 
 
 class GateSettings(Settings):
@@ -102,8 +106,8 @@ class RefreshSettings(Settings):
     publish_partial: bool = False
     """Publish a run with a limit, too."""
     publish_anyway: bool = False
-    """Publish a run that falls short of its gate, too; run.json keeps that it was. A run that is held already is not made
-    again."""
+    """Publish a run that falls short of its gate or of `failures.min_ok_share`, too; run.json keeps that it was. A run that is held
+    already is not made again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines run."""
     plan: PlanSettings = PlanSettings()

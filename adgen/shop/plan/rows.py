@@ -55,6 +55,7 @@ PLAN_PAIRS = pa.schema(
         pa.field("cutout_hash", pa.string()),  # of the picture's bytes where there is no cut-out
         pa.field("history_ids", pa.list_(pa.string())),
         pa.field("history_hashes", pa.list_(pa.string())),
+        pa.field("tried_before", pa.bool_()),  # the pair failed in the base run, too
     ]
 )
 PLAN_CARRY = PUBLISHED
@@ -215,7 +216,8 @@ def _plan_some(
             kept.append((order, before["index"], row["user_key"], stale))
         else:
             again = is_unchanged(before, row.get("fingerprint")) and before["status"] == FAILED
-            made.append((order, _plan_row(row, (before["attempt"] or 0) + 1 if again else 0)))
+            retry = before is not None and before["status"] == FAILED
+            made.append((order, _plan_row(row, (before["attempt"] or 0) + 1 if again else 0) | {"tried_before": retry}))
     carry = published.carry([index for _, index, _, _ in kept], [key for _, _, key, _ in kept], [stale for *_, stale in kept])
     generate = pa.Table.from_pylist([row for _, row in made], PLAN_PAIRS)
     orders = [np.array([each[0] for each in some], np.int64) for some in (made, kept)]
