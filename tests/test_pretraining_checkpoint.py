@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -17,7 +16,6 @@ from support.steps import SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, 
 
 from adgen.creatives.stores import open_storage
 from adgen.errors import OwnedElsewhere, RunError, StoreError
-from adgen.on_ray.training import checkpoints as pretraining_checkpoint
 from adgen.on_ray.training.checkpoints import checkpoint_here, require_number, writing
 from adgen.on_ray.training.ownership import OWNER_FILE, Ownership
 from adgen.on_ray.training.run_folder import RunFolder, checkpoint_name
@@ -79,16 +77,6 @@ def test_two_workers_go_on_with_what_one_began_on_a_folder_and_on_s3(begun, s3_u
         assert found["left"] == there.is_local  # a copy of S3's goes; the run's own folder stays, with its universal form
     assert (tmp_path / "run" / name / UNIVERSAL).is_dir()
     assert not (tmp_path / "run" / name / f"{UNIVERSAL}.part").exists()
-
-
-def test_a_folder_of_another_user_is_not_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    assert pretraining_checkpoint._private_folder().stat().st_mode & 0o777 == 0o700
-    real = os.getuid()
-    monkeypatch.setattr(os, "getuid", lambda: real + 1)
-    (tmp_path / f"adgen-resume-{real + 1}").mkdir()
-    with pytest.raises(StoreError, match="belongs to another user"):
-        pretraining_checkpoint._private_folder()
 
 
 # -- what is no checkpoint ----------------------------------------------------------------------------------------------
