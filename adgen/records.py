@@ -119,10 +119,11 @@ LINEAGE = pa.schema(
         pa.field("device", pa.string()),
         pa.field("versions", pa.string()),
         pa.field("tokens", pa.string()),
+        pa.field("history_items", pa.int32()),  # that the prompt showed: the drawn clicks, repeated; null: as drawn
     ]
 )
-LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens")) | {
-    "tried_before": False
+LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens", "history_items")) | {
+    "tried_before": False,
 }
 """Columns that came after the first tables were written, with the value that a table without them is read with: of manifests,
 journal parts, lineage and plan parts. A new column stands at the end of its schema and has an entry here; schema_version stays."""

@@ -227,3 +227,11 @@ def test_a_cpu_that_runs_out_of_memory_halves_too():
     interrupted.__context__ = torch.OutOfMemoryError("CUDA out of memory")
     assert engine_module._out_of_memory(interrupted)
     assert not engine_module._out_of_memory(RuntimeError("something else"))
+
+
+def test_more_clicked_products_than_the_model_takes_are_refused():
+    too_many = replace(requests()[0], history_titles=("a",) * 5, history_codes=torch.zeros(5, 4, dtype=torch.int64))
+    with pytest.raises(ModelError, match="shows 5 clicked products, this model takes 4"):
+        small_engine().generate([too_many])
+    with pytest.raises(ModelError, match="shows 5 clicked products, this model takes 4"):
+        generate(small_model(), small_prompter(), [too_many], SAMPLED)

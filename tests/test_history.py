@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from adgen.shop.history import draw, published_order, selection_weight
+from adgen.shop.history import draw, filled, published_draw, published_order, selection_weight
 
 CLICKS = [f"p{i}" for i in range(12)]
 SIMILARITIES = [0.05 * (i + 1) for i in range(12)]
@@ -75,3 +75,23 @@ def test_unequal_lists_are_refused():
 
 def test_published_order_of_no_history_is_empty():
     assert published_order([], [], 10) == []
+
+
+def test_a_short_history_is_repeated_in_the_order_of_the_draw():
+    assert filled(["b", "a"], 5) == ["b", "a", "b", "a", "b"]
+    assert filled(["a"], 3) == ["a"] * 3
+    assert filled([], 6) == []
+    assert filled("abcd", 3) == list("abcd")
+
+
+@pytest.mark.parametrize("clicks", range(9))
+def test_the_published_draw_fills_where_the_published_order_raises(clicks):
+    titles, close = [f"t{i}" for i in range(clicks)], [0.1 * (i + 1) for i in range(clicks)]
+    drawn = published_draw(titles, close, 6)
+    assert len(drawn) == (6 if clicks else 0)
+    if 0 < clicks < 6:
+        assert drawn[:clicks] == list(range(clicks))
+    if clicks < 3:
+        assert drawn == filled(range(clicks), 6)
+    else:
+        assert drawn == published_order(titles, close, 6)

@@ -115,15 +115,19 @@ def embed_history(model: UniAdGen, prompter: Prompter, request: Request, noise: 
 def history_tokens(model: UniAdGen, prompter: Prompter, request: Request) -> tuple[Tensor, Tensor]:
     """Codes (1, N, Ti) and title tokens (1, Nt, Tt) of a request's history. ModelError for codes of another size."""
     num_pictures, num_titles = len(request.history_codes), len(request.history_titles)
-    expected = check_codes(model.config, request)
+    expected = check_history(model.config, request)
     codes = request.history_codes.to(model.device).reshape(1, num_pictures, expected)
     ids = [prompter.history_title_ids(title) for title in request.history_titles]
     size = model.config.preference.tokens_per_title
     return codes, torch.tensor(ids, device=model.device, dtype=torch.int64).reshape(1, num_titles, size)
 
 
-def check_codes(config: ModelConfig, request: Request) -> int:
-    """Codes that a history picture must have; ModelError when the request's have another number."""
+def check_history(config: ModelConfig, request: Request) -> int:
+    """Codes that a history picture must have; ModelError when the request's have another number, or when it shows more items than
+    the model was made for."""
+    items = max(len(request.history_codes), len(request.history_titles))
+    if items > config.history_items:
+        raise ModelError(f"a request shows {items} clicked products, this model takes {config.history_items} at most")
     expected = config.image.tokens_per_history_picture
     if len(request.history_codes) and request.history_codes.shape[1] != expected:
         raise ModelError(f"a history picture has {request.history_codes.shape[1]} codes, this model needs {expected}")

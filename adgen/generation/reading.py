@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adgen.errors import ModelError
-from adgen.generation.generate import Request, check_codes, common_prefix
+from adgen.generation.generate import Request, check_history, common_prefix
 from adgen.generation.layers import StepLayers
 from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.sampling_settings import SamplingSettings
@@ -19,9 +19,9 @@ from adgen.model.uniadgen import UniAdGen
 
 def check_request(model: UniAdGen, prompter: Prompter, request: Request, sampling: SamplingSettings) -> int:
     """Tokens that the request's row may come to hold. ModelError when that is more than the model has positions, or when its
-    history has codes of another size."""
+    history has too many items or codes of another size."""
     if request.has_history:
-        check_codes(model.config, request)
+        check_history(model.config, request)
     config = model.config
     # A title that never closes is replaced by an empty one, whose tags may take more tokens than were written.
     written = len(prompter.title_prompt(request.facts)) + sampling.max_title_tokens

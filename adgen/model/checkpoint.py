@@ -59,7 +59,7 @@ def load_finetune(model: UniAdGen, path: str | Path, lora: LoRAConfig | None = N
     path = Path(path)
     lora = lora or LoRAConfig()
     add_lora(model.decoder, lora)
-    model.config = model.config.model_copy(update={"lora": lora})
+    model.config = model.config.model_copy(update={"lora": lora, "history_order": "published"})
     filled = fill(model, read_tensors(path), str(model.device), model.dtype, source=str(path), only_known=True)
     missing = sorted(set(trainable_names(model)) - filled)
     if missing:

@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -168,6 +168,8 @@ class LoRAConfig(Settings):
 class ModelConfig(Settings):
     """Every size of a Uni-AdGen model, from `tiny` to 7B and beyond."""
 
+    ADDED = frozenset({"history_order"})
+
     name: str = "unnamed"
     decoder: DecoderConfig
     image: ImageTokenConfig
@@ -176,7 +178,9 @@ class ModelConfig(Settings):
     lora: LoRAConfig | None = None
     """Set while a model is trained with low-rank updates; merged models have none."""
     history_items: int = Field(10, ge=0)
-    """Clicked products in a prompt, at most."""
+    """Clicked products in a prompt: none or so many."""
+    history_order: Literal["keyed", "published"] = "keyed"
+    """How they are drawn from a user's clicks (adgen/shop/history.py). A model converted from a release has seen `published`."""
 
     @property
     def num_additions(self) -> int:
@@ -202,6 +206,9 @@ class ModelConfig(Settings):
         """Write `adgen.json` into `directory`, with the names of version 0.1.0 (`_NAMES_ON_DISK`)."""
         values = self.model_dump(mode="json")
         values["preference"] = {_NAMES_ON_DISK.get(name, name): value for name, value in values["preference"].items()}
+        for name in self.ADDED:  # so that an earlier version reads what says nothing new
+            if values[name] == type(self).model_fields[name].default:
+                del values[name]
         text = json.dumps(values, indent=2, sort_keys=True)
         (Path(directory) / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
 

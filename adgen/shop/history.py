@@ -1,12 +1,15 @@
 """Coarse preference understanding: which clicked products a prompt may hold. No torch, no storage.
 
-Two ways. `draw` is ours: keyed, so that one click more or less never changes another click's chance. `published_order` is
-the published numpy order (spec section 8), for comparison with released results only.
+Two ways. `draw` is ours: keyed, so that one click more or less never changes another click's chance. `published_draw` is
+the published numpy order (spec section 8), for models that were converted from a release.
+
+A prompt shows none or all of its items: fewer clicks are repeated (`filled`), in training as in a refresh.
 """
 
 import math
 import random
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -14,6 +17,14 @@ from adgen.records import unit_interval
 
 _SIMILARITY_STEP = 1e-3
 _SHIFT = 1e-6
+
+Item = TypeVar("Item")
+
+
+def filled(drawn: Sequence[Item], items: int) -> list[Item]:
+    """The drawn clicks, again and again in the order of the draw until there are `items`; none stays none. A function of the draw,
+    so a fingerprint holds what was drawn. More than `items` stay as they are."""
+    return [drawn[place % len(drawn)] for place in range(max(items, len(drawn)))] if drawn else []
 
 
 def draw(
@@ -85,6 +96,14 @@ def published_order(
     if target_title is not None:
         _replace_leaks(selected, titles[:size], target_title, python_random)
     return selected
+
+
+def published_draw(titles: Sequence[str], similarities: Sequence[float], k: int, target_title: str | None = None) -> list[int]:
+    """`published_order`; where it raises, since k is more than twice the clicks, all clicks in their order, repeated to k."""
+    size = min(len(titles), len(similarities))
+    if k > 2 * size:
+        return filled(range(size), k)
+    return published_order(titles, similarities, k, target_title)
 
 
 def _replace_leaks(selected: list[int], titles: Sequence[str], target_title: str, generator: random.Random) -> None:

@@ -20,7 +20,7 @@ from adgen.errors import ModelError
 from adgen.generation.prompt import Prompt, Prompter, PromptFacts
 from adgen.model.config import ModelConfig
 from adgen.records import digest, unit_interval
-from adgen.shop.history import draw
+from adgen.shop.history import draw, filled
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch
 
@@ -86,7 +86,7 @@ class LanguageCollator:
             or (epoch is not None and unit_interval("dropout", name, *key) < getattr(dropout, name))
             for name in ("prompt", "foreground", "history")
         }
-        clicks = self.drawn_clicks(row, key) if self.reads_clicks and not dropped["history"] else []
+        clicks = self.shown_clicks(row, key) if self.reads_clicks and not dropped["history"] else []
         title = row["titles"][int(unit_interval("title", *key) * len(row["titles"]))]
         facts = facts_of(row, clicks if self.settings.stage == "personal" else [])
         prompt = self.prompter.picture_prompt(facts, title)
@@ -107,13 +107,19 @@ class LanguageCollator:
             int(digest("noise", *key)[:15], 16),
         )
 
-    def drawn_clicks(self, row: dict, key: tuple) -> list[dict]:
-        """The coarse step, as in a refresh, with the sample's key in the place of a pair's."""
+    def shown_clicks(self, row: dict, key: tuple) -> list[dict]:
+        """The coarse step, as in a refresh, with the sample's key in the place of a pair's; fewer clicks than the model takes are
+        repeated."""
+        items = self.config.history_items
+        _, epoch, _ = key
+        most = items
+        if epoch is not None and unit_interval("dropout", "clicks", *key) < self.settings.dropout.clicks:
+            most = int(unit_interval("clicks", *key) * (items + 1))
         clicks = row["clicks"]
         products, close = [click["product"] for click in clicks], [click["close"] for click in clicks]
         titles = [click["title"] for click in clicks]
-        chosen = draw(digest(*key), products, close, self.config.history_items, None, row["product_title"] or None, titles)
-        return [clicks[index] for index in chosen]
+        chosen = draw(digest(*key), products, close, most, None, row["product_title"] or None, titles)
+        return filled([clicks[index] for index in chosen], items)
 
     def _check_length(self, prompt: Prompt, row: dict) -> None:
         needed = len(prompt) + self.config.image.tokens_per_picture

@@ -35,12 +35,17 @@ class LossSettings(Settings):
 class DropoutSettings(Settings):
     """Shares of samples that are trained without a part of their condition."""
 
+    ADDED = frozenset({"clicks"})
+
     prompt: float = Field(0.1, ge=0, le=1)
     """The whole prompt becomes the negative one and only the picture counts: what classifier-free guidance needs."""
     foreground: float = Field(0.1, ge=0, le=1)
     """The product's additions are zero."""
     history: float = Field(0.0, ge=0, le=1)
     """A personal sample shows no history."""
+    clicks: float = Field(1.0, ge=0, le=1)
+    """A sample draws 0 to `history_items` of its user's clicks, each number alike, and repeats them until there are so many, as a
+    refresh does for short histories; the others draw as many as there are."""
 
 
 class TrainableSettings(Settings):

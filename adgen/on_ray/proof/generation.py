@@ -7,7 +7,7 @@ conditions of a pair share its seed, so nothing else differs between two picture
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -64,6 +64,7 @@ class Maker:
     rows: list[Row]
     """Of the plan, without those that cannot be made."""
     history_items: int
+    history_order: Literal["keyed", "published"]
     num_unusable: int
     seconds: float = field(default=0.0)
     """Of engines, so far."""
@@ -75,7 +76,7 @@ class Maker:
         clicks = inputs["histories"].reader().read_all()
         clicks = clicks.filter(pc.is_in(clicks["user_id"], value_set=pa.array(sorted(set(users)))))
         asked = [(row["pair_id"], user, row["product_id"], row["product_title"]) for row, user in zip(rows, users, strict=True)]
-        return [drawn.ids for drawn in Histories(clicks, self.catalog).draw(asked, self.history_items)]
+        return [drawn.ids for drawn in Histories(clicks, self.catalog).draw(asked, self.history_items, self.history_order)]
 
     def make(self, conditions: Mapping[str, Condition], progress: Progress) -> dict[str, list[Creative]]:
         """A creative of each row of each condition, in one go: engines start once. InputError where a product cannot be
@@ -113,8 +114,10 @@ def open_maker(settings: ProofSettings, model: Path, inputs: Inputs, scratch: Pa
     rows = [row for part in parts for row in journal.read_plan_part(part).to_pylist() if row["reason"] is None]
     if not rows:
         raise InputError(f"{inputs.uri}: no pair with a reference can be made ({summary.reasons})")
-    context = Context(refresh, journal.run_id, prepared.model_digest, prepared.settings_digest)
-    return Maker(context, catalog, rows, prepared.history_items, summary.planned_failures)
+    shown = prepared.model.config.history_items
+    context = Context(refresh, journal.run_id, prepared.model_digest, prepared.settings_digest, history_items=shown)
+    drawn = prepared.history_items, prepared.model.config.history_order
+    return Maker(context, catalog, rows, *drawn, summary.planned_failures)
 
 
 def refresh_settings(settings: ProofSettings, model: Path, inputs: str, scratch: Path) -> RefreshSettings:

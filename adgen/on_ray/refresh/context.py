@@ -18,6 +18,8 @@ class Context:
     settings_digest: str
     campaign_key: bytes | None = field(default=None, repr=False)
     """To know forgotten users by, at every commit; none where nothing is committed."""
+    history_items: int = 0
+    """Items of a prompt that shows any: fewer drawn clicks are repeated. 0 shows them as drawn."""
 
     def journal(self) -> Journal:
         """The run's plan and journal."""

@@ -149,7 +149,8 @@ def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress
         run.update(num_slots=plan_slots(settings, prepared.model, device))
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     placed = settings.model_copy(update={"device": device, "engine": engine})
-    context = Context(placed, run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key)
+    identity = run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key
+    context = Context(placed, *identity, prepared.model.config.history_items)
     carried = sum(part.rows for part in plan.parts if part.kind == "carry")
     watch, catalog = FailureWatch(settings.failures, carried), catalog_of(prepared, run)
     for wave in waves(unfinished, settings.cluster.shards_per_wave):

@@ -10,6 +10,7 @@ from adgen.on_ray.refresh.provenance import PROVENANCE
 from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import with_later_columns
 from adgen.shop.catalog.catalog import Catalog
+from adgen.shop.history import filled
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.plan.rows import PLAN_PAIRS
 
@@ -34,6 +35,7 @@ class LookUp:
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
             pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
+            pair["history_items"] = None
             pair |= dict.fromkeys(PROVENANCE)
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)
@@ -52,9 +54,10 @@ class LookUp:
 
     def _look_up_histories(self, pairs: list[Row]) -> None:
         """All of a shard's clicks in one look-up: one a pair costs many times as much."""
-        clicked = [product for pair in pairs for product in pair["history_ids"] or ()]
+        shown = [filled(pair["history_ids"] or (), self.context.history_items) for pair in pairs]
+        clicked = [product for products in shown for product in products]
         titles, codes = iter(self.catalog.titles(clicked)), iter(self.catalog.codes(clicked).tolist())
-        for pair in pairs:
-            size = len(pair["history_ids"] or ())
-            pair["history_titles"] = list(islice(titles, size))
-            pair["history_codes"] = list(islice(codes, size))
+        for pair, products in zip(pairs, shown, strict=True):
+            pair["history_items"] = len(products)
+            pair["history_titles"] = list(islice(titles, len(products)))
+            pair["history_codes"] = list(islice(codes, len(products)))

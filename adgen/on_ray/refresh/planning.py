@@ -16,7 +16,7 @@ from adgen.creatives.runs import Run
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import Tombstones
-from adgen.errors import InputError, ModelError
+from adgen.errors import InputError, ModelError, SettingsError
 from adgen.finishing.gates import rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.generation.model_directory import ModelDirectory
@@ -144,6 +144,7 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         campaign_seed=settings.plan.campaign_seed,
         maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), rules_digest())),
         history_items=prepared.history_items,
+        history_order=prepared.model.config.history_order,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
         limit=settings.plan.limit,
@@ -177,4 +178,7 @@ def open_model(settings: RefreshSettings) -> ModelDirectory:
         raise ModelError(f"{settings.model}: no such model directory; name one with --model")
     model = ModelDirectory(settings.model)
     model.check()
+    asked, takes = settings.plan.history_items, model.config.history_items
+    if asked is not None and asked > takes:
+        raise SettingsError(f"plan.history_items: {asked} is more than the {takes} clicked products that {settings.model} takes")
     return model

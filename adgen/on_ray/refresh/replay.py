@@ -174,7 +174,8 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
     """The creative, made again, and its provenance."""
     import torch
 
-    context = Context(settings, source.run.run_id, source.row["model_digest"], "")
+    items = source.lineage["history_items"] or 0  # a row of a version that repeated no clicks says nothing
+    context = Context(settings, source.run.run_id, source.row["model_digest"], "", history_items=items)
     pair = dict(source.pair)
     with TemporaryDirectory(prefix="adgen-replay-") as cache, _gone("the catalog of its run was removed"):
         catalog = open_catalog(storage, source.row["model_digest"], source.run.digests.get("catalog", ""), cache)

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
 from adgen.shop.catalog.catalog import Catalog
-from adgen.shop.history import draw
+from adgen.shop.history import draw, published_draw
 from adgen.shop.similarity import cosines
 
 
@@ -35,14 +36,23 @@ class Histories:
         self._hashes = {product: click_hash for product, click_hash in hashes if click_hash is not None}
         self._catalog = catalog
 
-    def draw(self, pairs: Sequence[tuple[str, str, str, str]], k: int) -> list[Drawn]:
-        """For each (pair_id, user_id, product_id, product title) up to k clicks: `adgen.shop.history.draw`."""
+    def draw(
+        self, pairs: Sequence[tuple[str, str, str, str]], k: int, order: Literal["keyed", "published"] = "keyed"
+    ) -> list[Drawn]:
+        """For each (pair_id, user_id, product_id, product title) up to k clicks: `adgen.shop.history.draw`, or as the published flow
+        draws them, from all clicks but the product itself."""
         candidates = [self._candidates(user) for _, user, _, _ in pairs]
         similarities = self._similarities([product for _, _, product, _ in pairs], candidates)
         drawn = []
         for (pair, _, product, title), clicked, close in zip(pairs, candidates, similarities, strict=True):
             titles = [self._titles[click] or "" for click in clicked]
-            chosen = [clicked[index] for index in draw(pair, clicked, close, k, product, title or None, titles)]
+            if order == "keyed":
+                places = draw(pair, clicked, close, k, product, title or None, titles)
+            else:
+                others = [place for place, click in enumerate(clicked) if click != product]
+                there = [titles[place] for place in others], [close[place] for place in others]
+                places = [others[place] for place in published_draw(*there, k, title or None)]
+            chosen = [clicked[place] for place in places]
             drawn.append(Drawn(chosen, [self._hashes[click] for click in chosen]))
         return drawn
 

@@ -86,6 +86,7 @@ class PlanRules:
     campaign_seed: int
     maker: Maker
     history_items: int = 10
+    history_order: Literal["keyed", "published"] = "keyed"
     when_unreadable: Literal["keep_previous", "drop"] = "keep_previous"
     base_run: str | None = None
     """The run whose creatives may be carried."""
@@ -204,7 +205,7 @@ def _plan_some(
         if row["reason"] is None:
             good.append(row)
     asked = [(row["pair_id"], row["user_id"], row["product_id"], row["product"]["title"]) for row in good]
-    for row, drawn in zip(good, histories.draw(asked, rules.history_items), strict=True):
+    for row, drawn in zip(good, histories.draw(asked, rules.history_items, rules.history_order), strict=True):
         row["drawn"] = drawn
         private = rules.maker.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
         row["fingerprint"] = public_fingerprint(rules.campaign_key, private)
