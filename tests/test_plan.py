@@ -12,7 +12,11 @@ from adgen.creatives.lost_objects import lost_objects
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import user_hash
+from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.look_up import LookUp
+from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.records import pair_seed, public_fingerprint, user_key
+from adgen.shop.history import filled
 from adgen.shop.plan.plan import resume_key
 from adgen.shop.plan.rows import ForgottenUsers
 
@@ -319,3 +323,30 @@ def test_rows_of_version_0_1_are_carried_once_without_work_and_get_a_keyed_finge
         assert row["fingerprint"] == public_fingerprint(b"the campaign key", before[row["pair_id"]])
     shop.products["p4"]["cutout"] = shop.paint("cutouts/4.png", 104)
     assert shop.night(store, second).summary.to_generate == 0
+
+
+def test_the_prompt_repeats_a_short_history_and_the_plan_does_not(shop, folder, tmp_path):
+    """Filling is a function of the draw: plan and fingerprint hold what was drawn."""
+    shop.histories["u0"], shop.pairs = ["p1", "p2"], [("u0", "p0", None, None), ("stranger", "p0", None, None)]
+    night = shop.night(folder)
+    [two, none] = sorted(night.generate, key=lambda row: row["user_id"] == "stranger")
+    catalog = shop.catalog(folder)
+    for items, count in ((5, 5), (0, 2)):  # 0: as a version showed it that repeated nothing
+        context = Context(
+            RefreshSettings(store=str(tmp_path / "store"), campaign="autumn"), night.journal.run_id, "", "", history_items=items
+        )
+        pairs = [dict(two), dict(none)]
+        LookUp(context, catalog).look_up(pairs)
+        drawn = [shop.products[click]["title"] for click in two["history_ids"]]
+        assert pairs[0]["history_titles"] == filled(drawn, items)
+        assert (len(pairs[0]["history_codes"]), pairs[0]["history_items"]) == (count, count)
+        assert (pairs[1]["history_titles"], pairs[1]["history_items"]) == ([], 0)
+
+
+def test_a_converted_models_clicks_are_drawn_as_published(shop, folder):
+    shop.histories["u0"], shop.pairs = ["p1", "p0", "p2"], [("u0", "p0", None, None)]
+    [row] = shop.night(folder, history_items=6, history_order="published").generate
+    assert row["history_ids"] == filled(["p1", "p2"], 6)
+    [row] = shop.night(folder, history_items=3, history_order="published").generate
+    assert row["history_ids"][:2] == ["p1", "p2"]
+    assert len(row["history_ids"]) == len(row["history_hashes"]) == 3

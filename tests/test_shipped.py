@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 
 from adgen.config import load_settings
+from adgen.finishing.wording import product_wording
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request
@@ -22,7 +24,9 @@ from adgen.model.style_embedding import click_shares
 from adgen.model.uniadgen import UniAdGen
 from adgen.on_ray.training.recipe import Recipe
 from adgen.shipped import shipped_encoder, shipped_model
+from adgen.shop.history import filled
 from adgen.shop.synthetic.style_pictures import STYLE_NAMES, draw_style_pictures
+from adgen.shop.synthetic.synth import synthesize
 
 ROOT = Path(__file__).parent.parent
 TITLE, POINTS = "Plain red steel mug, keeps tea warm", ("keeps tea warm", "holds for years", "a gift with charm")
@@ -88,6 +92,22 @@ def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
         assert result.picture.shape == (64, 64, 3)
         distances = {other: np.abs(rim(result.picture.numpy()) - usual[other]).mean() for other in CLEAR_STYLES}
         assert min(distances, key=distances.get) == name, distances
+
+
+def test_titles_of_users_with_few_clicks_are_as_right_as_those_with_all(tmp_path):
+    """Histories of 0 to 6 clicks, as a refresh shows them: every title closes and says nothing that its product does not."""
+    synthesize(tmp_path, num_users=4, num_products=12, num_pairs=8, seed=5, picture_side=64)
+    product, _, *others = pq.read_table(tmp_path / "products.parquet").to_pylist()
+    directory = ModelDirectory(shipped_model())
+    model, items = directory.load(dtype=torch.float32), directory.config.history_items
+    codes = clicked(model, np.stack([np.asarray(Image.open(tmp_path / each["image"]).convert("RGB")) for each in others[:items]]))
+    points, titles = tuple(product["selling_points"]), [each["title"] for each in others]
+    engine = Engine(model, directory.prompter, EngineSettings(num_slots=4), SamplingChoice().of(directory.sampling))
+    shown = [filled(range(count), items) for count in range(items + 1)]
+    made = engine.generate([Request(product["title"], 7, points, tuple(titles[i] for i in each), codes[each]) for each in shown])
+    for count, result in enumerate(made):
+        assert result.title, count
+        assert product_wording((product["title"], *points)).coverage(result.title)[0] == 1, (count, result.title)
 
 
 @torch.no_grad()

@@ -39,8 +39,8 @@ class Histories:
     def draw(
         self, pairs: Sequence[tuple[str, str, str, str]], k: int, order: Literal["keyed", "published"] = "keyed"
     ) -> list[Drawn]:
-        """For each (pair_id, user_id, product_id, product title) up to k clicks: `adgen.shop.history.draw`, or as the published flow
-        draws them, from all clicks but the product itself."""
+        """For each (pair_id, user_id, product_id, product title) up to k clicks: `adgen.shop.history.draw`, or as the published
+        flow draws them, from all clicks but the product itself."""
         candidates = [self._candidates(user) for _, user, _, _ in pairs]
         similarities = self._similarities([product for _, _, product, _ in pairs], candidates)
         drawn = []
