@@ -7,54 +7,52 @@
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
 bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
-measured in the same run, and the formula is printed. Progress goes to stderr; the last line of stdout is one JSON object.
+measured in the same run, and the formula is printed. Progress and tables go to stderr; the last line of stdout is one JSON
+object (on a terminal with `--json`).
 """
 
 import dataclasses
 import json
 import shlex
 import sys
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from adgen.errors import AdgenError
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
+from adgen.on_ray import command
+from adgen.on_ray.command import Outcome, progress
+from adgen.on_ray.display import error_console
 
 app = tyro.extras.SubcommandApp()
-Save = Annotated[Path | None, arg(metavar="FILE", help="write the JSON there, too")]
+Output = OmitArgPrefixes[command.Output]
+WIDTH = 150  # columns of the engine's table: whole numbers, in a log file too
 
 
 @app.command
-def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], save: Save = None) -> dict:
+def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """Pictures a second, ms a step, share of the roofline, and how many times as fast as other loops."""
     import torch
 
     from adgen.generation.benchmark.measure import measure, settings_of
     from adgen.generation.benchmark.report import as_document, row_of, table_of, terms_of
-    from adgen.on_ray.display import RichProgress
 
-    progress = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     rows, chosen = [], list(settings_of(settings))
-    with RichProgress(progress, unit="settings") as bar:
+    with progress("settings") as bar:
         bar.phase("measure", len(chosen))
         for setting in chosen:
             name = f"{setting.size} {setting.dtype}, batch {setting.batch}, prompt {setting.prompt_tokens}"
-            found = measure(setting, settings, lambda what, name=name: progress.print(f"{name}: {what}"))
+            found = measure(setting, settings, lambda what, name=name: bar.print(f"{name}: {what}"))
             rows.append(row_of(found))
-            progress.print(*terms_of(rows[-1]), sep="\n")
+            bar.print(*terms_of(rows[-1]))
             bar.advance(1)
-    Console(width=max(Console().width, 150)).print(table_of(rows))  # whole numbers, in a log file too
-    record = as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]]))
-    if save is not None:
-        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    return record
+    error_console(WIDTH).print(table_of(rows))
+    return Outcome(as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]])), output)
 
 
 @app.command
@@ -64,27 +62,22 @@ def options(
     prompt_tokens: Annotated[int, arg(help="tokens before the first image token")] = 400,
     pairs: Annotated[int, arg(help="interleaved batches, plain and with the option")] = 3,
     device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cpu",
-    save: Save = None,
-) -> dict:
+    output: Output = command.DEFAULT,
+) -> Outcome:
     """Speed of each lossy option against the plain engine, and how far it moves the distributions of image tokens."""
     import torch
 
     from adgen.generation.benchmark.options import measure_options
-    from adgen.on_ray.display import RichProgress
 
-    console = Console(stderr=True)
-    with RichProgress(console, unit="") as bar:
+    with progress("") as bar:
         costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), bar.phase)
     table = Table("option", "x speed", "x speed of a picture", "distribution moved", "argmax kept")
     for cost in costs:
         speeds = (f"{cost.speed_up:.2f}", f"{cost.step_speed_up:.2f}")
         table.add_row(cost.name, *speeds, f"{cost.moved:.5f}", f"{cost.argmax_kept:.1%}")
-    console.print(table)
+    error_console().print(table)
     about = {"benchmark": "options", "size": size, "batch": batch, "prompt_tokens": prompt_tokens, "device": device}
-    record = about | {"options": [dataclasses.asdict(cost) for cost in costs]}
-    if save is not None:
-        save.write_text(json.dumps(record) + "\n", encoding="utf-8")
-    return record
+    return Outcome(about | {"options": [dataclasses.asdict(cost) for cost in costs]}, output)
 
 
 @app.command
@@ -94,27 +87,23 @@ def data(
     side: Annotated[int, arg(help="pixels of those pictures")] = 512,
     products: Annotated[int, arg(help="products of the synthetic shop")] = 2000,
     pairs_per_shard: Annotated[int, arg(help="pairs of a shard")] = 256,
-    save: Save = None,
-) -> dict:
+    output: Output = command.DEFAULT,
+) -> Outcome:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.benchmark.refresh import as_record, marginal_rates, run_benchmark
-    from adgen.on_ray.display import RichProgress
 
-    console = Console(stderr=True)
+    with progress("refreshes") as bar:
 
-    def done(run: Any) -> None:
-        console.print(json.dumps(as_record([run])[0]))
-        bar.advance(1)
+        def done(run: Any) -> None:
+            bar.print(json.dumps(as_record([run])[0]))
+            bar.advance(1)
 
-    with RichProgress(console, unit="refreshes") as bar:
         bar.phase("measure", len(pairs) + (finished_pairs > 0))
         measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard, each=done)
     runs, marginal = as_record(measured), marginal_rates(measured)
-    print_runs(console, runs, marginal)
-    record = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard, "runs": runs, "marginal": marginal}
-    if save is not None:
-        save.write_text(json.dumps(record, indent=1) + "\n")
-    return record
+    print_runs(error_console(), runs, marginal)
+    about = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard}
+    return Outcome(about | {"runs": runs, "marginal": marginal}, output)
 
 
 def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str, float]]) -> None:
@@ -138,13 +127,7 @@ def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str,
 
 def main(arguments: list[str]) -> int:
     """Run a command; the exit code."""
-    try:
-        record = app.cli(args=arguments, prog="benchmark.py", description=__doc__, config=(tyro.conf.FlagCreatePairsOff,))
-    except AdgenError as error:
-        Console(stderr=True, soft_wrap=True).print(f"benchmark: {error}", style="red", markup=False, highlight=False)
-        return 1
-    print(json.dumps(record))
-    return 0
+    return command.run_app(app, "benchmark", __doc__, arguments)
 
 
 if __name__ == "__main__":

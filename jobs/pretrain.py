@@ -12,21 +12,15 @@ when the model was written.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from pydantic import ValidationError
-from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from adgen.config import load_settings
-from adgen.errors import AdgenError, SettingsError
-from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.display import RichProgress, print_summary
+from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, progress, run
+from adgen.on_ray.display import print_summary
 from adgen.on_ray.training.job import pretrain
 from adgen.on_ray.training.settings import PretrainSettings
 
@@ -38,36 +32,21 @@ class Command:
     settings_file: Annotated[Positional[Path], arg(metavar="SETTINGS.toml")]
     """Settings; every one of them can be overridden below."""
     settings: Annotated[PretrainSettings, arg(name="")]
-    json: bool = False
-    """Print one JSON object as the last line of stdout."""
+    output: OmitArgPrefixes[Output] = DEFAULT
+
+
+def train(command: Command) -> Outcome:
+    """Train the stage; its summary."""
+    command.settings.require()
+    with on_cluster(ClusterSettings(address=command.settings.address)), progress("steps") as bar:
+        summary = pretrain(command.settings, bar)
+    print_summary(f"stage {summary.stage}", summary.as_dict())
+    return Outcome(summary.as_dict(), command.output)
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, train, report; the exit code."""
-    console = Console(stderr=True)
-    try:
-        command = parse(arguments)
-        command.settings.require()
-        with connected(ClusterSettings(address=command.settings.address)), RichProgress(console, unit="steps") as progress:
-            summary = pretrain(command.settings, progress)
-    except AdgenError as error:
-        console.print(f"pretrain: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    print_summary(console, f"stage {summary.stage}", summary.as_dict())
-    if command.json:
-        print(json.dumps(summary.as_dict()))
-    return 0
-
-
-def parse(arguments: list[str]) -> Command:
-    """Settings file first, then what the command line overrides."""
-    file = next((Path(a) for a in arguments[:1] if not a.startswith("-")), None)
-    settings = load_settings(PretrainSettings, file) if file else PretrainSettings()
-    try:
-        return tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, settings))
-    except ValidationError as error:
-        problems = "; ".join(problem["msg"] for problem in error.errors(include_url=False))
-        raise SettingsError(f"{file} and the command line together: {problems}") from None
+    """Run the job; the exit code."""
+    return run("pretrain", lambda: train(parse(Command, PretrainSettings, arguments)))
 
 
 if __name__ == "__main__":

@@ -7,21 +7,15 @@ what `jobs/pretrain.py --stage <stage>` leaves.
 """
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Annotated
 
-import tyro
-from pydantic import ValidationError
-from rich.console import Console
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from adgen.config import load_settings
-from adgen.errors import AdgenError, SettingsError
-from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
-from adgen.on_ray.display import RichProgress, print_summary
+from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, progress, run
+from adgen.on_ray.display import print_summary
 from adgen.on_ray.training.recipe import Recipe, run_recipe, ship
 
 
@@ -34,38 +28,23 @@ class Command:
     recipe: Annotated[Recipe, arg(name="")]
     ship: Path | None = None
     """Afterwards write model and PBS encoder here as they lie in the package (adgen/tiny): the model's weights in bf16."""
-    json: bool = False
-    """Print one JSON array, a summary a stage, as the last line of stdout."""
+    output: OmitArgPrefixes[Output] = DEFAULT
+
+
+def train(command: Command) -> Outcome:
+    """Train the stages; a summary of each."""
+    with on_cluster(ClusterSettings()), progress("steps") as bar:
+        summaries = run_recipe(command.recipe, bar)
+    if command.ship is not None:
+        ship(command.recipe, command.ship)
+    for summary in summaries:
+        print_summary(f"stage {summary.stage}", summary.as_dict())
+    return Outcome([summary.as_dict() for summary in summaries], command.output)
 
 
 def main(arguments: list[str]) -> int:
-    """Parse, train, report; the exit code."""
-    console = Console(stderr=True)
-    try:
-        command = parse(arguments)
-        with connected(ClusterSettings()), RichProgress(console, unit="steps") as progress:
-            summaries = run_recipe(command.recipe, progress)
-        if command.ship is not None:
-            ship(command.recipe, command.ship)
-    except AdgenError as error:
-        console.print(f"train_tiny: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-        return 1
-    for summary in summaries:
-        print_summary(console, f"stage {summary.stage}", summary.as_dict())
-    if command.json:
-        print(json.dumps([summary.as_dict() for summary in summaries]))
-    return 0
-
-
-def parse(arguments: list[str]) -> Command:
-    """Recipe file first, then what the command line overrides."""
-    file = next((Path(a) for a in arguments[:1] if not a.startswith("-")), None)
-    recipe = load_settings(Recipe, file) if file else Recipe()
-    try:
-        return tyro.cli(Command, args=arguments, default=Command(file or tyro.MISSING, recipe))
-    except ValidationError as error:
-        problems = "; ".join(problem["msg"] for problem in error.errors(include_url=False))
-        raise SettingsError(f"{file} and the command line together: {problems}") from None
+    """Run the job; the exit code."""
+    return run("train_tiny", lambda: train(parse(Command, Recipe, arguments)))
 
 
 if __name__ == "__main__":

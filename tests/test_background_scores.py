@@ -253,11 +253,11 @@ def test_robustness_prints_a_table_and_one_json_line(encoder, capsys, tmp_path):
     arguments = ["robustness", "--encoder", str(encoder.folder), "--pictures", "4", "--side", "48", "--device", "cpu"]
     code, out, err = run([*arguments, "--save", str(tmp_path / "table.json")], capsys)
     assert code == 0, err
-    record = json.loads(out.splitlines()[-1])
+    record = json.loads(out)
     assert len(record["movements"]) == len(CHANGES)
     assert record["pictures"] == 4
     assert record["left_out"] == {}
-    assert "other product" in out
+    assert "other product" in err
     assert json.loads((tmp_path / "table.json").read_text()) == record
     again = json.loads(run(arguments, capsys)[1].splitlines()[-1])
     assert again["movements"] == record["movements"]
@@ -273,7 +273,7 @@ def test_photographs_prints_every_score_beside_chance(encoder, capsys, tmp_path)
     assert {each["score"] for each in record["findings"]} == {"PBS", "PBS, untrained", "own adapter", "mean colour"}
     assert (record["photographs"], record["kinds"]) == (6, 2)
     assert record["left_out"] == {"no cut-out": 1, "no label": 1, "unreadable": 1}
-    assert "left out: no cut-out 1, no label 1, unreadable 1" in out
+    assert "left out: no cut-out 1, no label 1, unreadable 1" in err
     assert "NaN" not in out
     code, out, err = run([*data, "--encoder", str(tmp_path)], capsys)
     assert code == 1

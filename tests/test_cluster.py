@@ -14,6 +14,9 @@ import jsonschema
 import pytest
 import yaml
 
+from adgen.on_ray.command import parse
+from adgen.on_ray.training.settings import PretrainSettings
+
 ROOT = Path(__file__).parents[1]
 CLUSTER = ROOT / "cluster"
 IN_IMAGE = "/opt/adgen/"
@@ -191,7 +194,7 @@ def test_the_training_job_is_one_that_the_settings_take(monkeypatch):
     job = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "pretrain_job", job)  # tyro reads the docstrings of its classes
     spec.loader.exec_module(job)
-    settings = job.parse(words[2:]).settings
+    settings = parse(job.Command, PretrainSettings, words[2:]).settings
     settings.require()
     gpus = sum(group["replicas"] * 8 for group in rayjob_spec("pretrain.yaml")["rayClusterSpec"]["workerGroupSpecs"])
     assert settings.workers.num == gpus

@@ -74,14 +74,14 @@ def test_a_run_is_held_scored_published_and_compared(ray_cluster, jobs, inputs, 
     assert (told()["run_id"], read_pointer(open_storage(store), CAMPAIGN)[0].run_id) == (held["run_id"], held["run_id"])
 
     assert jobs["evaluate"].main(evaluated(inputs, store, second, "--against", str(first))) == 0
-    printed = capsys.readouterr().out
-    record = json.loads(printed.splitlines()[-1])
+    printed = capsys.readouterr()
+    record = json.loads(printed.out)
     against = record["against"]
     assert (against["pairs"], against["only_here"], against["only_there"]) == (12, 0, 0)
     assert against["differences"].keys() >= {"title_empty", "product_iou", "pbs_history_margin"}
     for each in against["differences"].values():
         assert (each["mean"], each["significant"]) == (pytest.approx(0, abs=1e-4), False)  # the same creatives
-    assert f"against {first}" in printed.replace("\n", "")
+    assert f"against {first}" in printed.err.replace("\n", "")
     _go_on(jobs["evaluate"], evaluated(inputs, store, second), second, capsys)
 
 
@@ -94,8 +94,8 @@ def _go_on(job, words: list[str], out: Path, capsys) -> None:
     before, rows = (out / "rows" / "000000.parquet").stat().st_mtime_ns, pq.read_table(gone)
     gone.unlink()
     assert job.main(words) == 0
-    out_told = capsys.readouterr().out
-    assert "1 of 2 parts were there from an earlier start" in out_told
-    assert json.loads(out_told.splitlines()[-1])["parts"] == {"found": 1, "scored": 1}
+    printed = capsys.readouterr()
+    assert "1 of 2 parts were there from an earlier start" in printed.err
+    assert json.loads(printed.out)["parts"] == {"found": 1, "scored": 1}
     assert (out / "rows" / "000000.parquet").stat().st_mtime_ns == before
     assert pq.read_table(gone).column("pair_id") == rows.column("pair_id")

@@ -11,10 +11,17 @@ from rich.text import Text
 from adgen.errors import printable
 
 
+def error_console(least_width: int = 0) -> Console:
+    """Stderr for people. A table that needs `least_width` columns gets them in a log file, too."""
+    console = Console(stderr=True)
+    return Console(stderr=True, width=least_width) if console.width < least_width else console
+
+
 class RichProgress:
     """A `Progress` as a bar with its remaining time; `unit` is what a phase's total counts."""
 
     def __init__(self, console: Console, unit: str = "pairs"):
+        self._console = console
         self._bar = RichBar(
             SpinnerColumn(),
             TextColumn("{task.description:<10}"),
@@ -46,12 +53,17 @@ class RichProgress:
         """More of the phase is done."""
         self._bar.update(self._task, advance=amount, numbers=numbers)
 
+    def print(self, *lines: str) -> None:
+        """Lines above the bar, never broken: a log file has them whole."""
+        for line in lines:
+            self._console.print(printable(line), soft_wrap=True, highlight=False, markup=False)
 
-def print_summary(console: Console, title: str, values: dict[str, Any]) -> None:
-    """A table of names and values; nested counts get a line each."""
+
+def print_summary(title: str, values: dict[str, Any]) -> None:
+    """A table of names and values on stderr; nested counts get a line each."""
     table = Table(title=title, show_header=False, title_justify="left")
     for name, value in values.items():
         if isinstance(value, dict):
             value = ", ".join(f"{key} {count}" for key, count in sorted(value.items())) or "-"
         table.add_row(Text(printable(name.replace("_", " "))), Text(printable(str(value))))  # no markup, whatever ids hold
-    console.print(table)
+    error_console().print(table)

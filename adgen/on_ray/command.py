@@ -1,0 +1,113 @@
+"""What the `main()` of every job has in common: settings file and overrides in, progress, tables and errors on stderr, one JSON
+line on stdout, an exit code."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import tyro
+from pydantic import ValidationError
+from tyro.conf import arg
+
+from adgen.config import Settings, load_settings
+from adgen.creatives.storage import S3Access
+from adgen.errors import AdgenError, SettingsError, printable
+from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.display import RichProgress, error_console
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the record of what a job did goes."""
+
+    json: bool = False
+    """Print one line of JSON as the last of stdout. Where stdout is no terminal, it is printed in any case."""
+    save: Annotated[Path | None, arg(metavar="FILE")] = None
+    """Write the JSON there, too."""
+
+
+DEFAULT = Output()
+
+
+class Outcome(NamedTuple):
+    """What a job did."""
+
+    record: Any
+    """As JSON holds it."""
+    output: Output = DEFAULT
+    succeeded: bool = True
+
+
+def run(name: str, job: Callable[[], Outcome]) -> int:
+    """Do the job and print its record; the exit code. An error that is not a fault of ours is one red sentence on stderr."""
+    try:
+        outcome = job()
+        if outcome.output.json or not sys.stdout.isatty():
+            print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
+        if outcome.output.save is not None:
+            _save(outcome.record, outcome.output.save)
+    except (AdgenError, ValidationError, OSError) as error:  # OSError: a full disk, a folder that may not be written
+        print_error(name, error)
+        return 1
+    return 0 if outcome.succeeded else 1
+
+
+def run_app(app: tyro.extras.SubcommandApp, name: str, description: str | None, arguments: list[str]) -> int:
+    """The same for a job of several commands, each of which returns an Outcome."""
+    options = {"prog": f"{name}.py", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
+    return run(name, lambda: app.cli(args=arguments, **options))
+
+
+def _save(record: Any, file: Path) -> None:
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"save: {file}: {error}; the JSON stands on stdout") from None
+
+
+def print_error(name: str, error: Exception) -> None:
+    """One red sentence on stderr."""
+    error_console().print(f"{name}: {sentence_of(error)}", style="red", markup=False, highlight=False, soft_wrap=True)
+
+
+def sentence_of(error: Exception) -> str:
+    """An error in one line; of settings that are wrong, each field with what is wrong with it."""
+    if isinstance(error, ValidationError):
+        problems = [(".".join(map(str, problem["loc"])), problem["msg"]) for problem in error.errors(include_url=False)]
+        return "; ".join(f"{field}: {message}" if field else message for field, message in problems)
+    return printable(" ".join(str(error).split()))
+
+
+C = TypeVar("C")
+
+
+def parse(command: type[C], kind: type[Settings], arguments: list[str]) -> C:
+    """A job's command line: `command(file, settings)`, the settings those of the file in the first argument, overridden by the
+    arguments after it. SettingsError: the file, or what both say together."""
+    file = next((Path(first) for first in arguments[:1] if not first.startswith("-")), None)
+    settings = load_settings(kind, file) if file else kind()
+    try:
+        return tyro.cli(command, args=arguments, default=command(file or tyro.MISSING, settings))
+    except ValidationError as error:
+        raise SettingsError(f"{file} and the command line together: {sentence_of(error)}") from None
+
+
+@contextmanager
+def on_cluster(cluster: ClusterSettings, s3: S3Access | None = None) -> Iterator[None]:
+    """Ray for the duration of the block, with stdout kept for the record: libraries print there what they like."""
+    from adgen.on_ray.cluster import connected  # the engine's benchmark needs no Ray
+
+    with redirect_stdout(sys.stderr), connected(cluster, s3):
+        yield
+
+
+@contextmanager
+def progress(unit: str = "pairs") -> Iterator[RichProgress]:
+    """A bar on stderr, with stdout kept for the record."""
+    with redirect_stdout(sys.stderr), RichProgress(error_console(), unit=unit) as bar:
+        yield bar

@@ -1,0 +1,125 @@
+"""The `main()` that every job has: one line of JSON on stdout, one red sentence for an error, settings file and overrides."""
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from adgen.config import Settings
+from adgen.errors import RunError, SettingsError
+from adgen.on_ray.command import DEFAULT, Outcome, Output, parse, progress, run
+
+
+def test_the_json_is_printed_before_it_is_saved(tmp_path, capsys):
+    target = tmp_path / "new" / "found.json"
+    assert run("job", lambda: Outcome({"a": "图"}, Output(save=target))) == 0
+    assert json.loads(target.read_text(encoding="utf-8")) == json.loads(capsys.readouterr().out) == {"a": "图"}
+    assert run("job", lambda: Outcome({"b": 2}, Output(save=target / "below" / "a.json"))) == 1, "a file lies where a folder should"
+    shown = capsys.readouterr()
+    assert json.loads(shown.out) == {"b": 2}
+    assert shown.err.startswith("job: save: ")
+
+
+def test_a_terminal_gets_the_json_only_with_its_flag(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    assert run("job", lambda: Outcome({"a": 1})) == 0
+    assert capsys.readouterr().out == ""
+    assert run("job", lambda: Outcome({"a": 1}, Output(json=True))) == 0
+    assert capsys.readouterr().out == '{"a": 1}\n'
+
+
+def test_a_job_that_did_not_succeed_has_its_record_and_exit_code_1(capsys):
+    assert run("job", lambda: Outcome({"published": False}, succeeded=False)) == 1
+    assert json.loads(capsys.readouterr().out) == {"published": False}
+
+
+class Sizes(BaseModel):
+    width: int = Field(gt=0)
+    names: tuple[str, ...] = ()
+
+
+def invalid() -> ValidationError:
+    with pytest.raises(ValidationError) as found:
+        Sizes.model_validate({"width": 0, "names": ["a", 3]})
+    return found.value
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (RunError("the disk\nis full"), "job: the disk is full"),
+        (OSError(28, "No space left on device", "/store"), "job: [Errno 28] No space left on device: '/store'"),
+        (OSError("\x1b[2J"), "job: \\x1b[2J"),
+        (invalid(), "job: width: Input should be greater than 0; names.1: Input should be a valid string"),
+    ],
+)
+def test_an_error_is_one_sentence(error, sentence, capsys):
+    def job() -> Outcome:
+        raise error
+
+    assert run("job", job) == 1
+    assert capsys.readouterr() == ("", f"{sentence}\n")
+
+
+def test_a_fault_of_ours_keeps_its_traceback():
+    with pytest.raises(ZeroDivisionError):
+        run("job", lambda: Outcome(1 / 0))
+
+
+def test_what_libraries_print_while_a_job_works_goes_to_stderr(capsys):
+    with progress("things") as bar:
+        bar.phase("work", 1)
+        print("a library says hello")
+        bar.print("one line " * 30)
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "a library says hello" in shown.err
+    assert "one line " * 30 in shown.err
+
+
+class Both(Settings):
+    low: int = 0
+    high: int = 9
+
+    @model_validator(mode="after")
+    def _in_order(self) -> "Both":
+        if self.low > self.high:
+            raise ValueError(f"low {self.low} is above high {self.high}")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    settings_file: Annotated[Positional[Path], arg(metavar="SETTINGS.toml")]
+    settings: Annotated[Both, arg(name="")]
+    output: OmitArgPrefixes[Output] = DEFAULT
+
+
+def test_the_command_line_overrides_the_file(tmp_path):
+    file = tmp_path / "both.toml"
+    file.write_text("low = 3\n")
+    command = parse(Command, Both, [str(file), "--high", "5", "--json", "--save", "x.json"])
+    assert (command.settings, command.settings_file) == (Both(low=3, high=5), file)
+    assert command.output == Output(json=True, save=Path("x.json"))
+    assert parse(Command, Both, [str(file)]).output == DEFAULT
+
+
+def test_file_and_command_line_that_disagree_are_named_together(tmp_path):
+    file = tmp_path / "both.toml"
+    file.write_text("low = 3\n")
+    with pytest.raises(SettingsError, match=r"both\.toml and the command line together: .*low 3 is above high 2"):
+        parse(Command, Both, [str(file), "--high", "2"])
+    with pytest.raises(SettingsError, match=r"none\.toml: no such settings file"):
+        parse(Command, Both, [str(tmp_path / "none.toml")])
+
+
+def test_no_file_at_all_is_a_wrong_command_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        parse(Command, Both, ["--high", "2"])
+    assert ended.value.code == 2
+    assert "SETTINGS.toml" in capsys.readouterr().err
