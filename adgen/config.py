@@ -198,6 +198,15 @@ class GateLevels(Settings):
     """The product takes too little or too much of the picture, or is cut off by its frame."""
 
 
+class PictureSettings(Settings):
+    """What the shop's pictures may be; others are `too_large`. Their files may have 64 MiB and 50 million pixels."""
+
+    max_aspect: float = Field(default=50.0, ge=1)
+    """Longer side by the shorter one."""
+    max_decoded_bytes: int = Field(default=2**30, gt=0)
+    """Bytes of pictures that a process decodes at once, over all its threads; one picture with more is too large."""
+
+
 class FinishSettings(Settings):
     """How a generated background and title become a creative: size, format, gates, marking."""
 

@@ -6,28 +6,64 @@ reason, so that a failed row says which.
 
 import io
 import struct
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageCms, ImageFilter, ImageOps
+from PIL import Image, ImageCms
 
+from adgen.config import PictureSettings
 from adgen.errors import PairError
 
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 2
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 ALPHA_THRESHOLD = 50  # spec 3.1: the product's box is where alpha is above this
 
 # -- reading ---------------------------------------------------------------------------------------------------
+
+
+class _Limits:
+    """What pictures may be, and the bytes that the process's threads decode into right now."""
+
+    def __init__(self, settings: PictureSettings):
+        self.settings = settings
+        self._taken = 0
+        self._freed = threading.Condition()
+
+    @contextmanager
+    def decoding(self, size: int) -> Iterator[None]:
+        """Waits until `size` bytes (at most all) are free."""
+        with self._freed:
+            self._freed.wait_for(lambda: self._taken + size <= self.settings.max_decoded_bytes)
+            self._taken += size
+        try:
+            yield
+        finally:
+            with self._freed:
+                self._taken -= size
+                self._freed.notify_all()
+
+
+_limits = _Limits(PictureSettings())
+
+
+def use_limits(settings: PictureSettings) -> None:
+    """Set what this process takes for a picture, and how much of pictures it decodes at once."""
+    global _limits
+    if settings != _limits.settings:
+        _limits = _Limits(settings)
 
 
 def read_picture(source: bytes | str | Path, what: str = "picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
     """A picture as 8-bit sRGB, mode RGB or RGBA, upright; of an animation the first frame.
 
     PairError: missing_file, unreadable, truncated, too_large, too_small. Handles CMYK, palette, grey, 16-bit and
-    EXIF-rotated files; RGBA when the file has any transparency.
+    EXIF-rotated files; RGBA when the file has any transparency. Waits while other threads decode as much as a process may.
     """
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
@@ -38,21 +74,38 @@ def read_picture(source: bytes | str | Path, what: str = "picture", max_pixels: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of bombs and odd EXIF; the limits below decide
         try:
-            if size := _webp_size(data):
-                _check_size(*size, what, max_pixels)  # Pillow's WebP reader allocates the canvas when it opens
-            picture = Image.open(io.BytesIO(data), formats=FORMATS)
-            _check_size(*picture.size, what, max_pixels)
-            picture.load()
-            return _eight_bit(_to_srgb(ImageOps.exif_transpose(picture)))
+            return _decoded(data, what, max_pixels)
         except PairError:
             raise
         except (Image.DecompressionBombError, MemoryError):
             raise PairError("too_large", f"{what} is over the decoder's own limit") from None
         except Image.UnidentifiedImageError:
-            raise PairError("unreadable", f"{what} ({len(data)} bytes) is not a picture of a known format") from None
+            found = f"{what} ({len(data)} bytes) is {_format_of(data)}"
+            raise PairError("unreadable", f"{found}; pictures are {', '.join(FORMATS)}") from None
         except Exception as error:
             # Whatever a decoder raises on these bytes (struct.error, KeyError, zlib.error ...) is the file's fault.
-            raise PairError("truncated" if _is_cut(data, error) else "unreadable", f"{what}: {error}") from None
+            reason = "truncated" if _is_cut(data, error) else "unreadable"
+            raise PairError(reason, f"{what} ({_format_of(data)}): {error}") from None
+
+
+def _decoded(data: bytes, what: str, max_pixels: int) -> Image.Image:
+    # Pillow's WebP reader allocates the canvas when it opens: for that format the first chunk says what the others' header does.
+    size, picture, mode = _webp_size(data), None, "RGBA"
+    if size is None:
+        picture = Image.open(io.BytesIO(data), formats=FORMATS)
+        size, mode = picture.size, picture.mode
+    _check_size(*size, what, max_pixels)
+    needed = size[0] * size[1] * (_BYTES_PER_PIXEL.get(mode.partition(";")[0], 4) + 4)  # as the file has it, and as RGB or RGBA
+    limits = _limits
+    if needed > limits.settings.max_decoded_bytes:
+        raise PairError("too_large", f"{what} takes {needed} bytes to decode, limit {limits.settings.max_decoded_bytes}")
+    with limits.decoding(needed):
+        picture = picture or Image.open(io.BytesIO(data), formats=FORMATS)
+        picture.load()
+        return _eight_bit(_to_srgb(_upright(picture)))
+
+
+_BYTES_PER_PIXEL = {"1": 1, "L": 1, "P": 1, "I": 4, "F": 4}  # Pillow keeps all others in four
 
 
 def _check_size(width: int, height: int, what: str, max_pixels: int) -> None:
@@ -60,6 +113,26 @@ def _check_size(width: int, height: int, what: str, max_pixels: int) -> None:
         raise PairError("too_large", f"{what} has {width}x{height} pixels, limit {max_pixels}")
     if min(width, height) < MIN_SIDE:
         raise PairError("too_small", f"{what} has {width}x{height} pixels, at least {MIN_SIDE} a side are needed")
+    if max(width, height) > _limits.settings.max_aspect * min(width, height):
+        raise PairError("too_large", f"{what} has {width}x{height} pixels, longer than {_limits.settings.max_aspect:g} to 1")
+
+
+_SIGNATURES = (  # offset, bytes in lower case, what such a file is
+    (0, b"\xff\xd8\xff", "JPEG"), (0, b"\x89png", "PNG"), (0, b"gif8", "GIF"), (0, b"bm", "BMP"), (0, b"ii*\0", "TIFF"),
+    (0, b"mm\0*", "TIFF"), (8, b"webp", "WEBP"), (4, b"ftypavi", "AVIF"), (4, b"ftyphe", "HEIC"), (4, b"ftypmif1", "HEIF"),
+    (4, b"ftyp", "a video"), (4, b"jxl ", "JPEG XL"), (0, b"\xff\x0a", "JPEG XL"), (4, b"jp  ", "JPEG 2000"), (0, b"%pdf", "PDF"),
+    (0, b"%!ps", "PostScript"), (0, b"8bps", "a Photoshop file"), (0, b"\0\0\1\0", "an icon"), (0, b"pk\3\4", "a ZIP archive"),
+    (0, b"\x1f\x8b", "gzip data"), (0, b"<!doctype html", "HTML"), (0, b"<html", "HTML"), (0, b"<svg", "SVG"), (0, b"<?xml", "XML"),
+    (0, b"{", "JSON"), (0, b"version https://git-lfs", "a Git LFS pointer"),
+)  # fmt: skip
+
+
+def _format_of(data: bytes) -> str:
+    """What a file is by its first bytes, for people."""
+    head = data[:64].removeprefix(b"\xef\xbb\xbf").lower()
+    head = head.lstrip() if head.lstrip()[:1] in (b"<", b"{") else head
+    found = (name for offset, signature, name in _SIGNATURES if head[offset:].startswith(signature))
+    return next(found, "of no format that we know" if data else "empty")
 
 
 def _webp_size(data: bytes) -> tuple[int, int] | None:
@@ -82,9 +155,31 @@ def _is_cut(data: bytes, error: Exception) -> bool:
     return any(word in str(error).lower() for word in ("truncated", "not processed", "end of file"))
 
 
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    """Turned as its EXIF says. Pillow's own function writes the EXIF again, and fails with what is broken in it."""
+    try:
+        turn = _TURNS.get(picture.getexif().get(0x0112))
+    except Exception:  # whatever its parser raises: notes that nobody can read say nothing about the pixels
+        return picture
+    return picture if turn is None else picture.transpose(turn)
+
+
 def _to_srgb(picture: Image.Image) -> Image.Image:
     """Colours of a wide-gamut or CMYK profile as sRGB: a shop's red has to stay that red."""
     profile = picture.info.get("icc_profile")
+    if profile and picture.mode in ("P", "PA"):
+        picture = picture.convert("RGBA" if picture.has_transparency_data else "RGB")
     if not profile or picture.mode not in ("RGB", "RGBA", "CMYK"):
         return picture
     try:
@@ -97,91 +192,25 @@ def _to_srgb(picture: Image.Image) -> Image.Image:
         return picture  # a profile nobody can read says nothing about the pixels
 
 
+_ROWS_AT_ONCE = 64
+
+
 def _eight_bit(picture: Image.Image) -> Image.Image:
     if picture.mode.startswith("I") or picture.mode == "F":
         # Pillow clips these modes to 255 when it converts them; scale by the range of the type instead.
-        values = np.nan_to_num(np.asarray(picture, dtype=np.float64))
-        top = 65535.0 if picture.mode.startswith("I;16") else _range_of(values)
-        picture = Image.fromarray(np.clip(values / top * 255.0 + 0.5, 0, 255).astype(np.uint8))
+        values, out = np.asarray(picture), np.empty(picture.size[::-1], np.uint8)
+        blocks = [slice(start, start + _ROWS_AT_ONCE) for start in range(0, len(values), _ROWS_AT_ONCE)]
+        brightest = max(float(np.nan_to_num(values[block].astype(np.float64)).max()) for block in blocks)
+        top = 65535.0 if picture.mode.startswith("I;16") else _range_of(brightest)
+        for block in blocks:  # as float64 the whole picture would take many times its bytes
+            out[block] = np.clip(np.nan_to_num(values[block].astype(np.float64)) / top * 255.0 + 0.5, 0, 255).astype(np.uint8)
+        picture = Image.fromarray(out)
     return picture.convert("RGBA" if picture.has_transparency_data else "RGB")
 
 
-def _range_of(values: np.ndarray) -> float:
+def _range_of(brightest: float) -> float:
     """The white of a 32-bit picture, which does not say: the smallest usual range that holds its brightest pixel."""
-    return next((top for top in (1.0, 255.0, 65535.0) if values.max() <= top), float(values.max()))
-
-
-# -- the product without its background -------------------------------------------------------------------------
-
-BORDER_TOLERANCE = 24  # largest difference per channel from the border's colour that still counts as border
-BORDER_SHARE = 0.9  # share of the outermost pixels that must have the border's colour
-KEPT_SHARE = (0.005, 0.95)  # a product outside these shares of the picture means that the removal went wrong
-BORDER_SIDE = 2048  # pixels; larger pictures are reduced first, which keeps time and memory in bounds
-MAX_TURNS = 100  # of the border's longest way in: a maze is no product picture
-
-
-def cut_out(picture: Image.Image) -> Image.Image:
-    """The product as RGBA: `picture` itself where it has transparent pixels, else its near-uniform border removed.
-
-    A "cut-out" that is opaque everywhere is a photograph saved under the wrong name. PairError: no_cutout.
-    """
-    if picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] < 255:
-        return picture
-    return remove_border(picture)
-
-
-def check_product(picture: Image.Image) -> None:
-    """PairError `no_cutout` unless `picture` holds a product that can be cut out and placed."""
-    product_placement(cut_out(picture), 1.0)
-
-
-def remove_border(picture: Image.Image) -> Image.Image:
-    """RGBA without the near-uniform colour that reaches in from the edges; the product's edge is feathered.
-
-    Areas of that colour inside the product stay. PairError `no_cutout` where the border is not of one colour, or nearly
-    nothing or nearly everything would be left.
-    """
-    picture = picture.convert("RGB")
-    picture.thumbnail((BORDER_SIDE, BORDER_SIDE), Image.Resampling.LANCZOS)
-    rgb = np.asarray(picture)
-    edge = np.concatenate([rgb[0], rgb[-1], rgb[:, 0], rgb[:, -1]]).astype(np.int16)
-    colour = np.median(edge, axis=0).astype(np.int16)
-    uniform = float((np.abs(edge - colour).max(axis=1) <= BORDER_TOLERANCE).mean())
-    if uniform < BORDER_SHARE:
-        raise PairError("no_cutout", f"no cut-out, and only {uniform:.0%} of the picture's edge is of one colour")
-    outside = _reached_from_edges(np.abs(rgb - colour).max(axis=2) <= BORDER_TOLERANCE)
-    product = Image.fromarray(np.where(outside, 0, 255).astype(np.uint8))
-    # Median: specks of noise in the border go. Minimum: the outermost pixel is half border, a halo on any other colour.
-    product = product.filter(ImageFilter.MedianFilter(5)).filter(ImageFilter.MinFilter(3))
-    product = product.filter(ImageFilter.GaussianBlur(0.7))
-    kept = float(np.asarray(product).mean()) / 255
-    if not KEPT_SHARE[0] <= kept <= KEPT_SHARE[1]:
-        raise PairError("no_cutout", f"no cut-out, and removing the border leaves {kept:.1%} of the picture")
-    return Image.fromarray(np.dstack([rgb, np.asarray(product)]))
-
-
-def _reached_from_edges(open_: np.ndarray) -> np.ndarray:
-    """The part of a (H, W) mask that is connected with the picture's edge in four directions."""
-    reached = np.zeros_like(open_)
-    reached[[0, -1]], reached[:, [0, -1]] = open_[[0, -1]], open_[:, [0, -1]]
-    before = -1
-    for _ in range(MAX_TURNS // 2):  # each round follows the ways in around two more turns
-        if (count := int(reached.sum())) == before:
-            return reached
-        before = count
-        reached = _spread_along_rows(reached, open_)
-        reached = _spread_along_rows(reached.T, open_.T).T
-    raise PairError("no_cutout", f"no cut-out, and the picture's border winds around more than {MAX_TURNS} turns")
-
-
-def _spread_along_rows(reached: np.ndarray, open_: np.ndarray) -> np.ndarray:
-    """Every horizontal run of open pixels that holds a reached one becomes reached as a whole."""
-    starts = open_.copy()
-    starts[:, 1:] &= ~open_[:, :-1]
-    run = np.cumsum(starts.ravel())  # the run's number at each of its pixels
-    hit = np.zeros(run[-1] + 1, dtype=bool)
-    hit[run[reached.ravel()]] = True
-    return open_ & hit[run].reshape(open_.shape)
+    return next((top for top in (1.0, 255.0, 65535.0) if brightest <= top), brightest)
 
 
 # -- the product on its frame ----------------------------------------------------------------------------------

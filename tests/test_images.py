@@ -3,16 +3,23 @@
 import io
 import json
 import struct
+import threading
+import time
+import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, ImageDraw
 from safetensors.numpy import load_file
 
+from adgen import images
+from adgen.config import PictureSettings
+from adgen.cutouts import cut_out, remove_border
 from adgen.errors import PairError
-from adgen.images import cut_out, on_white, place_product, product_placement, read_picture, remove_border, square_frame
+from adgen.images import on_white, place_product, product_placement, read_picture, square_frame, use_limits
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "product_preprocess.json").read_text())["cases"]
@@ -44,7 +51,7 @@ def mode_or_reason(data: bytes) -> str:
 # -- reading ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_every_format_is_read_as_rgb(format):
     picture = read_picture(saved(Image.new("RGB", (40, 30), (200, 30, 60)), format))
     assert (picture.mode, picture.size) == ("RGB", (40, 30))
@@ -114,9 +121,34 @@ def test_exif_rotation_is_applied(orientation, size):
     assert read.getpixel(red_corner)[0] > 200
 
 
-def test_broken_exif_does_not_lose_the_picture():
-    data = saved(noise(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff")
-    assert read_picture(data).size == (40, 30)
+def with_chunk(png: bytes, kind: bytes, body: bytes) -> bytes:
+    """A PNG with one more chunk after its header."""
+    chunk = struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+    return png[:33] + chunk + png[33:]
+
+
+BROKEN_EXIF = {
+    "JPEG, its directory is cut": lambda: saved(noise(), "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\xff\xff"),
+    "JPEG, no TIFF": lambda: saved(noise(), "JPEG", exif=b"Exif\0\0junkjunkjunk"),
+    "PNG, no TIFF": lambda: with_chunk(saved(noise(), "PNG"), b"eXIf", b"junkjunk"),
+    "PNG, raw profile is no hex": lambda: with_chunk(
+        saved(noise(), "PNG"), b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 8\nnot hex!")
+    ),
+    "WEBP, no TIFF": lambda: saved(noise(), "WEBP", exif=b"junkjunk"),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN_EXIF)
+def test_broken_exif_never_loses_a_sound_picture(name):
+    picture = read_picture(BROKEN_EXIF[name]())
+    assert (picture.mode, picture.size) == ("RGB", (40, 30))
+
+
+def test_a_note_that_cannot_be_written_again_does_not_lose_the_turn():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = bytearray(saved(Image.new("RGB", (40, 20)), "PNG", exif=exif.tobytes() + b"\0" * 8))
+    assert read_picture(bytes(data)).size == (20, 40)
 
 
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
@@ -134,6 +166,8 @@ def test_colour_profile_is_honoured():
     exchanged = exchanged.replace("sRGB".encode("utf-16-be"), "xRGB".encode("utf-16-be"))
     got = read_picture(saved(red, "PNG", icc_profile=exchanged)).getpixel((0, 0))
     assert got[2] > 150 > 100 > got[0]
+    palette = read_picture(saved(red.quantize(4), "PNG", icc_profile=exchanged))
+    assert (palette.mode, palette.getpixel((0, 0))) == ("RGB", got)
     assert read_picture(saved(red, "PNG", icc_profile=srgb)).getpixel((0, 0)) == (200, 40, 40)
     assert read_picture(saved(red, "PNG", icc_profile=b"no profile")).getpixel((0, 0)) == (200, 40, 40)
 
@@ -147,6 +181,89 @@ def test_bad_files_have_their_own_reasons(tmp_path):
         read_picture(tmp_path / "absent.png")
     with pytest.raises(PairError, match="unreadable"):
         read_picture(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("data", "found"),
+    [
+        (b"%PDF-1.7 and so on", "PDF"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><title>404</title>", "HTML"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "SVG"),
+        (b"\x89PNG\r\n\x1a\nno chunk at all", "PNG"),
+        (b"", "empty"),
+        (b"words", "of no format that we know"),
+    ],
+)
+def test_what_is_no_picture_is_named(data, found):
+    with pytest.raises(PairError, match=rf"(unreadable|truncated): picture \(.*{found}"):
+        read_picture(data)
+
+
+def test_a_long_strip_is_refused_before_it_is_decoded(monkeypatch):
+    """And one that is not much longer than wide is read."""
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("decoded"))
+    assert reason_of(saved_header(2_000_000, 24)) == "too_large"
+    assert reason_of(saved_header(24, 1201)) == "too_large"
+    monkeypatch.undo()
+    assert read_picture(saved(Image.new("L", (24, 1200)), "PNG")).size == (24, 1200)
+
+
+def saved_header(width: int, height: int, bits: int = 8, colour: int = 2) -> bytes:
+    """A PNG that says its size and holds nothing."""
+    header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
+    return with_chunk(with_chunk(b"\x89PNG\r\n\x1a\n".ljust(33), b"IDAT", b""), b"IHDR", header).replace(b" " * 25, b"")
+
+
+@pytest.fixture
+def limits():
+    """`use_limits`, and the usual limits afterwards."""
+    yield lambda **limits: use_limits(PictureSettings(**limits))
+    use_limits(PictureSettings())
+
+
+def test_a_picture_that_decodes_into_more_than_a_process_may_hold_is_too_large(limits):
+    """A grey picture takes a byte a pixel as it is in the file, one of 16 bits four as Pillow keeps it (two before version 13),
+    and each four more as RGB."""
+    grey, deep = Image.new("L", (100, 100)), Image.fromarray(np.zeros((100, 100), np.int32))
+    limits(max_decoded_bytes=50_000)
+    assert read_picture(saved(grey, "PNG")).size == (100, 100)
+    assert reason_of(saved(deep, "TIFF")) == "too_large"
+    assert reason_of(saved(Image.new("RGB", (100, 100)), "WEBP")) == "too_large"
+    limits(max_decoded_bytes=80_000)
+    assert read_picture(saved(deep, "TIFF")).size == (100, 100)
+
+
+def test_threads_decode_no_more_at_once_than_a_process_may_hold(limits, monkeypatch):
+    limits(max_decoded_bytes=200_000)  # two of these pictures
+    busy, most, lock = set(), [], threading.Lock()
+    turned = images._upright
+
+    def watched(picture):
+        with lock:
+            busy.add(id(picture))
+            most.append(len(busy))
+        time.sleep(0.01)
+        with lock:
+            busy.remove(id(picture))
+        return turned(picture)
+
+    monkeypatch.setattr(images, "_upright", watched)
+    data = saved(Image.new("RGB", (100, 100)), "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        assert len(list(pool.map(read_picture, [data] * 16))) == 16
+    assert max(most) == 2
+
+
+def test_sixteen_bits_take_no_memory_beside_the_picture():
+    """As float64 a picture would take 24 bytes a pixel."""
+    data = saved(Image.fromarray(np.zeros((2000, 2000), np.uint16)), "PNG")
+    tracemalloc.start()
+    try:
+        read_picture(data)
+        assert tracemalloc.get_traced_memory()[1] < 2000 * 2000 * 8
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
@@ -176,7 +293,7 @@ def test_pixel_bomb_is_refused_from_its_header(format):
     assert reason_of(bytes(data)) == "too_large"
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_damaged_bytes_are_a_reason_never_another_exception(format):
     data = saved(noise(24, 24), format)
     random = np.random.default_rng(3)
@@ -306,3 +423,58 @@ def test_opaque_cutout_is_treated_as_a_photograph():
     assert cut_out(studio_photo().convert("RGBA")).getpixel((0, 0))[3] == 0
     real = box_of(20, 20, (5, 5, 15, 15))
     assert cut_out(real) is real
+
+
+def with_alpha(change) -> Image.Image:
+    """The studio photograph with an alpha channel that `change` changes."""
+    alpha = np.full((120, 100), 255, np.uint8)
+    change(alpha)
+    rgb = np.asarray(studio_photo()).copy()
+    rgb[alpha == 0] = 0  # what most programs leave under clear pixels
+    return Image.fromarray(np.dstack([rgb, alpha]))
+
+
+def round_corners(alpha: np.ndarray) -> None:
+    corner = Image.new("L", alpha.shape[::-1])
+    ImageDraw.Draw(corner).rounded_rectangle((0, 0, corner.width - 1, corner.height - 1), 20, fill=255)
+    alpha[:] = np.asarray(corner)
+
+
+def one_clear_pixel(alpha: np.ndarray) -> None:
+    alpha[90, 95] = 0
+
+
+def all_254(alpha: np.ndarray) -> None:
+    alpha[:] = 254
+
+
+def clear_frame(alpha: np.ndarray) -> None:
+    alpha[[0, -1]], alpha[:, [0, -1]] = 0, 0
+
+
+@pytest.mark.parametrize("change", [round_corners, one_clear_pixel, all_254, clear_frame])
+def test_a_photograph_with_a_few_clear_pixels_is_no_cutout(change):
+    plain = np.asarray(remove_border(studio_photo()))[..., 3]
+    alpha = np.asarray(cut_out(with_alpha(change)))[..., 3]
+    assert np.abs(alpha.astype(int) - plain).max() <= 1 or change is one_clear_pixel
+    assert np.abs(alpha.astype(int) - plain).mean() < 0.2
+
+
+def test_a_busy_photograph_with_one_clear_pixel_says_why_not():
+    busy = noise(100, 100).convert("RGBA")
+    busy.putpixel((50, 50), (0, 0, 0, 0))
+    with pytest.raises(PairError, match="no_cutout"):
+        cut_out(busy)
+
+
+def test_a_cutout_that_fills_its_frame_stays_as_it_is():
+    tight = noise(60, 60).convert("RGBA")
+    tight.paste((0, 0, 0, 0), (0, 0, 15, 15))  # 6% of it
+    assert cut_out(tight) is tight
+
+
+def test_a_long_cutout_is_reduced_before_it_is_framed():
+    strip = box_of(10_000, 250, (100, 50, 9_900, 200))
+    cutout = cut_out(strip)
+    assert cutout.size == (7071, 177)
+    assert strip.size == (10_000, 250)

@@ -8,13 +8,14 @@ import numpy as np
 from PIL import Image
 
 from adgen.config import FinishSettings
+from adgen.cutouts import cut_out
 from adgen.errors import PairError
 from adgen.finishing.encode import Encoded, encode
 from adgen.finishing.gates import Draft, Verdict, judge
 from adgen.finishing.marking import draw_label, label_for, xmp_packet
 from adgen.finishing.paste import Composite, compose
 from adgen.finishing.titles import clean_title
-from adgen.images import cut_out, read_picture
+from adgen.images import read_picture
 
 
 @dataclass(frozen=True, slots=True)

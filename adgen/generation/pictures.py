@@ -20,8 +20,13 @@ def history_pixels(picture: Image.Image, config: ImageTokenConfig) -> Tensor:
 
     Squeezed to the source square first (aspect ignored), as the published weights have seen it.
     """
+    return square_pixels(history_source(picture, config), config.history_size)
+
+
+def history_source(picture: Image.Image, config: ImageTokenConfig) -> Image.Image:
+    """A clicked product's picture squeezed to the square that the model is shown; done again it changes nothing."""
     side = config.history_source_size
-    return square_pixels(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), config.history_size)
+    return picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC)
 
 
 def square_pixels(picture: Image.Image, size: int) -> Tensor:

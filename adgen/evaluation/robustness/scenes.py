@@ -9,9 +9,10 @@ from operator import itemgetter
 import numpy as np
 from PIL import Image, ImageOps
 
+from adgen.cutouts import cut_out
 from adgen.errors import InputError, PairError
 from adgen.evaluation.robustness.changes import Scene
-from adgen.images import cut_out, place_product, read_picture, square_frame
+from adgen.images import place_product, read_picture, square_frame
 from adgen.records import unit_interval
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.inputs.tables import Inputs, InputTable

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from adgen.cutouts import cut_out
 from adgen.errors import PairError
 from adgen.evaluation.pictures.copies import Nearest, nearest_history
 from adgen.evaluation.pictures.product_fidelity import product_scores
@@ -25,7 +26,7 @@ from adgen.evaluation.scoring.other_users import OtherUser
 from adgen.evaluation.scoring.shop_pictures import PIXELS_SIDE, Seen, ShopPictures
 from adgen.evaluation.titles.bleu import bleu_counts, written
 from adgen.evaluation.titles.scores import title_scores
-from adgen.images import cut_out, read_picture
+from adgen.images import read_picture
 
 PRODUCT_SCORES = ("product_iou", "product_distance", "product_spill")
 UNPASTED_SCORES = tuple(f"unpasted_{name}" for name in PRODUCT_SCORES)

@@ -29,6 +29,12 @@ class HistoryEncoder:
         tokenizer, config = self._loaded()
         return picture_codes(torch.stack([history_pixels(p, config.image) for p in pictures]), tokenizer).numpy()
 
+    def reduce(self, picture: Image.Image) -> Image.Image:
+        """The picture in the size that the model is shown at first."""
+        from adgen.generation.pictures import history_source
+
+        return history_source(picture, self.model.config.image)
+
     def _loaded(self) -> tuple[Any, ModelConfig]:
         if not hasattr(self, "_parts"):
             model = self.model.load()

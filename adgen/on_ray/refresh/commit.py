@@ -13,6 +13,7 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.objects import put_object
 from adgen.errors import PairError
 from adgen.finishing.finish import Finished, finish
+from adgen.images import use_limits
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
 from adgen.on_ray.rows import Row, as_row_error
@@ -26,6 +27,7 @@ class FinishAndCommit:
     def __init__(self, context: Context):
         self.context = context
         self.journal = context.journal()
+        use_limits(context.settings.pictures)
 
     @as_row_error
     def __call__(self, row: Row) -> Row:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from adgen.errors import PairError
 from adgen.finishing.finish import product_cutout
 from adgen.generation.model_directory import ModelDirectory
-from adgen.images import square_frame
+from adgen.images import square_frame, use_limits
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import lossless, pack, product_facts, unpack
 from adgen.on_ray.refresh.provenance import provenance
@@ -25,6 +25,7 @@ class Generate:
     def __init__(self, context: Context, engine: "Engine | None" = None):
         """engine: one that is ready, for a rank of several; default one of our own."""
         self.context = context
+        use_limits(context.settings.pictures)
         if engine is not None:
             self.engine = engine
 

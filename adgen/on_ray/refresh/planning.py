@@ -158,7 +158,8 @@ def build_run_catalog(prepared: Prepared, folder: Path) -> Catalog:
     settings = prepared.settings
     with catalog_encoders() as run:
         place = CatalogPlace(prepared.storage, prepared.model_digest, settings.campaign, cache_folder())
-        encoders = Encoders(HistoryEncoder(prepared.model), TitleTokenizer(prepared.model))
+        history, limits = HistoryEncoder(prepared.model), settings.pictures
+        encoders = Encoders(history, TitleTokenizer(prepared.model), reduce=history.reduce, limits=limits)
         return build_catalog(prepared.inputs, place, encoders, folder, run)
 
 

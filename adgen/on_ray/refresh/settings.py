@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from tyro.conf import Suppress, arg
 
-from adgen.config import FinishSettings, Settings
+from adgen.config import FinishSettings, PictureSettings, Settings
 from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
 from adgen.generation.engine_settings import EngineSettings
@@ -113,6 +113,7 @@ class RefreshSettings(Settings):
     plan: PlanSettings = PlanSettings()
     sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
+    pictures: PictureSettings = PictureSettings()
     finish: FinishSettings = FinishSettings()
     failures: FailureSettings = FailureSettings()
     gate: GateSettings = GateSettings()

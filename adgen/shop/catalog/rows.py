@@ -20,8 +20,10 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from adgen.config import PictureSettings
+from adgen.cutouts import check_product
 from adgen.errors import PairError, RunError
-from adgen.images import check_product, read_picture
+from adgen.images import read_picture, use_limits
 from adgen.records import digest
 from adgen.shop.inputs.locations import read_bytes, stat
 from adgen.shop.inputs.tables import Inputs
@@ -30,6 +32,11 @@ from adgen.shop.similarity import EMBEDDING_NAME, EMBEDDING_SIZE, embed_titles
 Encoder = Callable[[list[Image.Image]], np.ndarray]
 Tokenize = Callable[[str], list[int]]
 Embed = Callable[[list[str]], np.ndarray]
+
+
+def no_change(picture: Image.Image) -> Image.Image:
+    """The picture itself."""
+    return picture
 
 
 @dataclass(frozen=True)
@@ -45,10 +52,14 @@ class Encoders:
     embedding: str = EMBEDDING_NAME
     """The name of `embed`: another one embeds every title again."""
     embedding_size: int = EMBEDDING_SIZE
+    reduce: Callable[[Image.Image], Image.Image] = no_change
+    """What of a picture `encoder` sees: pictures wait for it in this size."""
+    limits: PictureSettings = field(default_factory=PictureSettings)
+    """What is taken for a picture."""
 
 
 PRODUCTS_PER_BATCH = 64
-_PICTURES_AT_ONCE = 16  # decoded pictures in memory; one may have 50 million pixels
+_PICTURES_AT_ONCE = 16  # pictures that wait for the encoder
 _THREADS = 16
 NO_CUTOUT = "no_cutout"  # what a picture shows, not how its reading went: stays as long as the bytes do
 
@@ -148,9 +159,10 @@ def _work(row: dict[str, Any], old: dict[str, Any] | None) -> dict[str, Any]:
 
 def encode_products(batch: pa.Table, encoders: Encoders) -> pa.Table:
     """Read, hash and encode what a batch of `changed_products` asks for; its finished rows."""
+    use_limits(encoders.limits)
     rows = batch.to_pylist()
     for start in range(0, len(rows), _PICTURES_AT_ONCE):
-        _read_and_encode(rows[start : start + _PICTURES_AT_ONCE], encoders.encoder)
+        _read_and_encode(rows[start : start + _PICTURES_AT_ONCE], encoders)
     for row in rows:
         row["title_ids"] = encoders.tokenize(row["title"] or "") if row["codes"] is not None else None
         _derive_hashes(row)
@@ -161,13 +173,17 @@ def encode_products(batch: pa.Table, encoders: Encoders) -> pa.Table:
     return facts.append_column(schema.field("embedding"), values).cast(schema)
 
 
-def _read_and_encode(rows: list[dict[str, Any]], encoder: Encoder) -> None:
+def _read_and_encode(rows: list[dict[str, Any]], encoders: Encoders) -> None:
+    def reduced(row: dict[str, Any]) -> Image.Image | None:
+        picture = _read_files(row)
+        return picture and encoders.reduce(picture)
+
     with ThreadPoolExecutor(min(_THREADS, len(rows))) as pool:
-        pictures = list(pool.map(_read_files, rows))
+        pictures = list(pool.map(reduced, rows))
     clicked = [(row, picture) for row, picture in zip(rows, pictures, strict=True) if picture is not None]
     if not clicked:
         return
-    codes = np.asarray(encoder([picture for _, picture in clicked]))
+    codes = np.asarray(encoders.encoder([picture for _, picture in clicked]))
     if codes.ndim != 2 or len(codes) != len(clicked) or codes.min() < 0 or codes.max() > 0xFFFF:
         raise RunError(f"the image tokenizer gave {codes.shape} codes in {codes.min()}..{codes.max()} for {len(clicked)} pictures")
     for (row, _), values in zip(clicked, codes.astype("<u2"), strict=True):
