@@ -36,10 +36,10 @@ from adgen.model.config import (
     ModelConfig,
     PreferenceConfig,
 )
-from adgen.model.foreground import resample_positions
 from adgen.model.names import published_name
 from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, load_pbs, pbs, preprocess
 from adgen.model.pbs_config import PBSConfig
+from adgen.model.positions import resample_positions
 from adgen.model.uniadgen import UniAdGen
 from adgen.shop.history import published_order, published_weights
 

@@ -128,3 +128,15 @@ def test_a_package_loads_no_library_that_it_must_do_without(package, libraries):
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_transformers_waits_until_a_model_is_built():
+    """It takes longer to load than all else, and every process of Ray would pay for it: planning, look-ups, uploads."""
+    jobs = [f"adgen.on_ray.{name}.job" for name in ("refresh", "training", "evaluation", "proof")]
+    code = (
+        f"import sys, {', '.join(['adgen.generation.engine', *jobs])}\n"
+        "print([name for name in ('transformers', 'torch._dynamo') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from transformers import JanusConfig
 
 from adgen.errors import ModelError
 from adgen.model.config import CONFIG_FILE, DecoderConfig, ImageTokenConfig, LoRAConfig, ModelConfig
@@ -148,6 +147,8 @@ def janus_config(directory: Path) -> ModelConfig:
 
 
 def _config_from_transformers(raw: dict) -> ModelConfig:
+    from transformers import JanusConfig
+
     config = JanusConfig.from_dict(raw)  # knows the defaults that a saved file leaves out
     vq = config.vq_config
     factor = 2 ** (len(vq.channel_multiplier) - 1)

@@ -1,12 +1,15 @@
 """Pictures as tokens: the VQ tokenizer, and the embedding and head of its tokens. Spec sections 1 and 6."""
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import JanusVQVAE
-from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from adgen.model.config import ImageTokenConfig
+
+if TYPE_CHECKING:
+    from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 
 class ImageTokenizer(nn.Module):
@@ -17,6 +20,8 @@ class ImageTokenizer(nn.Module):
     """
 
     def __init__(self, config: ImageTokenConfig):
+        from transformers import JanusVQVAE  # takes seconds to load, and most processes build no model
+
         super().__init__()
         self.vqvae = JanusVQVAE(janus_vq_config(config))
         for module in self.modules():
@@ -89,8 +94,10 @@ def to_uint8(pixels: Tensor) -> Tensor:
     return scaled.round().to(torch.uint8).movedim(-3, -1).contiguous()
 
 
-def janus_vq_config(config: ImageTokenConfig) -> JanusVQVAEConfig:
+def janus_vq_config(config: ImageTokenConfig) -> "JanusVQVAEConfig":
     """transformers' configuration of the tokenizer in `config`."""
+    from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+
     return JanusVQVAEConfig(
         embed_dim=config.code_size,
         num_embeddings=config.codebook_size,

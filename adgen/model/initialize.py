@@ -2,7 +2,6 @@
 
 import torch
 from torch import nn
-from transformers.models.dinov2 import modeling_dinov2
 
 from adgen.model.decoder import Decoder
 from adgen.model.foreground import ForegroundPerception
@@ -38,6 +37,8 @@ def initialize_part(part: nn.Module, seed: int = 0) -> None:
 
 
 def _fill(module: nn.Module, generator: torch.Generator) -> None:
+    from transformers.models.dinov2 import modeling_dinov2
+
     if isinstance(module, LoRALinear):
         _normal(module.lora_A, module.in_features**-0.5, generator)
         module.lora_B.zero_()

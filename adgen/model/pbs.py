@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from adgen.config import validate_settings
 from adgen.errors import ModelError, SettingsError
-from adgen.model.foreground import resample_positions
 from adgen.model.pbs_config import PBSConfig
+from adgen.model.positions import resample_positions
 from adgen.model.weight_files import read_tensors
 
 PBS_FILE, PBS_CONFIG_FILE = "pbs.safetensors", "pbs.json"

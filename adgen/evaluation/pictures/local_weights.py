@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 from torch import nn
-from transformers.utils import logging
 
 from adgen.errors import ModelError
 
@@ -36,6 +35,8 @@ def local_model(directory: str | Path, kind: type[M], *model_types: str) -> M:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers' progress and its report of keys go to stderr, in every worker; what matters of them is raised."""
+    from transformers.utils import logging
+
     level, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
