@@ -22,7 +22,7 @@ from adgen.errors import PairError
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
-ALPHA_THRESHOLD = 50  # spec 3.1: the product's box is where alpha is above this
+ALPHA_THRESHOLD = 50  # docs/design.md 6.6: the product's box is where alpha is above this
 
 # -- reading ---------------------------------------------------------------------------------------------------
 
@@ -252,7 +252,7 @@ def product_box(rgba: Image.Image) -> tuple[int, int, int, int]:
 
 
 def product_placement(rgba: Image.Image, max_ratio: float) -> Placement:
-    """Where the product of a frame goes when it may take at most `max_ratio` of it in either direction (spec 3.1).
+    """Where the product of a frame goes when it may take at most `max_ratio` of it in either direction (docs/design.md 6.6).
 
     The crop leaves out the last row and column of the alpha box, and box centre and size are truncated to integers,
     both as the published model does: its weights have seen exactly these pixels. PairError: invalid_scale when
@@ -276,7 +276,7 @@ def product_placement(rgba: Image.Image, max_ratio: float) -> Placement:
 
 
 def place_product(rgba: Image.Image, max_ratio: float) -> tuple[Image.Image, tuple[int, int, int, int]]:
-    """The product on an empty canvas of its own size, no larger than `max_ratio` of the frame (spec 3.1).
+    """The product on an empty canvas of its own size, no larger than `max_ratio` of the frame (docs/design.md 6.6).
 
     Returns the RGBA canvas and (left, top, right, bottom) of the pasted crop, right and bottom exclusive.
     """

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 MANIFEST_SCHEMA_VERSION = 1
 
-# -- input tables (DESIGN section 4) ---------------------------------------------------------------------------
+# -- input tables (docs/design.md 2) ---------------------------------------------------------------------------
 
 PRODUCTS = pa.schema(
     [
@@ -48,7 +48,7 @@ REFERENCES = pa.schema(
 )
 INPUT_TABLES = {"products": PRODUCTS, "histories": HISTORIES, "pairs": PAIRS, "references": REFERENCES}
 
-# -- outputs (DESIGN section 6) --------------------------------------------------------------------------------
+# -- outputs (docs/design.md 4) --------------------------------------------------------------------------------
 
 OK, REJECTED, FAILED = "ok", "rejected", "failed"
 

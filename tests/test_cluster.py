@@ -50,7 +50,7 @@ POD_FIELDS = {
 }  # fmt: skip
 CONTAINER_FIELDS = {"env", "image", "name", "ports", "resources", "securityContext", "volumeMounts"}
 
-# The flags of jobs/refresh.py that issue 3 names, and the two settings that say where the keys are (DESIGN section 5).
+# The flags of jobs/refresh.py that issue 3 names, and the two settings that say where the keys are (docs/design.md 3.1).
 FLAGS = {
     "jobs/refresh.py": {
         "--inputs", "--store", "--campaign", "--model", "--limit", "--pairs-per-shard", "--dry-run", "--publish-partial",

@@ -78,7 +78,7 @@ def test_history_and_product_reach_the_picture():
     without_product = Request(**{**full.__dict__, "condition": None})
     codes = [r.codes for r in generate(model, prompter, [full, without_history, without_product], GREEDY)]
     assert not torch.equal(codes[0], codes[1])
-    # The first token is drawn without direct control (spec 3.3); later ones feel it.
+    # The first token is drawn without direct control (docs/design.md 6.7); later ones feel it.
     assert codes[0][0] == codes[2][0]
     assert not torch.equal(codes[0], codes[2])
 

@@ -45,7 +45,7 @@ from adgen.shop.history import published_order, published_weights
 
 FOLDER = Path(os.environ.get("ADGEN_GOLDEN") or Path(__file__).parent / "golden")
 TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3  # relative, as spec section 11 says
+GRADIENT_TOLERANCE = 1e-3  # relative, as docs/design.md 6.14 says
 
 
 class Golden:

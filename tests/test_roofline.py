@@ -1,4 +1,4 @@
-"""The roofline's arithmetic against numbers worked out by hand, and FIELD's roofline of the 7B model."""
+"""The roofline's arithmetic against numbers worked out by hand, and published roofline of the 7B model."""
 
 import pytest
 from support.models import small_config
@@ -32,7 +32,7 @@ def test_the_rooflines_7b_numbers():
 
 @pytest.mark.parametrize(("prompt", "expected"), [(32, 16.5), (1300, 4.8)])
 def test_the_rooflines_pictures_a_second_on_an_h200(prompt, expected):
-    """FIELD section 4: B = 64; both branches hold the prompt there, which a negative prompt a row would."""
+    """docs/design.md 7.4: B = 64; both branches hold the prompt there, which a negative prompt a row would."""
     work = picture_work(Workload(janus_pro_7b(), 2, 64, prompt, negative_tokens=0))
     kv = work.bytes["keys and values of conditional rows"]
     both = {"decoder weights": work.bytes["decoder weights"], "conditional": kv, "unconditional": kv}

@@ -236,7 +236,7 @@ def paint(
     """The N steps of a picture, from hidden states (2B, D) at begin-of-image: B conditional rows, then B unconditional ones.
 
     Image token 0 is drawn without foreground control. The position that reads token j receives addition j, in both
-    halves (spec 3.3). additions (L, B, N, D), strength folded in, or None.
+    halves (docs/design.md 6.7). additions (L, B, N, D), strength folded in, or None.
     """
     num_tokens = model.config.image.tokens_per_picture
     for step in range(num_tokens):

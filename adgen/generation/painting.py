@@ -37,7 +37,7 @@ class Painter:
         """Codes (B, N) from hidden states (2B, D) at begin-of-image.
 
         Image token 0 is drawn without foreground control; the position that reads token j receives addition j, in both
-        halves (spec 3.3).
+        halves (docs/design.md 6.7).
         """
         self._slots.start_pictures()
         self._draw(hidden)

@@ -1,4 +1,4 @@
-"""Pictures as the model reads them: clicked products, and the product to advertise. Spec sections 3.1 and 4."""
+"""Pictures as the model reads them: clicked products, and the product to advertise. docs/design.md 6.6 and 6.8."""
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ def square_pixels(picture: Image.Image, size: int) -> Tensor:
 def condition_pixels(cutout: Image.Image, max_ratio: float, config: ForegroundConfig) -> Tensor:
     """A product's cut-out (RGBA) -> (3, S, S) in [-1, 1], S = condition_size: placed, on white, squeezed to a square.
 
-    The range is [-1, 1] and not ImageNet's statistics (spec 3.1).
+    The range is [-1, 1] and not ImageNet's statistics (docs/design.md 6.6).
     """
     placed, _ = place_product(cutout, max_ratio)
     side = _CONDITION_SOURCE_SIZE

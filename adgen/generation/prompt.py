@@ -1,4 +1,4 @@
-"""A request in words: the prompt's layout as data, and its tokens. Spec section 4.
+"""A request in words: the prompt's layout as data, and its tokens. docs/design.md 6.8.
 
 The wording is a template file. What it spells itself may be markup; what a product, a click or a model says is data: it
 is tokenised as plain text, so a special token spelled inside a title never becomes one.

@@ -17,7 +17,7 @@ SAMPLING_FILE = "sampling.json"
 
 
 class SamplingSettings(Settings):
-    """How titles and pictures are drawn. The defaults are the published ones (spec section 5)."""
+    """How titles and pictures are drawn. The defaults are the published ones (docs/design.md 6.9)."""
 
     title_temperature: float = Field(1.0, ge=0)
     """0 takes the most likely token."""

@@ -117,7 +117,7 @@ def fill(
 
 
 def trainable_names(model: UniAdGen) -> Iterator[str]:
-    """Published names of what the released recipe trains (spec section 9): low-rank updates, the token table, and every
+    """Published names of what the released recipe trains (docs/design.md 6.13): low-rank updates, the token table, and every
     new module. Heads, the picture-token table and the tokenizer stay frozen."""
     for own in model.state_dict():
         new = own.startswith(("foreground.", "preference.")) or own == "decoder.embed_tokens.weight"

@@ -19,7 +19,7 @@ that is loaded and saved again keeps its digest."""
 
 
 class DecoderConfig(Settings):
-    """A Llama decoder (spec section 1)."""
+    """A Llama decoder (docs/design.md 6.1)."""
 
     hidden_size: int = Field(gt=0)
     """Width D of the residual stream."""
@@ -50,7 +50,7 @@ class DecoderConfig(Settings):
 
 
 class ImageTokenConfig(Settings):
-    """The VQ image tokenizer, and the embedding and head of its tokens (spec sections 1 and 6)."""
+    """The VQ image tokenizer, and the embedding and head of its tokens (docs/design.md 6.1 and 6.10)."""
 
     codebook_size: int = Field(gt=0)
     code_size: int = Field(8, gt=0)
@@ -99,7 +99,7 @@ class ImageTokenConfig(Settings):
 
 
 class PreferenceConfig(Settings):
-    """Mask generators and dual-modality fusion (spec section 2)."""
+    """Mask generators and dual-modality fusion (docs/design.md 6.2 to 6.4)."""
 
     num_heads: int = Field(16, gt=0)
     mask_layers: int = Field(2, gt=0)
@@ -134,7 +134,7 @@ class PreferenceConfig(Settings):
 
 
 class ForegroundConfig(Settings):
-    """Foreground perception: DINOv2 features of the product, injected into the decoder (spec section 3)."""
+    """Foreground perception: DINOv2 features of the product, injected into the decoder (docs/design.md 6.6, 6.7)."""
 
     hidden_size: int = Field(384, gt=0)
     num_layers: int = Field(12, gt=0)
@@ -241,7 +241,7 @@ def _with_current_names(values: Any, path: Path) -> Any:
 
 
 def janus_pro_7b() -> ModelConfig:
-    """The published 7B release (spec section 1)."""
+    """The published 7B release (docs/design.md 6.1)."""
     return ModelConfig(
         name="janus-pro-7b",
         decoder=_deepseek_llama(hidden_size=4096, intermediate_size=11008, num_layers=30, num_heads=32),

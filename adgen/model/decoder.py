@@ -1,4 +1,4 @@
-"""A Llama decoder with one addition: tensors that some layers add to their input (foreground control, spec 3.3).
+"""A Llama decoder with one addition: tensors that some layers add to their input (foreground control, docs/design.md 6.7).
 
 Two ways through it. `forward` takes whole sequences, for training; `extend` appends to a cache, for generation. Linears
 carry the names that Hugging Face's Llama uses, so that tensor parallelism from outside knows which to split; heads are

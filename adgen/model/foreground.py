@@ -1,4 +1,4 @@
-"""Foreground perception: what the product looks like, as additions to some of the decoder's layers. Spec section 3.
+"""Foreground perception: what the product looks like, as additions to some of the decoder's layers. docs/design.md 6.6, 6.7.
 
 Everything here depends on the product alone, so it is computed once a product and handed on as one tensor.
 """

@@ -1,4 +1,4 @@
-"""Pictures as tokens: the VQ tokenizer, and the embedding and head of its tokens. Spec sections 1 and 6."""
+"""Pictures as tokens: the VQ tokenizer, and the embedding and head of its tokens. docs/design.md 6.1 and 6.10."""
 
 from typing import TYPE_CHECKING
 

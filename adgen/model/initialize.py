@@ -1,4 +1,4 @@
-"""How new weights begin (spec 2.4: the published initialisers have no effect, so this is ours to say)."""
+"""How new weights begin (docs/design.md 6.5: the published initialisers have no effect, so this is ours to say)."""
 
 import torch
 from torch import nn
@@ -69,7 +69,7 @@ def _scale_residual_branches(decoder: Decoder) -> None:
 
 
 def _start_preference(preference: Preference, generator: torch.Generator) -> None:
-    """Spec 2.4's intended values; with the residual the fused part starts at zero, and so does the style embedding."""
+    """As docs/design.md 6.5 intends; with the residual the fused part starts at zero, and so does the style embedding."""
     for module in preference.modules():
         if isinstance(module, nn.Linear):
             rows, columns = module.weight.shape

@@ -1,4 +1,4 @@
-"""PBS, the personalized background similarity: an encoder that sees backgrounds, and the cosine of two pictures. Spec section 7."""
+"""PBS, the personalized background similarity: the encoder of backgrounds, and the cosine of two pictures. docs/design.md 6.11."""
 
 import json
 from pathlib import Path

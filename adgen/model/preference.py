@@ -1,4 +1,4 @@
-"""Fine preference understanding: which parts of a history matter (masks), and what they mean together (fusion). Spec section 2.
+"""Fine preference understanding: which parts of a history matter (masks), and together (fusion). docs/design.md 6.2 to 6.4.
 
 Shapes: B samples, N history items, T tokens an item, D width. Items come first, tokens within them second, everywhere.
 
@@ -44,7 +44,7 @@ class QuickGELU(nn.Module):
 
 
 class Block(nn.Module):
-    """Post-norm transformer block (spec 2.1)."""
+    """Post-norm transformer block (docs/design.md 6.2)."""
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()
@@ -78,7 +78,7 @@ class BaseTransformer(nn.Module):
 
 
 class SimilarityMask(nn.Module):
-    """Keep the tokens whose contextual meaning stays closest to their own; project what is left (spec 2.2, steps 3-5)."""
+    """Keep the tokens whose contextual meaning stays closest to their own; project what is left (docs/design.md 6.3)."""
 
     def __init__(self, size: int, keep_rate: float):
         super().__init__()
@@ -120,7 +120,7 @@ class SimilarityMask(nn.Module):
 
 
 class MaskGenerator(nn.Module):
-    """The fine step for one modality: which of the history's tokens to keep (spec 2.2)."""
+    """The fine step for one modality: which of the history's tokens to keep (docs/design.md 6.3)."""
 
     def __init__(self, size: int, num_tokens: int, num_layers: int, config: PreferenceConfig):
         super().__init__()
@@ -133,7 +133,7 @@ class MaskGenerator(nn.Module):
 
 
 class DualModalityFusion(nn.Module):
-    """Pictures and titles of a history, read together (spec 2.3)."""
+    """Pictures and titles of a history, read together (docs/design.md 6.4)."""
 
     def __init__(self, size: int, config: PreferenceConfig):
         super().__init__()

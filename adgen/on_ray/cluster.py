@@ -30,7 +30,7 @@ def connected(settings: ClusterSettings, s3: S3Access | None = None) -> Iterator
 def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[None]:
     quiet_ray()
     address = settings.address or os.environ.get("RAY_ADDRESS")
-    # A dashboard that is off makes a Ray Train cleaner warn each second (STACK.md section 2), but costs a refresh nothing.
+    # A dashboard that is off makes a Ray Train cleaner warn each second (docs/design.md 7.2), but costs a refresh nothing.
     local = {} if address else {"include_dashboard": False}
     if variables:
         local["runtime_env"] = {"env_vars": variables}

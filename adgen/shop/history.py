@@ -1,7 +1,7 @@
 """Coarse preference understanding: which clicked products a prompt may hold. No torch, no storage.
 
 Two ways. `draw` is ours: keyed, so that one click more or less never changes another click's chance. `published_draw` is
-the published numpy order (spec section 8), for models that were converted from a release.
+the published numpy order (docs/design.md 6.12), for models that were converted from a release.
 
 A prompt shows none or all of its items: fewer clicks are repeated (`filled`), in training as in a refresh.
 """
@@ -71,7 +71,7 @@ def selection_weight(similarity: float) -> float:
 
 
 def published_weights(similarities: Sequence[float]) -> np.ndarray:
-    """Spec section 8: shifted by |min| + 1e-6 if any is not positive, divided by their sum."""
+    """docs/design.md 6.12: shifted by |min| + 1e-6 if any is not positive, divided by their sum."""
     weights = np.asarray(similarities, dtype=np.float64)
     if weights.min() <= 0:
         weights = weights + abs(weights.min()) + _SHIFT

@@ -1,4 +1,4 @@
-"""Examples as tensors: prompts padded on the left, so that every row's picture ends the sequence (spec 3.3).
+"""Examples as tensors: prompts padded on the left, so that every row's picture ends the sequence (docs/design.md 6.7).
 
 Whatever is drawn for a sample (title, clicks, dropouts, noise) is a function of the seed, the epoch and the sample's
 number: neighbours, workers and crashes change nothing.

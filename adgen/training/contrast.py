@@ -1,4 +1,4 @@
-"""The stage `pbs`: an encoder that sees backgrounds and overlooks products (spec section 7).
+"""The stage `pbs`: an encoder that sees backgrounds and overlooks products (docs/design.md 6.11).
 
 Three pictures a sample: an anchor (product p on background b), a positive (another product on b, or on another picture
 of b's style), a hard negative (p on another background). The loss is InfoNCE against all positives and hard negatives of

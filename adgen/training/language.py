@@ -1,4 +1,4 @@
-"""The stages `general` and `personal`: title and picture, next token by next token (spec sections 3.3 and 9).
+"""The stages `general` and `personal`: title and picture, next token by next token (docs/design.md 6.7 and 6.13).
 
 The sequence is the whole prompt with its answer, begin of image, and the picture's K tokens. The position that reads
 picture token j receives addition j; picture token 0 is predicted at begin of image, without any.

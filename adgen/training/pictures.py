@@ -1,4 +1,4 @@
-"""The stage `tokenizer`: the VQ that turns pictures into tokens (spec section 6).
+"""The stage `tokenizer`: the VQ that turns pictures into tokens (docs/design.md 6.10).
 
 A picture is learned at the model's size and at the history's, since the tokenizer reads both.
 """

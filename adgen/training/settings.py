@@ -49,7 +49,7 @@ class DropoutSettings(Settings):
 
 
 class TrainableSettings(Settings):
-    """What of the model is trainable. `released` is the published recipe (spec section 9): low-rank updates on q, k, v and o,
+    """What of the model is trainable. `released` is the published recipe (docs/design.md 6.13): low-rank updates on q, k, v and o,
     the token table, and every module that is new over Janus-Pro. `full` is everything that the stage uses."""
 
     preset: Literal["full", "released"] = "full"
@@ -101,7 +101,7 @@ class TokenizerSettings(Settings):
 
 
 class ContrastSettings(Settings):
-    """The PBS encoder's training (spec section 7): same background and other product attract, other backgrounds repel,
+    """The PBS encoder's training (docs/design.md 6.11): same background and other product attract, other backgrounds repel,
     those with the same product first of all. In-batch negatives and a predictor, as MoCo v3 (Chen et al. 2021)."""
 
     encoder: PBSConfig = PBSConfig(image_size=64, resize_to=64, patch_size=8, hidden_size=128, num_layers=4, num_heads=4)

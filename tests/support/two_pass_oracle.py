@@ -1,4 +1,4 @@
-"""The published two-pass flow (spec 5), written plainly: no cache, no batch, no shared layout code. Slow, and right.
+"""The published two-pass flow (docs/design.md 6.9), written plainly: no cache, no batch, no shared layout code. Slow, and right.
 
 Pass 1 writes the title. Its text is cut at the closing tag, put into the prompt as a string, and the whole prompt is
 tokenised anew. Pass 2 paints. Every step recomputes the whole sequence.

@@ -1,4 +1,4 @@
-"""PBS of pictures: what the encoder is shown, and its features. Spec section 7."""
+"""PBS of pictures: what the encoder is shown, and its features. docs/design.md 6.11."""
 
 import io
 from collections.abc import Iterable

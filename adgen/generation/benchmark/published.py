@@ -1,4 +1,4 @@
-"""The published loop, as spec sections 3.3 and 5 describe it: what the engine is measured against.
+"""The published loop, as docs/design.md 6.7 and 6.9 describe it: what the engine is measured against.
 
 Nothing here is slower than it has to be: attention is torch's fused kernel, masks are small, embeddings and heads are
 the engine's own modules. What makes it slow is what makes the published one slow: caches that grow by torch.cat, both

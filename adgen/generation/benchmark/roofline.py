@@ -1,7 +1,7 @@
 """The least time that a picture can take on a machine: bytes that must move over its bandwidth, or operations over its
 matrix rate, whichever is longer. Pure arithmetic; the benchmark and a run's report share it.
 
-What counts as necessary is what DESIGN section 7 leaves over: weights read once a step for the whole batch, each
+What counts as necessary is what docs/design.md 5.1 leaves over: weights read once a step for the whole batch, each
 conditional row's own cache, the unconditional rows' image tokens and their ONE shared prefix read once a step, the new
 keys and values written, the foreground additions of the step. Activations and logits stay in caches and count nothing;
 so does the negative prompt's prefill, which is done once for all batches.

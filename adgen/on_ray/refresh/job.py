@@ -1,7 +1,7 @@
 """The refresh of a campaign, on one screen: plan, generate shard by shard, publish.
 
 Resume is this same function: a run with the same key and a committed plan is taken over, and only shards without a
-journal part are done (DESIGN section 5).
+journal part are done (docs/design.md 3.5).
 """
 
 import logging

@@ -1,7 +1,7 @@
 """What happens to a shard: look-up, generate, finish and commit. One class a stage; Ray Data strings them together.
 
 A dataset row is a whole shard: its entry of plan.json, then in "shard" its tables as bytes. So no block splitting can cut
-it (STACK.md section 3), a stage's memory is one shard's, and no stage reads plan.json, which grows with the campaign.
+it (docs/design.md 7.1), a stage's memory is one shard's, and no stage reads plan.json, which grows with the campaign.
 """
 
 from typing import NamedTuple

@@ -1,4 +1,4 @@
-"""The input tables of DESIGN section 4, as Parquet at any URI: checked before any work, then read as streams.
+"""The input tables of docs/design.md 2, as Parquet at any URI: checked before any work, then read as streams.
 
 A table is one file `products.parquet` or a folder `products/` of Parquet files. Whichever it is, a row's relative
 picture URI means a file in the inputs folder itself, so that splitting a table does not move its pictures.
@@ -23,7 +23,7 @@ __all__ = ["InputFile", "InputTable", "Inputs", "open_inputs", "read_bytes", "re
 
 REFRESH_TABLES = ("products", "histories", "pairs")
 PICTURE_ROOTS = "picture_roots.json"
-OPTIONAL = frozenset({"cutout", "category", "brand", "locale", "channel"})  # DESIGN section 4: "null"
+OPTIONAL = frozenset({"cutout", "category", "brand", "locale", "channel"})  # docs/design.md 2: "null"
 
 
 @dataclass(frozen=True)
