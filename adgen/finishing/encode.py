@@ -1,4 +1,7 @@
-"""Pictures as file bytes. The same pixels, settings and library versions give the same bytes."""
+"""A creative's bytes: pictures as files. The same pixels, settings and library versions give the same bytes.
+
+A new output format is an entry in `PictureFormat` (adgen/config.py), in both tables here, and a branch of `_options`.
+"""
 
 import io
 from dataclasses import dataclass

@@ -1,5 +1,7 @@
-"""Choosing tokens. The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order
-never change a row's draw."""
+"""Choosing tokens: guidance on logits, temperature, top-k and top-p, the draw.
+
+The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order never change a row's draw.
+"""
 
 from collections.abc import Callable
 
