@@ -21,7 +21,7 @@ DOCUMENTS = sorted(
 )
 FOREIGN = {
     *("aws", "docker", "eksctl", "helm", "jq", "kubectl", "openssl", "ray", "sed", "tensorboard"),
-    *("base64", "cd", "done", "export", "for", "mkdir", "umask"),
+    *("base64", "cd", "do", "done", "export", "for", "mkdir", "umask"),
 }
 """Programs of others, whose flags are theirs."""
 _FENCE = re.compile(r"^```(\w*)\s*$")
