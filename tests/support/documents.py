@@ -1,5 +1,6 @@
 """The documents for people, as tests read them: fenced blocks, their commands, and the parsers that know the commands' flags."""
 
+import dataclasses
 import importlib.util
 import inspect
 import re
@@ -9,7 +10,7 @@ import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FunctionType
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 import tyro
 
@@ -105,7 +106,7 @@ def parse(words: list[str]) -> None:
     elif job := job_of(words):
         module = load_job(job)
         arguments = [word.removeprefix("/opt/adgen/") for word in words[2:]]
-        module.parse(arguments) if hasattr(module, "parse") else _parse_subcommand(module.app, arguments)
+        _parse_subcommand(module.app, arguments) if hasattr(module, "app") else _parse_settings(module, arguments)
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"the Makefile has no target {words[1]}"
     elif words[:2] == ["pip", "install"]:
@@ -121,6 +122,13 @@ def _parse_subcommand(app, arguments: list[str]) -> None:
     spec = app._subcommands[arguments[0]]
     command = getattr(spec, "target", spec)  # a plain function in older versions of tyro
     tyro.cli(_doing_nothing(command), args=arguments[1:], config=(tyro.conf.FlagCreatePairsOff,))
+
+
+def _parse_settings(module, arguments: list[str]) -> None:
+    _, field, *_ = dataclasses.fields(module.Command)  # the file first, then what is in it
+    command = module.parse(module.Command, get_type_hints(module.Command)[field.name], arguments)
+    if hasattr(module, "complete"):
+        module.complete(command)
 
 
 def _doing_nothing(command: Callable) -> Callable:
