@@ -89,6 +89,60 @@ def test_reads_a_folder_of_parts_and_skips_what_is_not_one(tmp_path):
     assert [batch.num_rows for batch in remote.batches(files=remote.files[1:2])] == [1]
 
 
+def split_pairs(folder: Path, *places: str) -> Path:
+    """A shop whose table pairs has one row, of a user of its own, in a file at each place."""
+    write_inputs(folder)
+    (folder / "pairs.parquet").unlink()
+    for number, place in enumerate(places):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        rows = pa.Table.from_pylist([{"user_id": f"u{number}", "product_id": "p1"}], records.PAIRS)
+        pq.write_table(rows, folder / place)
+    return folder
+
+
+READ = {
+    "endings in capitals": ("pairs/a.parquet", "pairs/b.PARQUET", "pairs/c.Parquet"),
+    "a file with its ending in capitals": ("pairs.PARQUET",),
+    "a folder that is called like a file": ("pairs.parquet/part-0.parquet", "pairs.parquet/part-1.snappy.parquet"),
+    "partitions": ("pairs/date=2026-11-27/part-0.parquet", "pairs/date=2026-11-28/hour=3/part-0.parquet"),
+    "parts beside partitions": ("pairs/part-0.parquet", "pairs/date=2026-11-28/part-0.parquet"),
+}
+LEFT = ("pairs/_temporary/0/x.parquet", "pairs/.hidden.parquet", "pairs/_metadata.parquet", "pairs/.spark/y.parquet")
+REFUSED = {
+    "a sub-folder that is no partition": ("pairs/part-0.parquet", "pairs/old/part-0.parquet"),
+    "a partition of a column": ("pairs/part-0.parquet", "pairs/locale=en/part-0.parquet"),
+    "two places": ("pairs.parquet/part-0.parquet", "pairs/part-0.parquet"),
+    "two files": ("pairs.parquet", "pairs.PARQUET"),
+}
+
+
+def pairs_of(folder: Path, s3, uri: str) -> list[str]:
+    """Users of the table pairs in a folder, read there or from a copy on S3."""
+    if uri:
+        for path in (path for path in folder.rglob("*") if path.is_file()):
+            s3.upload_file(str(path), "shop", f"{folder.name}/{path.relative_to(folder)}")
+        s3.put_object(Bucket="shop", Key=f"{folder.name}/pairs/", Body=b"")  # what a console leaves
+    return sorted(open_inputs(f"{uri}/{folder.name}" if uri else folder)["pairs"].reader().read_all()["user_id"].to_pylist())
+
+
+@pytest.mark.parametrize("uri", ["", "s3://shop"], ids=["folder", "s3"])
+@pytest.mark.parametrize("name", READ)
+def test_every_part_of_a_table_is_read(s3, tmp_path, name, uri):
+    folder = split_pairs(tmp_path / f"read {name}", *READ[name])
+    for place in LEFT if (folder / "pairs").is_dir() else ():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_bytes(b"no parquet")
+    assert pairs_of(folder, s3, uri) == [f"u{number}" for number in range(len(READ[name]))]
+
+
+@pytest.mark.parametrize("uri", ["", "s3://shop"], ids=["folder", "s3"])
+@pytest.mark.parametrize("name", REFUSED)
+def test_parts_whose_rows_would_be_lost_or_doubled_are_refused_by_name(s3, tmp_path, name, uri):
+    folder = split_pairs(tmp_path / f"refused {name}", *REFUSED[name])
+    with pytest.raises(InputError, match=r"'pairs'.*(is there twice|pairs/old/part-0\.parquet|pairs/locale=en/part-0\.parquet)"):
+        pairs_of(folder, s3, uri)
+
+
 def test_optional_columns_may_be_absent_and_extra_ones_are_ignored(tmp_path):
     rows = [{key: PRODUCT[key] for key in ("product_id", "title", "selling_points", "image", "scale")} | {"stock": 3}]
     pairs = pa.table({"product_id": ["p1"], "user_id": ["u1"], "note": ["x"]})

@@ -90,6 +90,7 @@ class RunDocument(Document):
     versions: dict[str, str] = Field(default_factory=dict)
     key_ids: dict[str, str] = Field(default_factory=dict)
     duplicates: int = 0  # rows of the table pairs that named a pair again; it has one manifest row
+    left_out: dict[str, int] = Field(default_factory=dict)  # input rows whose id is no text, by table and column
     num_slots: int | None = None  # creatives that each engine makes at once; the same when the run is resumed
     counts: Counts | None = None
     manifest: tuple[ManifestFile, ...] = ()

@@ -162,7 +162,7 @@ class _Erasure:
 
     def _copy_to_resume(self, old: RunDocument, pairs: set[str]) -> None:
         """An interrupted run again without the users' pairs: the same command goes on with it."""
-        kept = old.model_dump(include={"num_slots", "duplicates"})
+        kept = old.model_dump(include={"num_slots", "duplicates", "left_out"})
         run = self._begin_copy(old, resume_key=old.resume_key, base_run=old.base_run, **kept)
         with run.beating():
             plan = Journal(self.storage, old.campaign, old.run_id).read_plan()

@@ -34,6 +34,8 @@ class Forecast:
     shards: int
     engines: int
     reasons: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows of the inputs, by table and column, whose id is not UTF-8."""
     seconds_a_creative: float | None = None
     """On one engine."""
     speed_from: str = "unknown: no run is published, and neither forecast.seconds_a_creative nor forecast.benchmark is set"
@@ -63,6 +65,7 @@ def forecast(settings: RefreshSettings) -> Forecast:
         shards=summary.shards,
         engines=engines,
         reasons=summary.reasons,
+        left_out=prepared.inputs.left_out,
     )
     if speed := _known_speed(prepared, pointer.run_id if pointer else None):
         made.seconds_a_creative, made.speed_from = speed

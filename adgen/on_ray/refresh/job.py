@@ -46,6 +46,8 @@ class Summary:
     failed: int = 0
     stale: int = 0
     duplicates: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows of the inputs, by table and column, whose id is not UTF-8: nothing could be made of them."""
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
@@ -74,6 +76,7 @@ class Summary:
             failed=counts.failed,
             stale=counts.stale,
             duplicates=run.document.duplicates,
+            left_out=run.document.left_out,
             reasons=counts.reasons,
             seconds=round(seconds, 1),
             engine_calls=speed.pictures,

@@ -112,7 +112,10 @@ def make_plan(prepared: Prepared, run: Run) -> None:
     journal, forgotten = prepared.journal(run.run_id), prepared.tombstones.hashes()
     catalog, parts, summary = write_plan(prepared, journal, base_run)
     digests = run.document.digests | {"catalog": catalog.index.name}
-    run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates)
+    left_out = prepared.inputs.left_out
+    if left_out and not summary.pairs:
+        raise InputError(f"{prepared.settings.inputs}: no pair is left, the ids of all are not UTF-8: {left_out}")
+    run.update(base_run=base_run, digests=digests, duplicates=summary.duplicates, left_out=left_out)
     journal.commit_plan(
         parts,
         settings_digest=prepared.settings_digest,

@@ -27,6 +27,7 @@ from adgen.images import read_picture, use_limits
 from adgen.records import digest
 from adgen.shop.inputs.locations import read_bytes, stat
 from adgen.shop.inputs.tables import Inputs
+from adgen.shop.inputs.text import BAD_TEXT, is_bad, readable
 from adgen.shop.similarity import EMBEDDING_NAME, EMBEDDING_SIZE, embed_titles
 
 Encoder = Callable[[list[Image.Image]], np.ndarray]
@@ -124,6 +125,8 @@ def _locate(row: dict[str, Any], inputs: Inputs) -> dict[str, Any]:
         if uri is not None:
             try:
                 named, uri = uri, None  # a place that rows may not name is named nowhere else
+                if is_bad(named):
+                    raise PairError(BAD_TEXT, f"the path of the {name} is not UTF-8: {readable(named)!r}")
                 uri = inputs.resolve(named)
                 stamp = stat(uri)
             except PairError as error:
@@ -164,9 +167,9 @@ def encode_products(batch: pa.Table, encoders: Encoders) -> pa.Table:
     for start in range(0, len(rows), _PICTURES_AT_ONCE):
         _read_and_encode(rows[start : start + _PICTURES_AT_ONCE], encoders)
     for row in rows:
-        row["title_ids"] = encoders.tokenize(row["title"] or "") if row["codes"] is not None else None
+        row["title_ids"] = encoders.tokenize(readable(row["title"] or "")) if row["codes"] is not None else None
         _derive_hashes(row)
-    embeddings = np.asarray(encoders.embed([row["title"] or "" for row in rows]), np.float16)
+    embeddings = np.asarray(encoders.embed([readable(row["title"] or "") for row in rows]), np.float16)
     schema = row_schema(embeddings.shape[1])
     values = pa.FixedSizeListArray.from_arrays(pa.array(embeddings.ravel()), embeddings.shape[1])
     facts = pa.Table.from_pylist(rows, pa.schema([*_FACTS, *_MODEL]))

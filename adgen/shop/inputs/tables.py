@@ -1,14 +1,17 @@
 """The input tables of docs/design.md 2, as Parquet at any URI: checked before any work, then read as streams.
 
-A table is one file `products.parquet` or a folder `products/` of Parquet files. Whichever it is, a row's relative
-picture URI means a file in the inputs folder itself, so that splitting a table does not move its pictures.
-Nulls in rows are let through: one null is that row's trouble, not the run's.
+A table is one file `products.parquet` or a folder of Parquet files, `products/` or `products.parquet/`, in partitions or not.
+Whichever it is, a row's relative picture URI means a file in the inputs folder itself, so that splitting a table does not move
+its pictures. Nulls in rows are let through: one null is that row's trouble, not the run's.
 """
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -18,11 +21,13 @@ import pyarrow.types as kinds
 from adgen import records
 from adgen.errors import InputError, PairError
 from adgen.shop.inputs.locations import SCHEMES, filesystem, is_s3, local_path, read_bytes, resolve_uri, stat
+from adgen.shop.inputs.text import with_sound_text
 
 __all__ = ["InputFile", "InputTable", "Inputs", "open_inputs", "read_bytes", "resolve_uri", "stat"]
 
 REFRESH_TABLES = ("products", "histories", "pairs")
 PICTURE_ROOTS = "picture_roots.json"
+_ENDING = ".parquet"
 OPTIONAL = frozenset({"cutout", "category", "brand", "locale", "channel"})  # docs/design.md 2: "null"
 
 
@@ -42,10 +47,17 @@ class InputTable:
     name: str
     schema: pa.Schema
     files: tuple[InputFile, ...]
+    _left_out: dict[str, tuple[int, Counter[str]]] = dataclass_field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_rows(self) -> int:
+        """Of the files, with what is left out."""
         return sum(file.num_rows for file in self.files)
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Rows that this process read and left out, because the bytes of an id are no UTF-8, as {"pairs.user_id": 2}."""
+        return dict(sum((counts for _, counts in self._left_out.values()), Counter()))
 
     def batches(
         self, columns: Sequence[str] | None = None, batch_rows: int = 65_536, files: Sequence[InputFile] | None = None
@@ -53,7 +65,10 @@ class InputTable:
         """Record batches of `columns` (default all) in `schema`'s types, file by file; absent columns are nulls."""
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
         for file in self.files if files is None else files:
-            yield from _read_file(file.uri, schema, batch_rows)
+            left_out: Counter[str] = Counter()
+            yield from (with_sound_text(batch, self.name, left_out) for batch in _read_file(file.uri, schema, batch_rows))
+            read = len(schema), left_out  # a file is read more than once: what saw most of its columns counts
+            self._left_out[file.uri] = max(read, self._left_out.get(file.uri, read), key=lambda each: each[0])
 
     def reader(self, columns: Sequence[str] | None = None, batch_rows: int = 65_536) -> pa.RecordBatchReader:
         """The same stream as one Arrow reader, as DuckDB and Ray Data take it."""
@@ -72,6 +87,11 @@ class Inputs:
 
     def __getitem__(self, table: str) -> InputTable:
         return self.tables[table]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """`InputTable.left_out` of all tables."""
+        return {name: count for table in self.tables.values() for name, count in sorted(table.left_out.items())}
 
     @property
     def stamps(self) -> dict[str, str]:
@@ -134,20 +154,53 @@ def _checked_table(name: str, folder: str, parts: Sequence[str]) -> InputTable:
 
 
 def _table_parts(name: str, folder: str, files: pafs.FileSystem, path: str) -> list[str]:
-    single = f"{name}.parquet"
+    """The table's files, relative to `folder`: products.parquet, or the parts in a folder products or products.parquet."""
     try:
-        one = files.get_file_info(f"{path}/{single}").type == pafs.FileType.File
-        inside = files.get_file_info(pafs.FileSelector(f"{path}/{name}", allow_not_found=True))
+        found: dict[str, list[str]] = {}
+        for place in _places(name, files, path):  # beside a table's file, a folder of its name may hold a million pictures
+            if parts := _parts_at(place, files, path, recursive=not found):
+                found[place] = parts
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{folder}: cannot look for table '{name}': {error}") from None
-    parts = sorted(
-        f"{name}/{item.base_name}"
-        for item in inside
-        if item.type == pafs.FileType.File and item.extension == "parquet" and item.base_name[0] not in "._"
-    )
-    if one and parts:
-        raise InputError(f"{folder}: table '{name}' is there twice, as {single} and as {name}/; remove one")
-    return [single] if one else parts
+    if len(found) > 1:
+        raise InputError(f"{folder}: table '{name}' is there twice, as {' and as '.join(found)}; remove one")
+    parts = next(iter(found.values()), [])
+    for part in parts:
+        _check_folders(name, folder, part)
+    return parts
+
+
+def _places(name: str, files: pafs.FileSystem, path: str) -> list[str]:
+    """Where the table may be. A local folder is asked for its names, as some file systems take upper for lower case."""
+    places = [f"{name}.parquet", f"{name}.PARQUET", f"{name}.Parquet", name]
+    if isinstance(files, pafs.LocalFileSystem) and os.path.isdir(path):
+        return [place for place in places if place in set(os.listdir(path))]
+    return places
+
+
+def _parts_at(place: str, files: pafs.FileSystem, path: str, recursive: bool) -> list[str]:
+    """The Parquet files at a place or below it; names that begin with _ or . are their writers' own."""
+    kind = files.get_file_info(f"{path}/{place}").type
+    if kind == pafs.FileType.File:
+        return [place] if place.lower().endswith(_ENDING) else []
+    if kind != pafs.FileType.Directory:
+        return []
+    inside = files.get_file_info(pafs.FileSelector(f"{path}/{place}", recursive=recursive))
+    names = (item.path[len(path) + 1 :] for item in inside if item.type == pafs.FileType.File)
+    return sorted(n for n in names if n.lower().endswith(_ENDING) and not any(part[0] in "._" for part in n.split("/")))
+
+
+def _check_folders(name: str, folder: str, part: str) -> None:
+    """InputError for a part in a sub-folder that is no partition of rows, or that says a column which its file then lacks."""
+    for each in part.split("/")[1:-1]:
+        column, is_partition, _ = each.partition("=")
+        if not is_partition:
+            raise InputError(f"{folder}: table '{name}': {part} is in a sub-folder that is no partition; move it up, or away")
+        if column in records.INPUT_TABLES[name].names:
+            raise InputError(
+                f"{folder}: table '{name}': {part} is partitioned by its column '{column}', which the file itself lacks; "
+                "write the table without partitions, or by a column of another name"
+            )
 
 
 def _open_file(name: str, uri: str, expected: pa.Schema) -> InputFile:

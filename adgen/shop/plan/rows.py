@@ -26,6 +26,7 @@ from adgen.records import (
     with_public_fingerprints,
 )
 from adgen.shop.catalog.catalog import Catalog
+from adgen.shop.inputs.text import BAD_TEXT, is_bad, readable
 from adgen.shop.plan.buckets import PUBLISHED, Bucket
 from adgen.shop.plan.fingerprint import VARIANT, Maker, is_carried, is_unchanged
 from adgen.shop.plan.histories import Drawn, Histories
@@ -61,7 +62,7 @@ PLAN_PAIRS = pa.schema(
 PLAN_CARRY = PUBLISHED
 
 # An input that could not be read tonight; the others say that the pair shall not be advertised like that any more.
-UNREADABLE = frozenset({"missing_file", "unreadable", "truncated", "too_large", "too_large_file", "too_small"})
+UNREADABLE = frozenset({"missing_file", "unreadable", "truncated", "too_large", "too_large_file", "too_small", BAD_TEXT})
 
 IsForgotten = Callable[[Sequence[str]], Sequence[bool]]
 
@@ -239,6 +240,9 @@ def _trouble(row: dict[str, Any], product: dict[str, Any] | None) -> tuple[str |
     for name in ("title", "selling_points", "image", "scale"):
         if product[name] is None and product[f"{name}_reason" if name == "image" else name] is None:
             return "null_field", f"products: {name} of {row['product_id']!r} is null"
+    texts = {"title": [product["title"]], "selling_points": product["selling_points"]}
+    if bad := [(name, text) for name, several in texts.items() for text in several if is_bad(text)]:
+        return BAD_TEXT, f"products: {bad[0][0]} of {row['product_id']!r} is not UTF-8: {readable(bad[0][1])!r}"
     if not (math.isfinite(product["scale"]) and 0 < product["scale"] <= 1):
         return "invalid_scale", f"scale {product['scale']} of {row['product_id']!r} is not above 0 and at most 1"
     return product["cutout_reason"], product["cutout_detail"]
