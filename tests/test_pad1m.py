@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adgen.errors import InputError
-from adgen.shop.inputs import pad1m
+from adgen.shop.inputs import pad1m, pad1m_file
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.inputs.pad1m import import_pad1m
 from adgen.shop.inputs.pad1m_entry import Paths, parse_entry
@@ -175,7 +175,7 @@ def test_roughness_is_repaired_and_counted(tmp_path):
 def test_a_title_cut_inside_an_emoji_still_arrives(tmp_path, lines):
     summary, tables = import_entries(tmp_path, [entry(1, sku_title_cn="emoji cut \ud83d")], lines)
     assert tables["products"][0]["title"] == "emoji cut ?"
-    assert summary.repaired == ({"bad_unicode": 1} if lines else {})  # the array reader has replaced it by itself
+    assert summary.repaired == {"bad_unicode": 1}
 
 
 def test_buckets_change_the_order_only(tmp_path, monkeypatch):
@@ -242,6 +242,11 @@ def test_one_path_far_away_does_not_open_the_disk(tmp_path):
         ('[{"f_path": "a"}, {"f_path" "b"}]', r"broken JSON after entry 1, before byte \d+"),
         ('[{"f_path": "a"}, {"f_pa', r"broken JSON after entry 1"),
         ('[{"f_path": "a"}] tail', r"broken JSON after entry 1"),
+        ('[{"f_path": "a"} {"f_path": "b"}]', r"broken JSON after entry 1, before byte 18: expected ',' or '\]'"),
+        ('[{"f_path": "a"},]', r"broken JSON after entry 1"),
+        ("[" * 80_000, r"broken JSON after entry 0: it is nested too deeply"),
+        ('[{"f_path": "a"}, ' + "[" * 80_000, r"broken JSON after entry 1: it is nested too deeply"),
+        ('{"a": ' * 80_000, r"broken JSON at line 1: it is nested too deeply"),
         ('{"f_path": "a"}\n{"f_path": }\n', r"broken JSON at line 2, column 12"),
         ('{"f_path": "a"}\n\n{"f_path": "b"', r"broken JSON at line 3"),
         ("<html>", r"starts with b'<'; expected a JSON array"),
@@ -258,6 +263,57 @@ def test_a_broken_file_stops_with_file_and_position_and_leaves_nothing(tmp_path,
     assert list((tmp_path / "shop").iterdir()) == []
 
 
+def write_set(folder: Path, text: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "set.json").write_text(text)
+    return folder / "set.json"
+
+
+@pytest.mark.parametrize("lines", [True, False])
+def test_numbers_that_json_readers_differ_about_lose_no_entry(tmp_path, lines):
+    """Ids beyond 64 bits, NaN, and an integer of more digits than Python reads."""
+    several = [entry(1), entry(2, user_id=2**63 + 5), entry(3, max_ratio=float("nan")), entry(4, width=0), entry(5, user_id=0)]
+    texts = [json.dumps(each) for each in several]
+    texts[3] = texts[3].replace('"width": 0', '"width": ' + "9" * 5000)
+    texts[4] = texts[4].replace('"user_id": 0', '"user_id": ' + "9" * 5000)
+    text = "\n".join(texts) if lines else "[" + ",\n".join(texts) + "]"
+    summary = import_pad1m(write_set(tmp_path, text), tmp_path / "shop")
+    users = open_inputs(tmp_path / "shop", ALL_TABLES)["pairs"].reader().read_all()["user_id"].to_pylist()
+    assert users == ["user1", str(2**63 + 5), "user3", "user4"]
+    assert summary.repaired == {"bad_max_ratio": 1, "not_a_number": 2}  # the width and the id
+    assert summary.skipped == {"wrong_type": 1}
+    assert "entry 3: bad_max_ratio: max_ratio: expected a number in 0..1, found NaN; taken as 1" in summary.examples
+
+
+def test_windows_paths_are_read_and_told(tmp_path):
+    windows = entry(1, f_path="rgb\\target1.jpg", f_path_trans="trans\\target1.png", history_images=["rgb\\a.jpg", "rgb/b.jpg"])
+    summary, tables = import_entries(tmp_path / "windows", [windows])
+    _, usual = import_entries(tmp_path / "usual", [entry(1)])
+    assert summary.repaired == {"windows_path": 3}
+    assert [row["product_id"] for row in tables["products"]] == [row["product_id"] for row in usual["products"]]
+
+
+def test_blanks_before_the_array_and_entries_of_any_size_do_not_matter(tmp_path, monkeypatch):
+    """Read in chunks of which many end inside an entry, a character or a number."""
+    entries = [entry(number, sku_title_cn=f"红色 🔥 {number}" * (number % 5 + 1), width=123456) for number in range(40)]
+    _, whole = import_entries(tmp_path / "whole", entries)
+    for size in (1, 7, 64):
+        monkeypatch.setattr(pad1m_file, "_CHUNK", size)
+        text = " " * 70_000 + json.dumps(entries, ensure_ascii=False, indent=1) + "\n" * 9
+        read = list(pad1m_file.read_entries(write_set(tmp_path / str(size), text)))
+        assert read == entries
+        assert list(pad1m_file.read_entries(write_set(tmp_path / str(size), "[1, 22 ,333]"))) == [1, 22, 333]
+    assert len(whole["pairs"]) == 40
+
+
+def test_an_entry_without_end_is_refused_before_memory_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(pad1m_file, "MAX_ENTRY_BYTES", 10_000)
+    monkeypatch.setattr(pad1m_file, "_CHUNK", 1000)
+    for text in ('[{"f_path": "' + "a" * 50_000, '{"f_path": "' + "a" * 50_000):
+        with pytest.raises(InputError, match=r"broken JSON after entry 0|line 1 has more than 10000 bytes"):
+            list(pad1m_file.read_entries(write_set(tmp_path, text)))
+
+
 def test_a_missing_file_and_remote_places_are_input_errors(tmp_path):
     with pytest.raises(InputError, match=r"none\.json: cannot be read"):
         import_pad1m(tmp_path / "none.json", tmp_path / "shop")
@@ -267,7 +323,7 @@ def test_a_missing_file_and_remote_places_are_input_errors(tmp_path):
 
 MEASURE = """
 import resource, sys
-from adgen.shop import pad1m
+from adgen.shop.inputs import pad1m
 pad1m.ROWS_PER_BUCKET, pad1m.ROWS_PER_BATCH, pad1m.RECENT_CLICKS = 20_000, 500, 5_000
 pad1m.import_pad1m(sys.argv[1], sys.argv[2])
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)

@@ -75,8 +75,11 @@ def parse_entry(value: Any, paths: Paths, report: Report) -> Entry:
     """The entry as rows. BadEntry when it can't be used; `report(reason, detail)` for what was repaired."""
     if not isinstance(value, dict):
         raise BadEntry("not_an_object", f"found {type(value).__name__}")
-    picture, title = _required_text(value, "f_path", report), _decoded(_required_text(value, "sku_title_cn", report))
-    cutout = _text(value, "f_path_trans", report)
+    for name, number in value.items():
+        if name != "max_ratio" and isinstance(number, float) and not math.isfinite(number):
+            report("not_a_number", f"{name} is {_number(number)}")
+    picture, title = _path(_required_text(value, "f_path", report), report), _decoded(_required_text(value, "sku_title_cn", report))
+    cutout = _path(_text(value, "f_path_trans", report), report)
     if not cutout:
         report("no_cutout", "f_path_trans is empty: the product must be cut out of its picture")
     target = paths.product(
@@ -100,7 +103,7 @@ def _clicks(value: dict, paths: Paths, report: Report) -> tuple[Product, ...]:
         if not isinstance(image, str) or not image.strip() or not isinstance(title, str | None):
             report("bad_click", f"history position {position}: picture {image!r}, title {title!r}; left out")
             continue
-        clicks.append(paths.product(_clean(image, report).strip(), _decoded(_clean(title or "", report)) or None))
+        clicks.append(paths.product(_path(_clean(image, report).strip(), report), _decoded(_clean(title or "", report)) or None))
     if not clicks:
         report("empty_history", "no usable click")
     return tuple(clicks)
@@ -110,7 +113,7 @@ def _user_id(given: Any, clicks: tuple[Product, ...], report: Report) -> str:
     if given is None or given == "":
         return "h" + digest("pad1m user", *(click.product_id for click in clicks))[:24]
     if not isinstance(given, str | int) or isinstance(given, bool):
-        raise BadEntry("wrong_type", f"user_id: expected text, found {given!r}")
+        raise BadEntry("wrong_type", f"user_id: expected text, found {_number(given)}")
     return _clean(str(given), report)
 
 
@@ -118,8 +121,22 @@ def _scale(given: Any, report: Report) -> float:
     number = isinstance(given, int | float) and not isinstance(given, bool)
     if number and math.isfinite(given) and 0 < given <= 1:
         return float(given)
-    report("bad_max_ratio", f"max_ratio: expected a number in 0..1, found {given!r}; taken as 1")
+    report("bad_max_ratio", f"max_ratio: expected a number in 0..1, found {_number(given)}; taken as 1")
     return 1.0
+
+
+def _number(given: Any) -> str:
+    if isinstance(given, float) and not math.isfinite(given):
+        return "NaN" if math.isnan(given) else "an infinite number, or one of more than a thousand digits"
+    return f"{given!r:.100}"
+
+
+def _path(path: str, report: Report) -> str:
+    """A path as Windows writes it, with the slashes of all others."""
+    if "\\" not in path:
+        return path
+    report("windows_path", f"{path!r:.200}: each backslash became a slash")
+    return path.replace("\\", "/")
 
 
 def _required_text(value: dict, field: str, report: Report) -> str:
