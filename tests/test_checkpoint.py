@@ -303,6 +303,7 @@ def test_loading_holds_one_copy(tmp_path):
     size = (tmp_path / "model.safetensors").stat().st_size / 2  # loaded as bf16
     program = """
 import sys, threading, time, torch
+from transformers import Dinov2Model, JanusVQVAE  # a library's own memory is not the model's
 from adgen.model.checkpoint import load
 private = lambda: int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1]) * 1024
 before, peak, done = private(), 0, False
