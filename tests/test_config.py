@@ -1,7 +1,10 @@
 """Settings from version to version: old files are read, and digests say only what changed."""
 
+import importlib
 import json
 import logging
+import re
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -112,3 +115,49 @@ def test_what_is_no_section_is_still_named(values):
 
 def test_a_section_that_is_left_out_is_fine():
     assert validate_settings(Now, {"maybe": None}, "old.toml") == Now()
+
+
+# -- nothing is forgotten ------------------------------------------------------------------------------------------------
+
+ROOT = Path(__file__).parent.parent
+FIELDS_OF_0_1_0 = json.loads((ROOT / "tests" / "golden" / "settings_0_1_0.json").read_text())
+"""Name of each settings class of version 0.1.0 -> its fields."""
+
+
+def current_classes() -> dict[str, type[Settings]]:
+    """Those classes as they are now. A class that is called otherwise has another digest, and so is missing here."""
+    found = {}
+    for file in (ROOT / "adgen").rglob("*.py"):
+        names = FIELDS_OF_0_1_0.keys() & set(
+            re.findall(r"^(?:class )?(\w+)(?:\(| = )", file.read_text(encoding="utf-8"), re.MULTILINE)
+        )
+        if names:
+            module = importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+            found |= {name: getattr(module, name) for name in names}
+    return found
+
+
+def forgotten(kind: type[Settings], before: set[str]) -> set[str]:
+    """Fields that came or went without a word in ADDED, RENAMED or REMOVED: each would make every creative of every store anew,
+    or an old settings file unreadable."""
+    renamed, now = kind.table("RENAMED"), set(kind.model_fields)
+    added = frozenset().union(*(vars(base).get("ADDED", ()) for base in kind.__mro__))
+    came = now - before - added - {new for old, new in renamed.items() if old in before}
+    return came | (before - now - renamed.keys() - kind.table("REMOVED").keys())
+
+
+def test_every_field_that_came_or_went_since_0_1_0_is_listed():
+    found = current_classes()
+    assert found.keys() == FIELDS_OF_0_1_0.keys()
+    assert {name: gone for name, kind in found.items() if (gone := forgotten(kind, set(FIELDS_OF_0_1_0[name])))} == {}
+
+
+def test_a_field_that_nobody_listed_is_found():
+    class Careless(Before):
+        width_again: int = 1
+
+    before = set(Before.model_fields)
+    assert forgotten(Careless, before) == {"width_again"}
+    assert forgotten(Inner, {"size", "colour"}) == {"colour"}
+    assert forgotten(Now, before) == set()
+    assert forgotten(InnerNow, {"size"}) == set()

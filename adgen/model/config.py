@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -100,6 +100,8 @@ class ImageTokenConfig(Settings):
 
 class PreferenceConfig(Settings):
     """Mask generators and dual-modality fusion (docs/design.md 6.2 to 6.4)."""
+
+    RENAMED: ClassVar = {old: new for new, old in _NAMES_ON_DISK.items()}
 
     num_heads: int = Field(16, gt=0)
     mask_layers: int = Field(2, gt=0)

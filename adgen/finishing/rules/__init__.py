@@ -25,6 +25,8 @@ class Rule(Settings):
 class RulePack(Settings):
     """What is checked for titles of one language."""
 
+    ADDED = frozenset({"negations", "negated_through"})
+
     language: str
     """Language subtag of a locale: "zh" of "zh-CN"."""
     negations: tuple[str, ...] = ()

@@ -47,6 +47,8 @@ class CleanUpSettings(Settings):
 class FailureSettings(Settings):
     """When a run stops instead of going on."""
 
+    ADDED = frozenset({"min_ok_share"})
+
     max_failed_share: float = Field(default=0.2, ge=0, le=1)
     """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done. Carried rows count as
     good; rows that failed in the published run, too, and rows whose input is bad do not count."""
@@ -94,6 +96,8 @@ class ForecastSettings(Settings):
 
 class RefreshSettings(Settings):
     """Refresh one campaign: tables in, published creatives out."""
+
+    ADDED = frozenset({"pictures"})
 
     inputs: str = ""
     """Folder or URI of the tables products, histories and pairs; {campaign} in it stands for the campaign's name."""
