@@ -121,10 +121,13 @@ LINEAGE = pa.schema(
         pa.field("versions", pa.string()),
         pa.field("tokens", pa.string()),
         pa.field("history_items", pa.int32()),  # that the prompt showed: the drawn clicks, repeated; null: as drawn
+        pa.field("variant", pa.int32()),
     ]
 )
-LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(("num_slots", "num_threads", "device", "versions", "tokens", "history_items")) | {
+_NULL_BEFORE = ("num_slots", "num_threads", "device", "versions", "tokens", "history_items", "carried")
+LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(_NULL_BEFORE) | {
     "tried_before": False,
+    "variant": 0,
 }
 """Columns that came after the first tables were written, with the value that a table without them is read with: of manifests,
 journal parts, lineage and plan parts. A new column stands at the end of its schema and has an entry here; schema_version stays."""
@@ -138,7 +141,9 @@ def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
             continue
         if field.name not in LATER_COLUMNS:
             raise ValueError(f"column {field.name} is missing")
-        table = table.append_column(field, pa.repeat(pa.scalar(LATER_COLUMNS[field.name], field.type), table.num_rows))
+        default = pa.scalar(LATER_COLUMNS[field.name], field.type)
+        column = pa.repeat(default, table.num_rows) if default.is_valid else pa.nulls(table.num_rows, field.type)
+        table = table.append_column(field, column)
     known = schema.names
     return table if table.column_names == known else table.select([*known, *(n for n in table.column_names if n not in known)])
 

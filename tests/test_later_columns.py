@@ -16,6 +16,7 @@ from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
 from adgen.errors import ConsumerError, StoreError
 from adgen.shop.plan import buckets, plan
+from adgen.shop.plan import published as published_rows
 from adgen.shop.plan import rows as plan_rows
 
 ADDED = pa.field("mood", pa.string(), nullable=False)
@@ -45,7 +46,8 @@ def next_version(monkeypatch):
                     monkeypatch.setattr(module, name, schema)
         monkeypatch.setattr(records, "LATER_COLUMNS", records.LATER_COLUMNS | {"mood": "calm", "clicks_asked": 10})
         monkeypatch.setattr(buckets, "LINEAGE_ONLY", lineage_only)
-        monkeypatch.setattr(buckets, "PUBLISHED", published)
+        for module in (buckets, published_rows):
+            monkeypatch.setattr(module, "PUBLISHED", published)
         monkeypatch.setitem(buckets._SCHEMAS, "published", published)
         for module in (plan_rows, plan):
             monkeypatch.setattr(module, "PLAN_CARRY", published)

@@ -18,7 +18,7 @@ from adgen.shop.plan import buckets as plan_buckets
 from adgen.shop.plan import plan
 from adgen.shop.plan.buckets import clear_buckets, read_bucket, split_inputs, split_published
 from adgen.shop.plan.plan import make_plan
-from adgen.shop.plan.rows import plan_bucket
+from adgen.shop.plan.rows import plan_bucket, rows_to_make
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def test_the_number_of_buckets_changes_nothing(shop, folder, tmp_path):
         for table in ("pairs", "histories"):
             split_inputs(inputs, table, tmp_path / "b", count)
         plans = [plan_bucket(rules(), read_bucket(tmp_path / "b", number), catalog) for number in range(count)]
-        found.append([row for each in plans for row in each.generate.to_pylist()])
+        found.append([row for each in plans for row in rows_to_make(each.generate).to_pylist()])
     assert found[0] == found[1] == night.generate
 
 

@@ -1,6 +1,41 @@
 """Variants of a pair: their seeds, fingerprints and ranks, and what a plan carries when there are more of them, or fewer."""
 
-from adgen.records import variant_seed
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from support.runs import make_rows
+from support.shops import Night, SmallShop, rules, small_shop
+
+from adgen.creatives.ranking import distance, ranked, ranks_of
+from adgen.creatives.storage import Storage
+from adgen.creatives.stores import open_storage
+from adgen.records import FAILED, OK, REJECTED, pair_seed, variant_seed
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> SmallShop:
+    return small_shop(tmp_path / "inputs")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Storage:
+    return open_storage(tmp_path / "store")
+
+
+def committed(night: Night) -> dict[tuple[str, int], dict]:
+    """The night's manifest rows by pair and variant; each pair's ranks are 0, 1, ..."""
+    rows = [row for part in night.parts for row in night.journal.read_part(part.index).to_pylist()]
+    by_pair: dict[str, list[int]] = {}
+    for row in rows:
+        by_pair.setdefault(row["pair_id"], []).append(row["rank"])
+    assert all(sorted(ranks) == list(range(len(ranks))) for ranks in by_pair.values())
+    found = {(row["pair_id"], row["variant"]): row for row in rows}
+    assert len(found) == len(rows)
+    return found
+
+
+# -- seeds and fingerprints ------------------------------------------------------------------------------------------
 
 
 def test_the_first_attempt_at_variant_0_has_the_pairs_own_seed_and_no_other_attempt_shares_one():
@@ -10,3 +45,145 @@ def test_the_first_attempt_at_variant_0_has_the_pairs_own_seed_and_no_other_atte
     assert all(0 <= seed < 2**63 for seed in seeds)
     # For ever: published creatives are made again from it.
     assert variant_seed(variant_seed(3, 1), 0, 2) == variant_seed(3, 1, 2) == 154365812818143369
+
+
+def test_a_fingerprint_of_variant_0_is_what_it_was_before_there_were_variants():
+    made_by = rules().maker
+    assert made_by.fingerprint("product", ["click"], 5) == made_by.fingerprint("product", ["click"], 5, 0)
+    # For ever: published creatives are carried by it.
+    assert made_by.fingerprint("product", ["click"], 5) == "0eb46bf8830cf1e916a100d4638ea1642640d37311e69cb2ef60808f70af4035"
+    assert len({made_by.fingerprint("product", ["click"], 5, variant) for variant in range(16)}) == 16
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+def test_more_variants_keep_those_that_are_there_and_fewer_drop_the_highest(shop, folder):
+    one = shop.night(folder)
+    three = shop.night(folder, one, variants=3)
+    assert (three.summary.pairs, three.summary.to_generate, three.summary.carried) == (20, 40, 20)
+    assert {row["variant"] for row in three.generate} == {1, 2}
+    again = shop.night(folder, three, variants=3)
+    assert (again.summary.to_generate, again.summary.carried) == (0, 60)
+    assert committed(again).keys() == committed(three).keys()
+    five = shop.night(folder, again, variants=5)
+    assert (five.summary.to_generate, five.summary.carried, {row["variant"] for row in five.generate}) == (40, 60, {3, 4})
+    two = shop.night(folder, five, variants=2)
+    assert (two.summary.pairs, two.summary.to_generate, two.summary.carried) == (20, 0, 40)
+    before, left = committed(five), committed(two)
+    assert set(left) == {key for key in before if key[1] < 2}
+    for key, row in left.items():
+        made_by = one if key[1] == 0 else three
+        assert (row["fingerprint"], row["carried_from"]) == (before[key]["fingerprint"], made_by.journal.run_id)
+
+
+def test_each_variant_has_its_seed_its_lineage_and_a_fingerprint_of_its_own(shop, folder):
+    night = shop.night(folder, variants=3)
+    rows = committed(night)
+    assert len(rows) == len({row["fingerprint"] for row in rows.values()}) == 60
+    for (pair, variant), row in rows.items():
+        assert row["seed"] == variant_seed(pair_seed(pair, 7), variant)
+    lineage = [row for part in night.parts for row in night.journal.read_lineage(part.index).to_pylist()]
+    assert {(row["pair_id"], row["variant"], row["seed"]) for row in lineage} == {(*key, row["seed"]) for key, row in rows.items()}
+
+
+def test_a_pairs_variants_lie_in_one_shard_and_a_shard_counts_pairs(shop, folder):
+    one = shop.night(folder, pairs_per_shard=7)
+    night = shop.night(folder, one, variants=3, pairs_per_shard=7)
+    assert [part.rows for part in night.parts] == [21, 21, 18]
+    held = [set(night.journal.read_plan_part(part)["pair_id"].to_pylist()) for part in night.parts]
+    assert [len(pairs) for pairs in held] == [7, 7, 6]
+    assert len(set.union(*held)) == 20
+    carried = shop.night(folder, night, variants=3, pairs_per_shard=7, carried_per_shard=12)
+    assert [part.rows for part in carried.parts] == [12, 12, 12, 12, 12]
+
+
+def test_a_limit_counts_pairs(shop, folder):
+    whole = shop.night(folder, variants=3)
+    few = shop.night(folder, variants=3, limit=7)
+    assert (few.summary.pairs, few.summary.to_generate) == (7, 21)
+    assert few.generate == whole.generate[:21]
+
+
+def test_a_plan_of_one_variant_is_the_plan_that_it_was(shop, folder, tmp_path):
+    night = shop.night(folder)
+    assert "carried" not in night.journal.read_plan_part(night.parts[0]).column_names
+    assert shop.night(open_storage(tmp_path / "another"), variants=1).parts == night.parts
+
+
+def test_one_variant_that_failed_is_tried_again_beside_the_others(shop, folder):
+    first = shop.night(folder, variants=3, failed=lambda row: row["variant"] == 1)
+    assert {row["rank"] for row in committed(first).values() if row["status"] == FAILED} == {2}
+    second = shop.night(folder, first, variants=3)
+    assert (second.summary.to_generate, second.summary.tried_again, second.summary.carried) == (20, 20, 40)
+    assert {(row["variant"], row["attempt"]) for row in second.generate} == {(1, 1)}
+    assert len(second.beside) == 40
+
+
+def test_an_input_unreadable_tonight_keeps_all_variants_that_are_there_and_makes_no_more(shop, folder):
+    first = shop.night(folder, variants=2)
+    (shop.folder / shop.products["p4"]["cutout"]).unlink()
+    second = shop.night(folder, first, variants=3)
+    stale = {key for key, row in committed(second).items() if row["stale"]}
+    assert stale == {(row["pair_id"], row["variant"]) for row in first.generate if row["product_id"] == "p4"} != set()
+    assert second.summary.planned_failures == 0
+
+
+def test_a_bad_pair_is_one_row_whatever_the_number_of_variants(shop, folder):
+    shop.pairs.append(("u1", "nobody made this", None, None))
+    night = shop.night(folder, variants=3)
+    assert [row["variant"] for row in night.generate if row["reason"]] == [0]
+    assert (night.summary.pairs, night.summary.to_generate, night.summary.planned_failures) == (21, 60, 1)
+
+
+def test_a_changed_product_makes_all_variants_anew(shop, folder):
+    first = shop.night(folder, variants=3)
+    shop.products["p4"]["title"] = "brand new name"
+    second = shop.night(folder, first, variants=3)
+    assert not second.beside
+    assert second.summary.to_generate == 3 * len(second.made) > 0
+
+
+# -- ranks -----------------------------------------------------------------------------------------------------------
+
+
+def row(variant: int, status: str = OK, title: str = "red mug", gates: dict | None = None, **scores: float) -> dict:
+    return {"variant": variant, "status": status, "title": title, "gates": gates or {}, "scores": scores}
+
+
+def test_a_rejected_variant_ranks_behind_every_good_one_and_a_failed_one_last():
+    rows = [row(0, FAILED), row(1, REJECTED, allowed_words=1.0), row(2, allowed_words=0.1), row(3, allowed_words=0.9)]
+    assert ranks_of(rows) == [3, 2, 1, 0]
+
+
+def test_a_gate_that_warns_comes_before_every_score():
+    warned = {"title_length": "warn: 80 columns wide"}
+    assert ranks_of([row(0, gates=warned, allowed_words=1.0), row(1, gates={"title_length": "ok"}, allowed_words=0.1)]) == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["allowed_words", "product_inside", "style_agreement"])
+def test_each_score_decides_where_all_else_is_equal(name):
+    assert ranks_of([row(0, **{name: 0.2}), row(1, **{name: 0.8})]) == [1, 0]
+
+
+def test_equal_variants_rank_by_their_numbers_and_a_missing_score_is_no_handicap():
+    assert ranks_of([row(2), row(0), row(1)]) == [2, 0, 1]
+    assert ranks_of([row(0), row(1, style_agreement=0.9), row(2, style_agreement=0.1)]) == [1, 0, 2]
+
+
+def test_the_second_rank_goes_to_what_differs_from_the_first():
+    colours = [{"background_red": r, "background_green": 9.0, "background_blue": 9.0} for r in (200.0, 199.0, 10.0)]
+    rows = [row(n, allowed_words=w, **colour) for n, (w, colour) in enumerate(zip((0.9, 0.89, 0.85), colours, strict=True))]
+    assert ranks_of(rows) == [0, 2, 1]
+    assert ranks_of([row(0, title="红色 茶杯"), row(1, title="红色 茶杯"), row(2, title="蓝色 水壶")]) == [0, 2, 1]
+    assert distance(rows[0], rows[0]) == 0
+    assert distance(row(0, title=""), row(1, title="mug")) == 1
+
+
+def test_ranks_are_a_function_of_a_pairs_rows_wherever_they_stand():
+    pairs = ["a" * 32, "b" * 32]
+    table = pa.concat_tables([make_rows(None, pairs), make_rows(None, pairs, status=REJECTED), make_rows(None, ["c" * 32])])
+    table = table.set_column(2, "variant", pa.array([0, 0, 1, 1, 0], pa.int32()))
+    assert ranked(table)["rank"].to_pylist() == [0, 0, 1, 1, 0]
+    assert ranked(table.take([3, 0, 4, 2, 1]))["rank"].to_pylist() == [1, 0, 0, 1, 0]
+    assert ranked(table.slice(0, 0)).num_rows == 0

@@ -25,6 +25,7 @@ from adgen.generation.rank_group import RankGroup
 from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.style_agreement import style_agreements
 from adgen.generation.timings import PhaseTimings
 from adgen.model.config import ModelConfig
 from adgen.model.lora import merge_lora
@@ -115,6 +116,10 @@ class Engine:
             return []
         self._group.send(*pack_requests(requests, self._agreement()))
         return self._generate_together(requests)
+
+    def style_agreements(self, requests: Sequence[Request], results: Sequence[Result]) -> list[float | None]:
+        """How well each result's picture fits the style of its request's clicks: `adgen.generation.style_agreement`."""
+        return style_agreements(self._model, requests, results)
 
     def close(self) -> None:
         """Dismiss the other ranks, if there are any. The engine is of no further use."""

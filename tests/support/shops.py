@@ -1,6 +1,7 @@
 """Hand-made shops for tests of catalog and plan: a few real pictures, tables as dicts, and whole nights without a model."""
 
 import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.storage import Storage
-from adgen.records import FAILED, INPUT_TABLES, LINEAGE, MANIFEST, OK
+from adgen.records import FAILED, INPUT_TABLES, LINEAGE, MANIFEST, OK, with_later_columns
 from adgen.shop.catalog.catalog import Catalog, CatalogPlace, build_catalog
 from adgen.shop.catalog.rows import Encoders
 from adgen.shop.inputs.tables import Inputs, open_inputs
 from adgen.shop.plan.fingerprint import Maker
 from adgen.shop.plan.plan import PlanSummary, make_plan
-from adgen.shop.plan.rows import PlanRules, carried_rows
+from adgen.shop.plan.rows import PLAN_PAIRS, PlanRules, carried_rows, rows_to_make, with_carried
+
+Failed = Collection[str] | Callable[[dict], bool]
 
 CAMPAIGN = "autumn"
 MODEL = "a" * 64
@@ -98,8 +101,8 @@ class SmallShop:
         scratch = self.folder.parent / "scratch"
         return build_catalog(self.save(), CatalogPlace(storage, MODEL, CAMPAIGN, scratch / "cache"), encoders(encoder), scratch)
 
-    def night(self, storage: Storage, base: "Night | None" = None, failed: set[str] = frozenset(), **options) -> "Night":
-        """Catalog, plan, and every shard committed: ok, or failed for the pairs in `failed`."""
+    def night(self, storage: Storage, base: "Night | None" = None, failed: Failed = frozenset(), **options) -> "Night":
+        """Catalog, plan, and every shard committed: ok, or failed for the pairs in `failed`, or the rows of which it is true."""
         return run_night(self, storage, base, failed, **options)
 
 
@@ -110,6 +113,8 @@ class Night:
     summary: PlanSummary
     generate: list[dict]
     carry: list[dict]
+    beside: list[dict]
+    """Rows that are carried beside other variants of their pairs, which were made."""
 
     @property
     def made(self) -> set[str]:
@@ -137,7 +142,7 @@ def small_shop(folder: Path, num_products: int = 12, num_users: int = 10) -> Sma
     return shop
 
 
-def run_night(shop: SmallShop, storage: Storage, base: Night | None, failed: set[str], **options) -> Night:
+def run_night(shop: SmallShop, storage: Storage, base: Night | None, failed: Failed, **options) -> Night:
     shop.nights += 1
     catalog = shop.catalog(storage)
     journal = Journal(storage, CAMPAIGN, layout.new_run_id())
@@ -147,22 +152,26 @@ def run_night(shop: SmallShop, storage: Storage, base: Night | None, failed: set
     scratch = shop.folder.parent / f"plan{shop.nights}"
     parts, summary = make_plan(ours, shop.save(), catalog, journal, scratch, base.journal if base else None, **options)
     journal.commit_plan(parts, settings_digest="s", inputs={}, base_run=None, pointer_etag=None, pointer_generation=0)
-    night = Night(journal, parts, summary, [], [])
+    night = Night(journal, parts, summary, [], [], [])
     for part in parts:
         table = journal.read_plan_part(part)
         if part.kind == "carry":
             night.carry += table.to_pylist()
             journal.commit_part(part, *carried_rows(table))
         else:
-            night.generate += table.to_pylist()
-            journal.commit_part(part, *_commit_rows(table, failed, storage if shop.pictures else None))
+            to_make = rows_to_make(with_later_columns(table, PLAN_PAIRS))
+            night.generate += to_make.to_pylist()
+            night.beside += carried_rows(table)[0].to_pylist()
+            made = _commit_rows(to_make, failed, storage if shop.pictures else None)
+            journal.commit_part(part, *with_carried(table, *made))
     return night
 
 
-def _commit_rows(plan: pa.Table, failed: set[str], storage: Storage | None) -> tuple[pa.Table, pa.Table]:
+def _commit_rows(plan: pa.Table, failed: Failed, storage: Storage | None) -> tuple[pa.Table, pa.Table]:
     rows = []
     for row in plan.to_pylist():
-        reason = row["reason"] or ("engine" if row["pair_id"] in failed else None)
+        is_failed = failed(row) if callable(failed) else row["pair_id"] in failed
+        reason = row["reason"] or ("engine" if is_failed else None)
         made = {"schema_version": 1, "status": FAILED if reason else OK, "reason": reason, "stale": False}
         made |= vars_of(storage, row) if storage and not reason else {}
         rows.append(row | made | {"title": row["product_title"], "model_digest": MODEL, "gates": [("g", "ok")], "scores": []})

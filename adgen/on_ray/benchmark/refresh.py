@@ -70,8 +70,8 @@ class NullFinish(FinishAndCommit):
     """Rows, objects and commits as they are, without a pixel."""
 
     def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
-        """Bytes that no other pair has; no picture, so of no size."""
-        data = hashlib.shake_128(pair["pair_id"].encode()).digest(OBJECT_BYTES)
+        """Bytes that no other creative has; no picture, so of no size."""
+        data = hashlib.shake_128(f"{pair['pair_id']} {pair['variant']}".encode()).digest(OBJECT_BYTES)
         verdict = Verdict(OK, None, dict.fromkeys(GATES, "ok"), {"allowed_words": 1.0})
         return Finished(pair["title"], Encoded(data, "webp", None, None), (), verdict)
 

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageStat
 
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.objects import put_object
+from adgen.creatives.ranking import COLOUR
 from adgen.errors import PairError
 from adgen.finishing.finish import Finished, finish
 from adgen.images import use_limits
@@ -18,7 +19,7 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
 from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
-from adgen.shop.plan.rows import carried_rows
+from adgen.shop.plan.rows import carried_rows, with_carried
 
 
 class FinishAndCommit:
@@ -31,8 +32,8 @@ class FinishAndCommit:
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
-        """-> counts of the shard: {"index", "rows", "engine_calls", "engine_seconds", "floor_seconds", "made_ok", "failed",
-        "judged", "judged_failed", "retried", "committed"}."""
+        """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "floor_seconds", "made_ok",
+        "failed", "judged", "judged_failed", "retried", "committed"}."""
         planned, pictures = unpack(row["shard"])
         gone = self.journal.forgotten_users(
             pair["user_id"] for pair in planned
@@ -40,12 +41,14 @@ class FinishAndCommit:
         pairs = [pair for pair in planned if pair["user_id"] not in gone]
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
             rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
-        table = pa.Table.from_pylist(rows, schema=MANIFEST)
-        committed = self.journal.commit_part(plan_part(row), table, self._lineage(pairs))
+        part = plan_part(row)
+        table, lineage = pa.Table.from_pylist(rows, schema=MANIFEST), self._lineage(pairs)
+        committed = self.journal.commit_part(part, *with_carried(self.journal.read_plan_part(part), table, lineage))
         failed = sum(r["status"] == FAILED for r in rows)
         return {
             "index": row["index"],
-            "rows": len(planned),
+            "rows": part.rows,
+            "pairs": len({pair["pair_id"] for pair in planned}),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds", "floor_seconds")},
             "made_ok": sum(r["status"] == OK for r in rows),
             "failed": failed,
@@ -56,7 +59,6 @@ class FinishAndCommit:
     def _finish(self, pair: Row, pictures: dict[str, bytes]) -> Row:
         base = {
             "schema_version": MANIFEST_SCHEMA_VERSION,
-            "rank": 0,
             "stale": False,
             "model_digest": self.context.model_digest,
             "generated_at": datetime.now(UTC),
@@ -70,9 +72,12 @@ class FinishAndCommit:
             done = self.creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason}
+        made = base | done.manifest_fields() | {"seconds": pair["seconds"]}
+        if self.context.settings.plan.variants > 1:
+            made["scores"] = made["scores"] | ranking_scores(pair)
         if done.verdict.status != OK:
             # A picture that a gate rejected is in no place where a consumer could take it for published.
-            return base | done.manifest_fields() | {"seconds": pair["seconds"]}
+            return made
         storage = self.journal.storage
         put = lambda encoded: put_object(storage, encoded.data, encoded.extension, encoded.content_type)  # noqa: E731
         main = put(done.picture)
@@ -81,7 +86,7 @@ class FinishAndCommit:
             | vars_of(put(r.picture))
             for r in done.renditions
         ]
-        return base | done.manifest_fields() | vars_of(main) | {"renditions": renditions, "seconds": pair["seconds"]}
+        return made | vars_of(main) | {"renditions": renditions}
 
     def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
         """A pair with title and picture (PNG) -> its creative. PairError: why there is none."""
@@ -107,6 +112,13 @@ def judged_counts(pairs: list[Row], rows: list[Row]) -> Row:
     return {"judged": len(judged), "judged_failed": sum(row["status"] == FAILED for row in judged), "retried": sum(retries)}
 
 
+def ranking_scores(pair: Row) -> dict[str, float]:
+    """What variants of a pair are ranked by, apart from the scores of gates (adgen/creatives/ranking.py)."""
+    background = Image.open(io.BytesIO(pair["picture"])).convert("RGB")
+    scores = dict(zip(COLOUR, ImageStat.Stat(background).mean, strict=True))
+    return scores if pair["style_agreement"] is None else scores | {"style_agreement": pair["style_agreement"]}
+
+
 def commit_carried(context: Context, part: PlanPart) -> Row:
     """A bulk shard of carried rows: its plan part is its result."""
     journal = context.journal()
@@ -114,6 +126,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
     return {
         "index": part.index,
         "rows": part.rows,
+        "pairs": part.rows,
         "engine_calls": 0,
         "engine_seconds": 0.0,
         "floor_seconds": 0.0,

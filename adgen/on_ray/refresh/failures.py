@@ -25,8 +25,8 @@ class FailureWatch:
     def count(self, done: dict[str, Any]) -> None:
         """Take a shard's counts; RunError when the run should stop."""
         # One new pair that fails tonight is a row's matter; a whole shard that fails is the run's.
-        if self._is_first and done["rows"] == done["failed"] > 1 and not done["retried"]:
-            raise RunError(f"all {done['rows']} pairs of the first shard failed; nothing is published (see `adgen report`)")
+        if self._is_first and done["rows"] == done["failed"] and done["pairs"] > 1 and not done["retried"]:
+            raise RunError(f"all {done['pairs']} pairs of the first shard failed; nothing is published (see `adgen report`)")
         self._is_first = False
         self.judged += done["judged"]
         self.failed += done["judged_failed"]

@@ -47,12 +47,16 @@ class Generate:
         wanted = [pair for pair in pairs if pair["reason"] is None]
         engine = self.engine
         before = copy.copy(engine.timings)
-        results = engine.generate(self._requests(wanted, conditions))
+        requests = self._requests(wanted, conditions)
+        results = engine.generate(requests)
         speed = shard_speed(engine, engine.timings - before, len(wanted))
         seconds = speed["engine_seconds"] / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
             pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
             pair |= provenance(result, self.context.settings)
+        if self.context.settings.plan.variants > 1:
+            for pair, agreement in zip(wanted, engine.style_agreements(requests, results), strict=True):
+                pair["style_agreement"] = agreement
         return row | speed | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
 
     def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:

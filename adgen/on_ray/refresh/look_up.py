@@ -12,7 +12,7 @@ from adgen.records import with_later_columns
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.history import filled
 from adgen.shop.inputs.locations import read_bytes
-from adgen.shop.plan.rows import PLAN_PAIRS
+from adgen.shop.plan.rows import PLAN_PAIRS, rows_to_make
 
 
 class LookUp:
@@ -26,7 +26,8 @@ class LookUp:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds "shard"; a pair that cannot be made gets a reason and no picture."""
-        pairs = with_later_columns(self.journal.read_plan_part(plan_part(row)), PLAN_PAIRS).to_pylist()
+        table = with_later_columns(self.journal.read_plan_part(plan_part(row)), PLAN_PAIRS)
+        pairs = rows_to_make(table).to_pylist()
         return row | {"shard": pack(pairs, self.look_up(pairs))}
 
     def look_up(self, pairs: list[Row]) -> dict[str, bytes]:
@@ -36,6 +37,7 @@ class LookUp:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
             pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
             pair["history_items"] = None
+            pair["style_agreement"] = None
             pair |= dict.fromkeys(PROVENANCE)
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)

@@ -148,6 +148,7 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), rules_digest())),
         history_items=prepared.history_items,
         history_order=prepared.model.config.history_order,
+        variants=settings.plan.variants,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
         limit=settings.plan.limit,

@@ -23,10 +23,15 @@ if TYPE_CHECKING:
 class PlanSettings(Settings):
     """What a run does, and in which portions."""
 
+    ADDED = frozenset({"variants"})
+
     pairs_per_shard: Annotated[int, arg(aliases=["--pairs-per-shard"])] = Field(default=256, gt=0)
-    """Pairs of a shard: the unit of work, of commit, and of what a crash can cost."""
+    """Pairs of a shard, each with all its variants: the unit of work, of commit, and of what a crash can cost."""
     limit: Annotated[int | None, arg(aliases=["--limit"])] = Field(default=None, gt=0)
     """Only the first N pairs. Such a run ends PARTIAL and is published only with `publish_partial`."""
+    variants: int = Field(default=1, ge=1, le=16)
+    """Creatives of each pair, drawn with seeds of their own and ranked; consumers take the first unless they ask for more. Raised,
+    the creatives that are there stay; lowered, the highest go."""
     history_items: int | None = Field(default=None, ge=0)
     """Clicks drawn for a prompt; default what the model was made for."""
     campaign_seed: int = 0

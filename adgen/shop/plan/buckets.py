@@ -173,10 +173,16 @@ def _published_part(base: Journal, lost: pa.Array, index: int) -> pa.Table:
     rows, lineage = _without_lost(base.read_part(index), lost), base.read_lineage(index)
     if lineage is None:
         return PUBLISHED.empty_table()
-    found = pc.index_in(rows["pair_id"], value_set=lineage["pair_id"].combine_chunks())
+    found = pc.index_in(_keys(rows), value_set=_keys(lineage))
     extra = lineage.select([field.name for field in LINEAGE_ONLY]).take(found)
     joined = pa.Table.from_arrays([*rows.columns, *extra.columns], schema=PUBLISHED)
-    return joined.filter(pc.and_(joined["user_id"].is_valid(), pc.equal(joined["variant"], 0)))
+    return joined.filter(joined["user_id"].is_valid())
+
+
+def _keys(table: pa.Table) -> pa.Array:
+    """pair_id and variant of each row, as one string."""
+    variants = table["variant"].cast(pa.string())
+    return pc.binary_join_element_wise(table["pair_id"], variants, "/").combine_chunks()
 
 
 def _without_lost(rows: pa.Table, lost: pa.Array) -> pa.Table:

@@ -2,8 +2,8 @@
 
 What is named here determines the creative: the product (`product_hash`: title, selling points, scale, cut-out, picture), the
 drawn history in its order (`click_hash` of each: title, picture), the model, the engine's version, the settings that change a
-creative, the rule packs, and the seed. How fast and where it is made is not among them. Published fingerprints stay: a new part
-enters only where it is not at its default.
+creative, the rule packs, the seed, and which of the pair's variants it is. How fast and where it is made is not among them.
+Published fingerprints stay: a new part enters only where it is not at its default.
 """
 
 from collections.abc import Sequence
@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from adgen.records import FAILED, digest
-
-VARIANT = 0
 
 
 @dataclass(frozen=True)
@@ -24,11 +22,11 @@ class Maker:
     digests: tuple[str, ...]
     """Of the sampling, finishing and engine settings and of the rule packs, always in the same order."""
 
-    def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int) -> str:
+    def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int, variant: int = 0) -> str:
         """Of all that determines a creative, 64 hex digits. Private: rows have `records.public_fingerprint` of it."""
         history = (len(history_hashes), *history_hashes)
         made_by = (self.model_digest, self.engine_version, len(self.digests), *self.digests)
-        return digest("creative", product_hash, *history, *made_by, seed, VARIANT)
+        return digest("creative", product_hash, *history, *made_by, seed, variant)
 
 
 def is_unchanged(published: dict[str, Any] | None, fingerprint: str | None) -> bool:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -45,7 +46,8 @@ _UPLOADS = 16
 
 @dataclass(frozen=True)
 class PlanSummary:
-    """pairs = to_generate + planned_failures + carried. With a limit, duplicates are those of the buckets that were read."""
+    """to_generate + planned_failures + carried is the number of rows: all variants of each of `pairs`, one row where the input is
+    bad. With a limit, duplicates are those of the buckets that were read."""
 
     pairs: int
     to_generate: int
@@ -66,15 +68,15 @@ def resume_key(campaign: str, settings_digest: str, input_stamps: Mapping[str, s
 
 
 class ShardWriter:
-    """Packs bucket plans, in order, into plan parts; every part but the last of its kind is full.
+    """Packs bucket plans, in order, into plan parts; every part but the last of its kind has as many pairs as it may have.
 
-    A user's rows are neighbours, so at most one user is cut at each end of a shard. Holds less than one shard of each
-    kind, and uploads from some threads.
+    A pair's variants are all in one part, which knows their ranks. A user's rows are neighbours, so at most one user is cut at each
+    end of a shard. Holds less than one shard of each kind, and uploads from some threads.
     """
 
     def __init__(self, journal: Journal, rules: PlanRules):
         self._journal, self._left = journal, rules.limit
-        self._sizes = {"generate": rules.pairs_per_shard, "carry": rules.carried_per_shard}
+        self._sizes = {"generate": rules.pairs_per_shard, "carry": max(1, rules.carried_per_shard // rules.variants)}
         self._waiting = {"generate": PLAN_PAIRS.empty_table(), "carry": PLAN_CARRY.empty_table()}
         self._pool = ThreadPoolExecutor(_UPLOADS)
         self._uploads: list[Future[PlanPart]] = []
@@ -96,11 +98,11 @@ class ShardWriter:
         self._count(plan)
         for kind, table in (("generate", plan.generate), ("carry", plan.carry)):
             rows = pa.concat_tables([self._waiting[kind], table])
-            size = self._sizes[kind]
-            full = rows.num_rows - rows.num_rows % size
-            for start in range(0, full, size):
-                self._write(rows.slice(start, size), kind)
-            self._waiting[kind] = rows.slice(full).combine_chunks()
+            starts = _starts_of_pairs(rows)[:: self._sizes[kind]]
+            is_full = len(_starts_of_pairs(rows)) % self._sizes[kind] == 0
+            for start, end in zip(starts, [*starts[1:], *([rows.num_rows] if is_full else [])], strict=False):
+                self._write(rows.slice(start, end - start), kind)
+            self._waiting[kind] = rows.slice(rows.num_rows if is_full else starts[-1]).combine_chunks()
 
     def close(self) -> tuple[list[PlanPart], PlanSummary]:
         """Write what is left; all parts for `Journal.commit_plan`, and what they hold."""
@@ -115,6 +117,8 @@ class ShardWriter:
 
     def _write(self, rows: pa.Table, kind: Literal["generate", "carry"]) -> None:
         self._collect(2 * _UPLOADS)
+        if kind == "generate" and rows["carried"].null_count == rows.num_rows:
+            rows = rows.drop_columns("carried")
         self._uploads.append(self._pool.submit(self._journal.write_plan_part, self._index, rows.combine_chunks(), kind))
         self._index += 1
 
@@ -124,11 +128,12 @@ class ShardWriter:
 
     def _count(self, plan: BucketPlan) -> None:
         failures = plan.generate["reason"].drop_null()
+        beside = plan.generate.num_rows - plan.generate["carried"].null_count
         self._tally.update(
             pairs=plan.num_pairs,
-            to_generate=plan.generate.num_rows - len(failures),
+            to_generate=plan.generate.num_rows - len(failures) - beside,
             tried_again=pc.sum(pc.greater(plan.generate["attempt"], 0)).as_py() or 0,
-            carried=plan.carry.num_rows,
+            carried=plan.carry.num_rows + beside,
             stale=pc.sum(plan.carry["stale"]).as_py() or 0,
             planned_failures=len(failures),
             duplicates=plan.duplicates,
@@ -136,6 +141,12 @@ class ShardWriter:
         )
         for found in pc.value_counts(failures).to_pylist():
             self._reasons[found["values"]] += found["counts"]
+
+
+def _starts_of_pairs(rows: pa.Table) -> list[int]:
+    """Where each pair's rows begin."""
+    names = rows["pair_id"].to_numpy()
+    return np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]])[: len(names)]).tolist()
 
 
 def make_plan(

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adgen.creatives.ranking import ranked
 from adgen.creatives.tombstones import user_hash
 from adgen.records import (
     FAILED,
@@ -22,14 +23,16 @@ from adgen.records import (
     pair_seed,
     public_fingerprint,
     user_key,
+    variant_seed,
     with_later_columns,
     with_public_fingerprints,
 )
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.inputs.text import BAD_TEXT, is_bad, readable
 from adgen.shop.plan.buckets import PUBLISHED, Bucket
-from adgen.shop.plan.fingerprint import VARIANT, Maker, is_carried, is_unchanged
+from adgen.shop.plan.fingerprint import Maker, is_carried, is_unchanged
 from adgen.shop.plan.histories import Drawn, Histories
+from adgen.shop.plan.published import Kept, Published
 
 PAIRS_AT_ONCE = 8192
 
@@ -57,6 +60,8 @@ PLAN_PAIRS = pa.schema(
         pa.field("history_ids", pa.list_(pa.string())),
         pa.field("history_hashes", pa.list_(pa.string())),
         pa.field("tried_before", pa.bool_()),  # the pair failed in the base run, too
+        # A row that stays, beside other variants of its pair that are to be made; null for all others.
+        pa.field("carried", pa.struct([field.with_nullable(True) for field in PUBLISHED])),
     ]
 )
 PLAN_CARRY = PUBLISHED
@@ -88,6 +93,8 @@ class PlanRules:
     maker: Maker
     history_items: int = 10
     history_order: Literal["keyed", "published"] = "keyed"
+    variants: int = 1
+    """Creatives of each pair."""
     when_unreadable: Literal["keep_previous", "drop"] = "keep_previous"
     base_run: str | None = None
     """The run whose creatives may be carried."""
@@ -112,7 +119,8 @@ class BucketPlan:
 
     @property
     def num_pairs(self) -> int:
-        return self.generate.num_rows + self.carry.num_rows
+        """A pair's rows are all in one of the tables."""
+        return sum(len(np.unique(order)) for order in (self.generate_order, self.carry_order))
 
     def first(self, count: int) -> "BucketPlan":
         """The rows of the first `count` pairs."""
@@ -129,7 +137,7 @@ def plan_bucket(rules: PlanRules, bucket: Bucket, catalog: Catalog) -> BucketPla
         pairs = _without_forgotten(pairs, rules.is_forgotten)
     forgotten = before - pairs.num_rows
     pairs = pairs if rules.limit is None else pairs.slice(0, rules.limit)
-    published = _Published(with_public_fingerprints(bucket.published, rules.campaign_key), rules.base_run)
+    published = Published(with_public_fingerprints(bucket.published, rules.campaign_key), rules.base_run)
     parts = []
     for start in range(0, pairs.num_rows, PAIRS_AT_ONCE):
         some = pairs.slice(start, PAIRS_AT_ONCE)
@@ -148,9 +156,25 @@ def plan_bucket(rules: PlanRules, bucket: Bucket, catalog: Catalog) -> BucketPla
 
 
 def carried_rows(part: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Manifest rows and lineage of a plan part of kind carry, ready for `Journal.commit_part`."""
+    """Manifest rows and lineage that a plan part carries, ready for `Journal.commit_part`: all of a part of kind carry, and the
+    variants of a part of kind generate that stay beside those to be made."""
+    if "product_title" in part.column_names:
+        part = with_later_columns(part, PLAN_PAIRS)
+        part = pa.Table.from_struct_array(part.filter(part["carried"].is_valid())["carried"])
     manifest, lineage = (with_later_columns(part, schema).select(schema.names).cast(schema) for schema in (MANIFEST, LINEAGE))
     return manifest, lineage
+
+
+def rows_to_make(part: pa.Table) -> pa.Table:
+    """A plan part of kind generate without the rows that it carries."""
+    return part.filter(part["carried"].is_null()).drop_columns("carried")
+
+
+def with_carried(part: pa.Table, made: pa.Table, lineage: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """Manifest rows and lineage that a worker made of a plan part of kind generate, with those that the part carries: all
+    variants of its pairs, and their ranks."""
+    carried, lineage_of_carried = carried_rows(part)
+    return ranked(pa.concat_tables([made, carried])), pa.concat_tables([lineage, lineage_of_carried])
 
 
 def _distinct(pairs: pa.Table, campaign_key: bytes) -> tuple[pa.Table, int]:
@@ -171,29 +195,8 @@ def _without_forgotten(pairs: pa.Table, is_forgotten: IsForgotten) -> pa.Table:
     return pairs.filter(pc.invert(pc.is_in(pairs["user_id"], value_set=pa.array(erased, pa.string()))))
 
 
-class _Published:
-    """The base run's rows of a bucket, by pair."""
-
-    def __init__(self, rows: pa.Table, base_run: str | None):
-        self._rows, self._base_run = rows.select(PLAN_CARRY.names), base_run
-        names = ("pair_id", "status", "fingerprint", "attempt")
-        self._by_pair = {row["pair_id"]: row | {"index": i} for i, row in enumerate(rows.select(names).to_pylist())}
-
-    def find(self, pair: str) -> dict[str, Any] | None:
-        return self._by_pair.get(pair)
-
-    def carry(self, indexes: list[int], user_keys: list[str], stale: list[bool]) -> pa.Table:
-        """The rows as they were, but for whose they are now called and how fresh they are."""
-        rows = self._rows.take(pa.array(indexes, pa.int64()))
-        origins = pc.coalesce(rows["carried_from"], pa.scalar(self._base_run, pa.string()))  # the run that made it
-        changed = {"user_key": pa.array(user_keys, pa.string()), "carried_from": origins, "stale": pa.array(stale, pa.bool_())}
-        for name, values in changed.items():
-            rows = rows.set_column(rows.schema.get_field_index(name), PLAN_CARRY.field(name), values)
-        return rows.cast(PLAN_CARRY)
-
-
 def _plan_some(
-    rules: PlanRules, pairs: pa.Table, start: int, histories: Histories, published: _Published, catalog: Catalog
+    rules: PlanRules, pairs: pa.Table, start: int, histories: Histories, published: Published, catalog: Catalog
 ) -> tuple[pa.Table, pa.Table, np.ndarray, np.ndarray]:
     rows = pairs.drop_columns("user_rank").to_pylist()
     products = _facts(rows, catalog)
@@ -208,22 +211,46 @@ def _plan_some(
     asked = [(row["pair_id"], row["user_id"], row["product_id"], row["product"]["title"]) for row in good]
     for row, drawn in zip(good, histories.draw(asked, rules.history_items, rules.history_order), strict=True):
         row["drawn"] = drawn
-        private = rules.maker.fingerprint(row["product"]["product_hash"], drawn.hashes, row["seed"])
-        row["fingerprint"] = public_fingerprint(rules.campaign_key, private)
-    made, kept = [], []
+    fresh, beside, whole = [], [], []
     for order, row in enumerate(rows, start):
-        before = published.find(row["pair_id"])
+        made, kept = _plan_pair(rules, row, published)
+        fresh += [(order, each) for each in made]
+        (beside if made else whole).extend((order, each) for each in kept)
+    carry = ranked(published.carry([each for _, each in whole]))
+    made_order, kept_order = (np.array([order for order, _ in some], np.int64) for some in (fresh + beside, whole))
+    generate = pa.Table.from_pylist([each for _, each in fresh], PLAN_PAIRS)
+    if beside:  # all rows of a pair into one shard, which gives them their ranks
+        generate = pa.concat_tables([generate, _carried_beside(published.carry([each for _, each in beside]))])
+        order = np.argsort(made_order, kind="stable")
+        generate, made_order = generate.take(pa.array(order)), made_order[order]
+    return generate, carry, made_order, kept_order
+
+
+def _plan_pair(rules: PlanRules, row: dict[str, Any], published: Published) -> tuple[list[dict[str, Any]], list[Kept]]:
+    """The rows of a pair that are to be made, and those of the base run that stay."""
+    made, kept = [], []
+    for variant in range(rules.variants):
+        seed = variant_seed(row["seed"], variant)
+        fingerprint = _fingerprint(rules, row, seed, variant)
+        before = published.find(row["pair_id"], variant)
         stale = _is_stale(rules, row, before)
-        if stale or is_carried(before, row.get("fingerprint")):
-            kept.append((order, before["index"], row["user_key"], stale))
+        if stale or is_carried(before, fingerprint):
+            kept.append(Kept(before["index"], row["user_key"], stale))
         else:
-            again = is_unchanged(before, row.get("fingerprint")) and before["status"] == FAILED
-            retry = before is not None and before["status"] == FAILED
-            made.append((order, _plan_row(row, (before["attempt"] or 0) + 1 if again else 0) | {"tried_before": retry}))
-    carry = published.carry([index for _, index, _, _ in kept], [key for _, _, key, _ in kept], [stale for *_, stale in kept])
-    generate = pa.Table.from_pylist([row for _, row in made], PLAN_PAIRS)
-    orders = [np.array([each[0] for each in some], np.int64) for some in (made, kept)]
-    return generate, carry, *orders
+            failed = before is not None and before["status"] == FAILED
+            attempt = (before["attempt"] or 0) + 1 if failed and is_unchanged(before, fingerprint) else 0
+            own = {"variant": variant, "seed": seed, "fingerprint": fingerprint, "attempt": attempt, "tried_before": failed}
+            made.append(_plan_row(row) | own)
+    # Of an input that cannot be used one row tells, and none where creatives of it are kept.
+    return (made if row["reason"] is None else [] if kept else made[:1]), kept
+
+
+def _fingerprint(rules: PlanRules, row: dict[str, Any], seed: int, variant: int) -> str | None:
+    """What the manifest calls the creative; None where none can be made."""
+    if row["reason"] is not None:
+        return None
+    private = rules.maker.fingerprint(row["product"]["product_hash"], row["drawn"].hashes, seed, variant)
+    return public_fingerprint(rules.campaign_key, private)
 
 
 def _facts(rows: list[dict[str, Any]], catalog: Catalog) -> dict[str, dict[str, Any]]:
@@ -254,16 +281,22 @@ def _is_stale(rules: PlanRules, row: dict[str, Any], before: dict[str, Any] | No
     return kept and row["reason"] in UNREADABLE and rules.when_unreadable == "keep_previous"
 
 
-def _plan_row(row: dict[str, Any], attempt: int) -> dict[str, Any]:
+def _carried_beside(kept: pa.Table) -> pa.Table:
+    """Rows of PLAN_CARRY as rows of a shard that makes other variants of their pairs."""
+    values = {name: kept[name] for name in PLAN_PAIRS.names if name in kept.column_names}
+    values |= {"attempt": pa.repeat(0, kept.num_rows), "carried": kept.to_struct_array()}
+    missing = {name: pa.nulls(kept.num_rows) for name in PLAN_PAIRS.names if name not in values}
+    return pa.table({name: (values | missing)[name] for name in PLAN_PAIRS.names}).cast(PLAN_PAIRS)
+
+
+def _plan_row(row: dict[str, Any]) -> dict[str, Any]:
+    """What all variants of a pair have in common."""
     product, drawn = row["product"], row.get("drawn") or Drawn([], [])
     return {
-        **{name: row[name] for name in ("pair_id", "user_key", "locale", "channel", "seed", "reason", "detail")},
+        **{name: row[name] for name in ("pair_id", "user_key", "locale", "channel", "reason", "detail")},
         **{name: product.get(name) for name in ("image", "cutout", "scale", "product_hash", "cutout_hash")},
-        "variant": VARIANT,
         "user_id": row["user_id"] or "",
         "product_id": row["product_id"] or "",
-        "fingerprint": row.get("fingerprint"),
-        "attempt": attempt,
         "product_title": product.get("title"),
         "selling_points": [point for point in product.get("selling_points") or () if point is not None],
         "history_ids": drawn.ids,
