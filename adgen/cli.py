@@ -21,6 +21,7 @@ Store = Annotated[Positional[str], arg(metavar="STORE", help="root of the output
 Campaign = Annotated[Positional[str], arg(metavar="CAMPAIGN", help="name of the campaign")]
 Dest = Annotated[Positional[Path], arg(metavar="DEST", help="folder to write to")]
 Json = Annotated[bool, arg(name="json", help="print one JSON document instead of text")]
+Variants = Annotated[str, arg(metavar="N|all")]
 
 app = tyro.extras.SubcommandApp()
 
@@ -137,7 +138,7 @@ def show(
         shown = [(name, text_of(value)) for name, value in row.items() if value not in (None, [])]
         if row["uri"]:
             shown.append(("picture", storage.address(row["uri"])))
-        print_table(("column", f"variant {row['variant']} in run {published.run.run_id}"), shown)
+        print_table(("column", f"variant {row['variant']}, rank {row['rank']}, in run {published.run.run_id}"), shown)
     return 0
 
 
@@ -160,11 +161,19 @@ def rollback(
 
 
 @app.command(name="verify")
-def verify(store: Store, campaign: Campaign, s3: S3 = S3Options(), as_json: Json = False) -> int:
-    """Check that every object of the published run is there and right, and that the counts agree. Exit 1 if not."""
+def verify(
+    store: Store,
+    campaign: Campaign,
+    variants: Annotated[Variants, arg(help="look at the objects of a pair's first N variants")] = "all",
+    s3: S3 = S3Options(),
+    as_json: Json = False,
+) -> int:
+    """Check that every object of the published run is there and right, and that the counts agree. Exit 1 if not.
+
+    Of a folder that was pulled say how many variants it holds."""
     from adgen.creatives.verify import verify
 
-    found = verify(s3.open(store), campaign)
+    found = verify(s3.open(store), campaign, variants=number_of(variants))
     print_summary(found, as_json)
     return 1 if found.problems else 0
 
@@ -176,6 +185,7 @@ def pull(
     dest: Dest,
     since: Annotated[str | None, arg(metavar="RUN", help="a run whose creatives you have: fetch what it lacks")] = None,
     keep_withdrawn: Annotated[bool, arg(help="keep the files of creatives that are withdrawn or erased")] = False,
+    variants: Annotated[Variants, arg(help="creatives of each pair, the best first")] = "1",
     s3: S3 = S3Options(),
     as_json: Json = False,
 ) -> int:
@@ -184,7 +194,7 @@ def pull(
     Goes on where it stopped. Exit 1 if objects are missing in the store: they are named, and the rest is pulled."""
     from adgen.creatives.pull import pull
 
-    done = pull(s3.open(store), campaign, dest, since, keep_withdrawn=keep_withdrawn)
+    done = pull(s3.open(store), campaign, dest, since, keep_withdrawn=keep_withdrawn, variants=number_of(variants))
     print_summary(done, as_json)
     return 1 if done.problems else 0
 
@@ -232,6 +242,7 @@ def replay(
     store: Store,
     campaign: Campaign,
     pair: Annotated[Positional[str], arg(metavar="PAIR", help="pair_id, as in the manifest")],
+    variant: Annotated[int | None, arg(metavar="V", help="which of its variants; default the one that ranks first")] = None,
     model: Annotated[Path | None, arg(metavar="DIR", help="its model directory; default where it was when it was made")] = None,
     device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="where to make it")] = "auto",
     s3: S3 = S3Options(),
@@ -246,7 +257,7 @@ def replay(
     from adgen.on_ray.refresh.replay import EXIT_CODES, replay
 
     with s3.access().exported():  # the inputs' pictures are reached like the store
-        done = replay(s3.open(store), campaign, pair, model, device, s3.access())
+        done = replay(s3.open(store), campaign, pair, variant, model, device, s3.access())
     if as_json:
         print_json(dataclasses.asdict(done))
     else:
@@ -287,6 +298,17 @@ def main(arguments: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         print(f"adgen: this command needs {error.name}; install adgen[job]", file=sys.stderr)
         return 1
+
+
+def number_of(variants: str) -> int | None:
+    """A number of variants as it was typed; None for all. SettingsError: it is neither."""
+    from adgen.errors import SettingsError
+
+    if variants == "all":
+        return None
+    if not (variants.isascii() and variants.isdigit() and int(variants)):
+        raise SettingsError(f"--variants {variants}: is a number from 1 on, or all")
+    return int(variants)
 
 
 def _run_line(run: Any, published: bool) -> tuple[str, ...]:

@@ -127,6 +127,7 @@ def shard(rows: int, failed: int, retries: int = 0, planned: int = 0, made_ok: i
     judged_failed = max(0, failed - retries - planned)
     return {
         "rows": rows,
+        "pairs": rows,
         "failed": failed,
         "judged": judged,
         "judged_failed": judged_failed,
@@ -138,6 +139,7 @@ def shard(rows: int, failed: int, retries: int = 0, planned: int = 0, made_ok: i
 NIGHTS = {
     "a first night whose first shard fails": (0, [shard(2, 2)], True),
     "one new pair that fails": (0, [shard(1, 1)], False),
+    "one new pair that fails in all its variants": (0, [shard(3, 3) | {"pairs": 1}], False),
     "a first night without a readable picture": (0, [shard(10, 10, planned=10)], True),
     "a second night with nothing but pairs that failed before": (6, [shard(2, 2, retries=2)], False),
     "the same where nothing is carried": (0, [shard(2, 2, retries=2)], False),

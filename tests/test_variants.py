@@ -4,13 +4,25 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.runs import make_rows
+from support.runs import CAMPAIGN, begin, commit_parts, make_lineage, make_rows, pair_ids, planned_pairs
 from support.shops import Night, SmallShop, rules, small_shop
 
+from adgen.cli import number_of
+from adgen.config import validate_settings
+from adgen.creatives import layout
+from adgen.creatives.compaction import ManifestWriter
+from adgen.creatives.erasure import forget
+from adgen.creatives.journal import Journal
+from adgen.creatives.publish import finish
+from adgen.creatives.pull import pull
 from adgen.creatives.ranking import distance, ranked, ranks_of
+from adgen.creatives.reading import open_published
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
-from adgen.records import FAILED, OK, REJECTED, pair_seed, variant_seed
+from adgen.creatives.verify import Verification, _RowsSeen, verify
+from adgen.errors import SettingsError
+from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
+from adgen.records import FAILED, LINEAGE, MANIFEST, OK, REJECTED, pair_seed, variant_seed
 
 
 @pytest.fixture
@@ -187,3 +199,116 @@ def test_ranks_are_a_function_of_a_pairs_rows_wherever_they_stand():
     assert ranked(table)["rank"].to_pylist() == [0, 0, 1, 1, 0]
     assert ranked(table.take([3, 0, 4, 2, 1]))["rank"].to_pylist() == [1, 0, 0, 1, 0]
     assert ranked(table.slice(0, 0)).num_rows == 0
+
+
+# -- what consumers see ----------------------------------------------------------------------------------------------
+
+
+def publish(store: Storage, num_pairs: int = 5, variants: int = 3, look: str = "plain") -> list[dict]:
+    """A published run of so many variants of each pair; its rows. A pair's highest variant ranks first."""
+    pairs = pair_ids(num_pairs)
+    tables = []
+    for variant in range(variants):
+        rows = make_rows(store, pairs, f"{look} {variant}")
+        for name, value in (("variant", variant), ("rank", variants - 1 - variant)):
+            index = rows.schema.get_field_index(name)
+            rows = rows.set_column(index, MANIFEST.field(name), pa.array([value] * num_pairs, pa.int32()))
+        tables.append(rows)
+    table = pa.concat_tables(tables)
+    run = begin(store, f"{look} {variants}")
+    journal = Journal(store, CAMPAIGN, run.run_id)
+    planned = planned_pairs(table["pair_id"].to_pylist()).append_column("variant", table["variant"])
+    commit_parts(journal, [journal.write_plan_part(0, planned)])
+    lineage = make_lineage(table["pair_id"].to_pylist())
+    lineage = lineage.set_column(lineage.schema.get_field_index("variant"), LINEAGE.field("variant"), table["variant"])
+    journal.commit_part(journal.unfinished()[0], table, lineage)
+    finish(run)
+    return table.to_pylist()
+
+
+def pictures_in(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.glob("objects/*/*")}
+
+
+def test_a_run_counts_pairs_and_creatives(store: Storage):
+    publish(store)
+    counts = open_published(store, CAMPAIGN).run.counts
+    assert (counts.pairs, counts.rows, counts.ok) == (5, 15, 15)
+    assert verify(store, CAMPAIGN).problems == []
+
+
+def test_pairs_are_counted_across_the_files_of_a_manifest(store: Storage, tmp_path: Path):
+    table = pa.Table.from_pylist(publish(store), MANIFEST).sort_by([("user_key", "ascending"), ("pair_id", "ascending")])
+    writer = ManifestWriter(store, CAMPAIGN, "20260101000000-000000-00000000", tmp_path, rows_per_file=4)
+    for start in range(0, 15, 2):
+        writer.write(table.slice(start, 2))
+    files, counts = writer.close()
+    assert (len(files), counts.pairs, counts.rows) == (4, 5, 15)
+
+
+def test_verify_finds_ranks_that_are_none_and_a_wrong_number_of_pairs(store: Storage):
+    publish(store)
+    reader = open_published(store, CAMPAIGN)
+    rows = reader.table(reader.run.manifest[0])
+    rows = rows.set_column(3, "rank", pa.array([0, 1, 1, *rows["rank"].to_pylist()[3:]], pa.int32()))
+    seen, found = _RowsSeen(), Verification("r")
+    seen.see(rows.to_pylist(), False, found)
+    seen.end(found)
+    assert found.problems == [f"pair {rows['pair_id'][0].as_py()}: its 3 variants have the ranks 0, 1, 1"]
+    assert seen.counts["pairs"] == 5
+    key = layout.run_document(CAMPAIGN, reader.run.run_id)
+    wrong = reader.run.model_copy(update={"counts": reader.run.counts.model_copy(update={"pairs": 4})})
+    store.swap(key, wrong.to_bytes(), store.get(key).etag)
+    assert verify(store, CAMPAIGN).problems == ["run.json counts 4 pairs, the manifest has 5"]
+    old = reader.run.model_copy(update={"counts": reader.run.counts.model_copy(update={"pairs": None})})
+    store.swap(key, old.to_bytes(), store.get(key).etag)
+    assert verify(store, CAMPAIGN).problems == []
+
+
+def test_a_pull_takes_the_first_rank_unless_told_and_a_mirror_holds_no_more_than_it_was_asked_for(store: Storage, tmp_path: Path):
+    rows, dest = publish(store), tmp_path / "pulled"
+    wanted = {count: {row["uri"] for row in rows if row["rank"] < count} for count in (1, 2, 3)}
+    assert (pull(store, CAMPAIGN, dest).rows, pictures_in(dest)) == (5, wanted[1])
+    assert verify(open_storage(dest), CAMPAIGN, variants=1).problems == []
+    assert verify(open_storage(dest), CAMPAIGN).missing == 10
+    assert (pull(store, CAMPAIGN, dest, variants=None).fetched, pictures_in(dest)) == (10, wanted[3])
+    assert verify(open_storage(dest), CAMPAIGN).problems == []
+    assert (pull(store, CAMPAIGN, dest, variants=2, keep_withdrawn=True).withdrawn, pictures_in(dest)) == (5, wanted[3])
+    assert (pull(store, CAMPAIGN, dest, variants=2).withdrawn, pictures_in(dest)) == (5, wanted[2])
+    assert (pull(store, CAMPAIGN, dest, variants=9).fetched, pictures_in(dest)) == (5, wanted[3])
+    fewer = publish(store, variants=2)
+    assert (pull(store, CAMPAIGN, dest).withdrawn, pictures_in(dest)) == (10, {row["uri"] for row in fewer if row["rank"] == 0})
+
+
+def test_a_pull_since_a_run_knows_only_the_variants_that_it_pulled(store: Storage, tmp_path: Path):
+    publish(store)
+    before = open_published(store, CAMPAIGN).run.run_id
+    publish(store, variants=2)  # variant 1 ranks first now
+    assert pull(store, CAMPAIGN, tmp_path / "one", since=before).fetched == 5
+    assert pull(store, CAMPAIGN, tmp_path / "all", since=before, variants=None).fetched == 0
+
+
+@pytest.mark.parametrize("typed", ["0", "-1", "two", "", "1.5", "²"])
+def test_a_number_of_variants_that_is_none_is_refused(typed: str):
+    with pytest.raises(SettingsError, match="a number from 1 on, or all"):
+        number_of(typed)
+    assert (number_of("all"), number_of("12")) == (None, 12)
+
+
+def test_forgetting_a_user_removes_all_variants(store: Storage):
+    rows = publish(store)
+    user = f"user-{rows[0]['pair_id'][:1]}"
+    theirs = {row["uri"] for row in rows if f"user-{row['pair_id'][:1]}" == user}
+    assert len(theirs) % 3 == 0
+    assert forget(store, b"key", [user], patience_seconds=0).objects == len(theirs)
+    left = list(open_published(store, CAMPAIGN).rows())
+    assert {row["uri"] for row in left} == {row["uri"] for row in rows} - theirs
+    assert all(store.head(uri) is None for uri in theirs)
+    assert verify(store, CAMPAIGN).problems == []
+
+
+def test_variants_are_a_number_from_1_to_16_and_leave_the_digest_of_one_alone():
+    assert PlanSettings(variants=1).digest() == PlanSettings().digest() != PlanSettings(variants=2).digest()
+    for number in (0, -1, 17):
+        with pytest.raises(SettingsError, match=rf"plan.variants: .*\(value {number}\)"):
+            validate_settings(RefreshSettings, {"plan": {"variants": number}}, "refresh.toml")

@@ -78,6 +78,7 @@ class ManifestWriter:
         self._files: list[ManifestFile] = []
         self._tally: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
+        self._last_pair: str | None = None
 
     def write(self, table: pa.Table) -> None:
         """Append rows; tables must come in order."""
@@ -103,6 +104,7 @@ class ManifestWriter:
     def _count(self, table: pa.Table) -> None:
         rows, carried = table.num_rows, table.num_rows - table["carried_from"].null_count
         self._tally.update(rows=rows, carried=carried, generated=rows - carried)
+        self._tally["pairs"] += self._new_pairs(table)
         self._tally["stale"] += pc.sum(table["stale"]).as_py() or 0
         for found in pc.value_counts(table["status"]).to_pylist():
             if found["values"] not in (OK, REJECTED, FAILED):
@@ -110,6 +112,15 @@ class ManifestWriter:
             self._tally[found["values"]] += found["counts"]
         for found in pc.value_counts(table["reason"].drop_null()).to_pylist():
             self._reasons[found["values"]] += found["counts"]
+
+    def _new_pairs(self, table: pa.Table) -> int:
+        """Pairs in the table that were not in the one before: a pair's rows are neighbours."""
+        names = pc.unique(table["pair_id"]).to_pylist()
+        if not names:
+            return 0
+        new = len(names) - (names[0] == self._last_pair)
+        self._last_pair = table["pair_id"][-1].as_py()
+        return new
 
     def _write_group(self) -> None:
         if self._parquet is None:

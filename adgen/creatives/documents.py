@@ -55,9 +55,11 @@ def _named(file: ManifestFile) -> tuple[str, int, str]:
 
 
 class Counts(Document):
-    """Manifest rows of a run: ok + rejected + failed = rows = generated + carried."""
+    """Manifest rows of a run: ok + rejected + failed = rows = generated + carried. `pairs` are those that the rows are variants of;
+    null in runs of 0.1.0, where each row was a pair's only one."""
 
     rows: int = 0
+    pairs: int | None = None
     ok: int = 0
     rejected: int = 0
     failed: int = 0

@@ -21,7 +21,7 @@ from adgen.creatives import layout
 from adgen.creatives.documents import ManifestFile, Pointer, parse_document
 from adgen.creatives.folder import FolderStorage
 from adgen.creatives.journal import from_parquet
-from adgen.creatives.reading import ManifestReader, PublishedRun, open_published, open_run
+from adgen.creatives.reading import ManifestReader, PublishedRun, is_wanted, open_published, open_run
 from adgen.creatives.references import COLUMNS, Reference, inspect, is_content, references_of
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError, StoreError
@@ -29,6 +29,7 @@ from adgen.errors import ConsumerError, StoreError
 THREADS = 32
 MAX_PROBLEMS = 10_000
 _ROWS_AT_ONCE = 4096
+_COLUMNS = ("rank", *COLUMNS)
 _LOCK = ".pull.lock"
 
 
@@ -52,8 +53,9 @@ class Pulled:
 
 
 class _Pull:
-    def __init__(self, published: PublishedRun, folder: FolderStorage, known: set[bytes], threads: int):
-        self.published, self.folder, self.known, self.threads = published, folder, known, threads
+    def __init__(self, published: PublishedRun, folder: FolderStorage, known: set[bytes], threads: int, variants: int | None):
+        self.published, self.folder, self.known, self.threads, self.variants = published, folder, known, threads, variants
+        self.leaves_some_out = False
         self.done = Pulled(published.run.run_id, published.pointer.generation)
         self._lock = Lock()
 
@@ -61,7 +63,7 @@ class _Pull:
         """Fetch the objects of every row, file by file."""
         with ThreadPoolExecutor(self.threads) as pool:
             for file in self.published.run.manifest:
-                table = from_parquet(self.manifest_bytes(file)).select(COLUMNS)
+                table = from_parquet(self.manifest_bytes(file)).select(_COLUMNS)
                 for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
                     for _ in pool.map(self.fetch, self._wanted(batch)):
                         pass
@@ -92,6 +94,9 @@ class _Pull:
     def _wanted(self, batch: pa.RecordBatch) -> list[Reference]:
         wanted: dict[Reference, None] = {}
         for row in batch.to_pylist():
+            if not is_wanted(row, self.variants):
+                self.leaves_some_out = True
+                continue
             new = [reference for reference in references_of(row) if _hash_of(reference) not in self.known]
             self.done.rows += 1
             self.done.changed_rows += bool(new)
@@ -117,19 +122,22 @@ class _Pull:
 
     def withdraw(self, keep: bool) -> None:
         """Remove what earlier pulls brought and nothing names now, the manifests that name it last: killed, the next pull goes
-        on. Only objects that such a manifest names go, and none that another campaign pulled into this folder names."""
+        on. Only objects that a manifest of the campaign names go, and none that another campaign pulled into this folder names.
+        Where only some variants were asked for, the others of the run are as withdrawn."""
         current = {file.key for file in self.published.run.manifest}
         old, others = [], []
         for entry in self.folder.entries(layout.CAMPAIGNS):
             if layout.manifest_file_hash(entry.key) and entry.key not in current:
                 (old if entry.key.startswith(layout.runs(self.published.run.campaign)) else others).append(entry.key)
-        named = set().union(*(_objects_in(self.folder, key) for key in (*current, *others))) if old else set()
-        for key in old:
+        wanted = (_objects_in(self.folder, key, variants=self.variants) for key in current)
+        suspects = [*old, *(current if self.leaves_some_out else ())]
+        named = set().union(*wanted, *(_objects_in(self.folder, key) for key in others)) if suspects else set()
+        for key in suspects:
             for uri in {uri for sha256, uri in _objects_in(self.folder, key, trusted_only=True).items() if sha256 not in named}:
                 if self.folder.head(uri) is not None:
                     self.done.withdrawn += 1
                     keep or self.folder.delete(uri)
-            keep or self.folder.delete(key)
+            keep or key in current or self.folder.delete(key)
         if not keep:
             self._remove_old_runs()
 
@@ -151,8 +159,11 @@ def pull(
     since: str | None = None,
     threads: int = THREADS,
     keep_withdrawn: bool = False,
+    variants: int | None = 1,
 ) -> Pulled:
     """Mirror the campaign's published run into the folder `destination`; what was done.
+
+    Of each pair the creatives of the first `variants` ranks are fetched, None: all; the manifest is always whole.
 
     `since` is a run whose objects the consumer has already: they are not fetched; where that run is gone from the store
     everything is compared, and `note` says so. Every object is checked by sha256. One that is missing or differs is named in
@@ -165,8 +176,8 @@ def pull(
     with _alone(folder.root):
         published = open_published(storage, campaign)
         _check_forward(folder, published)
-        known, note = _known_hashes(storage, campaign, since) if since else (set(), "")
-        work = _Pull(published, folder, known, threads)
+        known, note = _known_hashes(storage, campaign, since, variants) if since else (set(), "")
+        work = _Pull(published, folder, known, threads, variants)
         work.done.note = note
         work.objects()
         work.show()
@@ -201,28 +212,30 @@ def _check_forward(folder: FolderStorage, published: PublishedRun) -> None:
         )
 
 
-def _objects_in(folder: FolderStorage, key: str, trusted_only: bool = False) -> dict[bytes, str]:
-    """Hash to key of each object that a manifest file in the folder names. A file that is not what its name says names nothing
-    where `trusted_only`, or else is a ConsumerError: what it names is not known."""
+def _objects_in(folder: FolderStorage, key: str, trusted_only: bool = False, variants: int | None = None) -> dict[bytes, str]:
+    """Hash to key of each object that a manifest file in the folder names, of a pair's first `variants`. A file that is not what
+    its name says names nothing where `trusted_only`, or else is a ConsumerError: what it names is not known."""
     data = folder.read(key)
     if hashlib.sha256(data).hexdigest()[:16] != layout.manifest_file_hash(key):
         if trusted_only:
             return {}
         raise ConsumerError(f"{folder.address(key)}: is damaged, so nothing was removed; pull its campaign again")
-    return {_hash_of(reference): reference.uri for reference in _references(from_parquet(data)) if reference.is_well_formed}
+    found = _references(from_parquet(data), variants)
+    return {_hash_of(reference): reference.uri for reference in found if reference.is_well_formed}
 
 
-def _references(table: pa.Table) -> Iterator[Reference]:
-    for batch in table.select(COLUMNS).to_batches(max_chunksize=_ROWS_AT_ONCE):
+def _references(table: pa.Table, variants: int | None) -> Iterator[Reference]:
+    for batch in table.select(_COLUMNS).to_batches(max_chunksize=_ROWS_AT_ONCE):
         for row in batch.to_pylist():
-            yield from references_of(row)
+            if is_wanted(row, variants):
+                yield from references_of(row)
 
 
-def _known_hashes(storage: Storage, campaign: str, run_id: str) -> tuple[set[bytes], str]:
+def _known_hashes(storage: Storage, campaign: str, run_id: str, variants: int | None) -> tuple[set[bytes], str]:
     """32 bytes for each object of the run (some hundred MB for some millions), and a word where the run is gone."""
     try:
         reader = open_run(storage, campaign, run_id)
-        return {_hash_of(reference) for table in reader.tables() for reference in _references(table)}, ""
+        return {_hash_of(reference) for table in reader.tables() for reference in _references(table, variants)}, ""
     except ConsumerError as error:
         return set(), f"everything was compared, since run {run_id} cannot be read (erased or cleaned up?): {error}"
 

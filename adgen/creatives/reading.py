@@ -16,6 +16,11 @@ from adgen.errors import ConsumerError
 from adgen.records import MANIFEST, MANIFEST_SCHEMA_VERSION, with_later_columns
 
 
+def is_wanted(row: dict[str, Any], variants: int | None) -> bool:
+    """Whether a row is among the first `variants` of its pair by rank; None: all are."""
+    return variants is None or (row["rank"] or 0) < variants
+
+
 @dataclass(frozen=True)
 class ManifestReader:
     """One run's manifest: a complete snapshot of the campaign's creatives."""

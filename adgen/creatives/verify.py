@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from adgen.creatives import layout
 from adgen.creatives.documents import ManifestFile
-from adgen.creatives.reading import ManifestReader, PublishedRun, open_published, open_run
+from adgen.creatives.reading import ManifestReader, PublishedRun, is_wanted, open_published, open_run
 from adgen.creatives.references import Outcome, Reference, inspect, references_of
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError
@@ -29,7 +29,8 @@ _PUBLISHABLE = ("COMPLETE", "PARTIAL")
 
 @dataclass
 class Verification:
-    """rows = ok + missing + mismatched + rejected + failed; `problems` says what is wrong, one line each."""
+    """rows = ok + missing + mismatched + rejected + failed, of the variants that were looked at; `problems` says what is wrong, one
+    line each."""
 
     run_id: str
     rows: int = 0
@@ -46,8 +47,11 @@ class Verification:
             self.problems.append(problem)
 
 
-def verify(storage: Storage, campaign: str, run_id: str | None = None, threads: int = THREADS) -> Verification:
-    """Read every object of the published run (or of `run_id`) and compare it with its row, and rows with counts."""
+def verify(
+    storage: Storage, campaign: str, run_id: str | None = None, threads: int = THREADS, variants: int | None = None
+) -> Verification:
+    """Read every object of the published run (or of `run_id`) and compare it with its row, and rows with counts. `variants`: only
+    the objects of the first so many of each pair, as a folder holds them that was pulled so."""
     reader = open_run(storage, campaign, run_id) if run_id else open_published(storage, campaign)
     found = Verification(reader.run.run_id)
     if isinstance(reader, PublishedRun):
@@ -56,8 +60,9 @@ def verify(storage: Storage, campaign: str, run_id: str | None = None, threads: 
     with ThreadPoolExecutor(threads) as pool:
         for file in reader.run.manifest:
             for rows in _batches(reader, file, found):
-                _verify_rows(storage, rows, pool, found)
+                _verify_rows(storage, [row for row in rows if is_wanted(row, variants)], pool, found)
                 rows_seen.see(rows, _needs_title(reader), found)
+    rows_seen.end(found)
     _verify_counts(reader, found, rows_seen.counts)
     _verify_users(reader, rows_seen.pairs, found)
     return found
@@ -152,12 +157,13 @@ def _name(row: dict[str, Any]) -> str:
 
 
 class _RowsSeen:
-    """What rows must be together: in order, counted, each pair of one user."""
+    """What rows must be together: in order, counted, each pair of one user, with ranks 0, 1, ... of its variants."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
         self.pairs = array("q")  # 8 bytes for each (user_key, pair_id), which is each pair once if all is well
         self._last = ("", "", -1)
+        self._ranks: list[int | None] = []  # of the pair that is being read
 
     def see(self, rows: list[dict[str, Any]], needs_title: bool, found: Verification) -> None:
         """The next rows of the manifest."""
@@ -166,11 +172,24 @@ class _RowsSeen:
             if key <= self._last:
                 found.report(f"{_name(row)}: is there twice or out of order")
             if key[:2] != self._last[:2]:
+                self._end_pair(found)
                 self.pairs.append(hash(row["pair_id"]))
             self._last = key
+            self._ranks.append(row["rank"])
             if needs_title and row["status"] == OK and not row["title"]:
                 found.report(f"{_name(row)}: is ok and has no title")
             self._count(row)
+
+    def end(self, found: Verification) -> None:
+        """After the last row."""
+        self._end_pair(found)
+        self.counts["pairs"] = len(self.pairs)
+
+    def _end_pair(self, found: Verification) -> None:
+        if sorted(self._ranks, key=lambda rank: -1 if rank is None else rank) != list(range(len(self._ranks))):
+            said = ", ".join("none" if rank is None else str(rank) for rank in self._ranks)
+            found.report(f"pair {self._last[1]}: its {len(self._ranks)} variants have the ranks {said}")
+        self._ranks = []
 
     def _count(self, row: dict[str, Any]) -> None:
         made = "generated" if row["carried_from"] is None else "carried"
@@ -182,6 +201,8 @@ class _RowsSeen:
 def _verify_counts(reader: ManifestReader, found: Verification, counted: Counter[str]) -> None:
     counts = reader.run.counts
     said = counts.model_dump(exclude={"reasons"}) | {f"reason {name}": count for name, count in counts.reasons.items()}
+    if counts.pairs is None:  # of 0.1.0
+        said["pairs"] = counted["pairs"]
     for name in [*said, *(name for name in sorted(counted) if name not in said)]:
         if said.get(name, 0) != counted[name]:
             found.report(f"run.json counts {said.get(name, 0)} {name}, the manifest has {counted[name]}")

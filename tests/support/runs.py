@@ -34,6 +34,7 @@ def make_rows(storage: Storage | None, pairs: list[str], look: str = "plain", st
             "schema_version": 1,
             "pair_id": pair,
             "variant": 0,
+            "rank": 0,
             "user_key": user_key(SECRET, pair[:1]),
             "product_id": f"product-{pair[:2]}",
             "status": status,
@@ -52,7 +53,7 @@ def make_rows(storage: Storage | None, pairs: list[str], look: str = "plain", st
 
 def make_lineage(pairs: list[str]) -> pa.Table:
     """One lineage row a pair."""
-    rows = [{"pair_id": pair, "user_id": f"user-{pair[:1]}", "product_id": "p", "attempt": 0} for pair in pairs]
+    rows = [{"pair_id": pair, "user_id": f"user-{pair[:1]}", "product_id": "p", "attempt": 0, "variant": 0} for pair in pairs]
     return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from adgen.config import validate_settings
@@ -32,7 +33,7 @@ from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.rows import Row
 from adgen.records import FAILED, OK, digest, with_later_columns
 from adgen.shop.catalog.catalog import open_catalog
-from adgen.shop.plan.rows import PLAN_PAIRS
+from adgen.shop.plan.rows import PLAN_PAIRS, rows_to_make
 
 Outcome = Literal["equal_bytes", "equal_tokens", "different_device", "unequal", "input_gone"]
 EXIT_CODES: dict[Outcome, int] = {"equal_bytes": 0, "equal_tokens": 3, "different_device": 4, "unequal": 5, "input_gone": 6}
@@ -51,6 +52,7 @@ class Replay:
     outcome: Outcome
     detail: str
     pair_id: str
+    variant: int
     run_id: str
     """The run that made the row."""
     title: str | None = None
@@ -81,36 +83,42 @@ def replay(
     storage: Storage,
     campaign: str,
     pair_id: str,
+    variant: int | None = None,
     model: Path | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     access: S3Access | None = None,
 ) -> Replay:
-    """Make the published creative of a pair again. model: where its model directory is now, default where it was.
+    """Make a published creative of a pair again, of the variant that ranks first unless told. model: where its model directory is
+    now, default where it was.
 
-    ConsumerError: the pair is not published, or failed and has no creative. SettingsError: its run was made by a version
-    whose settings this one does not know.
+    ConsumerError: the pair or the variant is not published, or failed and has no creative. SettingsError: its run was made by a
+    version whose settings this one does not know.
     """
-    row, made_by = _published(storage, campaign, pair_id)
+    row, made_by = _published(storage, campaign, pair_id, variant)
     try:
         source = _source(storage, campaign, row, made_by)
         settings = _settings(source, storage, model, device, access)
         return _compare(source, *_make(source, settings, storage))
     except InputGone as gone:
-        return Replay("input_gone", str(gone), pair_id, made_by)
+        return Replay("input_gone", str(gone), pair_id, row["variant"], made_by)
 
 
 # -- what it was made from -----------------------------------------------------------------------------------------------
 
 
-def _published(storage: Storage, campaign: str, pair_id: str) -> tuple[Row, str]:
+def _published(storage: Storage, campaign: str, pair_id: str, variant: int | None) -> tuple[Row, str]:
     """The pair's manifest row, and the run that made it."""
     published = open_published(storage, campaign)
-    rows = published.find(pair_id)
+    rows = {row["variant"]: row for row in published.find(pair_id)}
     if not rows:
         raise ConsumerError(f"pair {pair_id} is not in run {published.run.run_id} of campaign {campaign}")
-    if rows[0]["status"] == FAILED:
-        raise ConsumerError(f"pair {pair_id} has no creative to make again: it failed ({rows[0]['reason']})")
-    return rows[0], rows[0]["carried_from"] or published.run.run_id
+    row = min(rows.values(), key=lambda row: row["rank"] or 0) if variant is None else rows.get(variant)
+    if row is None:
+        there = ", ".join(map(str, rows))
+        raise ConsumerError(f"pair {pair_id} has no variant {variant} in run {published.run.run_id}; it has {there}")
+    if row["status"] == FAILED:
+        raise ConsumerError(f"pair {pair_id} has no creative to make again: it failed ({row['reason']})")
+    return row, row["carried_from"] or published.run.run_id
 
 
 def _source(storage: Storage, campaign: str, row: Row, run_id: str) -> Source:
@@ -118,22 +126,26 @@ def _source(storage: Storage, campaign: str, row: Row, run_id: str) -> Source:
         run = open_run(storage, campaign, run_id).run
     journal = Journal(storage, campaign, run_id)
     with _gone(f"the plan of run {run_id} was removed"):
-        index, pair = _planned(journal, row["pair_id"])
+        index, pair = _planned(journal, row)
     with _gone(f"the lineage of run {run_id} was removed"):
         table = journal.read_lineage(index)
-    found = table.filter(pc.equal(table["pair_id"], row["pair_id"])).to_pylist() if table is not None else []
+    found = _of(row, table).to_pylist() if table is not None else []
     if not found:
         raise InputGone(f"the lineage of run {run_id} does not hold the pair")
     return Source(row, run, pair, found[0])
 
 
-def _planned(journal: Journal, pair_id: str) -> tuple[int, Row]:
-    """The shard that generated the pair, and its row of the plan. Parts are not ordered by pair: they are read through."""
+def _of(row: Row, table: pa.Table) -> pa.Table:
+    """What a plan or a lineage has of a manifest row."""
+    return table.filter(pc.and_(pc.equal(table["pair_id"], row["pair_id"]), pc.equal(table["variant"], row["variant"])))
+
+
+def _planned(journal: Journal, row: Row) -> tuple[int, Row]:
+    """The shard that generated the row, and its row of the plan. Parts are not ordered by pair: they are read through."""
     parts = [part for part in journal.read_plan().parts if part.kind == "generate"]
 
     def look(part: Any) -> list[Row]:
-        table = with_later_columns(journal.read_plan_part(part), PLAN_PAIRS)
-        return table.filter(pc.equal(table["pair_id"], pair_id)).to_pylist()
+        return _of(row, rows_to_make(with_later_columns(journal.read_plan_part(part), PLAN_PAIRS))).to_pylist()
 
     with ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
         for start in range(0, len(parts), _PARTS_AT_ONCE):
@@ -211,7 +223,7 @@ def _compare(source: Source, made: Finished, here: Row) -> Replay:
         outcome, detail = "unequal", "other tokens on the same device and versions: this is a fault of the engine"
     data = made.picture.data
     sha256 = hashlib.sha256(data).hexdigest()
-    identity = (source.row["pair_id"], source.run.run_id)
+    identity = (source.row["pair_id"], source.row["variant"], source.run.run_id)
     return Replay(outcome, detail, *identity, made.title or None, sha256, here["tokens"], before, here)
 
 

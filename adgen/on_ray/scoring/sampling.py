@@ -50,9 +50,9 @@ def journal_rows(journal: Journal, index: int, offsets: Sequence[int]) -> list[R
         lineage = journal.read_lineage(index)
     except StoreError:
         lineage = None
-    known = {} if lineage is None else {each["pair_id"]: each for each in lineage.to_pylist()}
+    known = {} if lineage is None else {(each["pair_id"], each["variant"]): each for each in lineage.to_pylist()}
     for row in rows:
-        there = known.get(row["pair_id"])
+        there = known.get((row["pair_id"], row["variant"]))
         row["user_id"] = there and there["user_id"]
         row["history_ids"] = None if there is None else there["history_ids"] or []
     return rows
