@@ -46,6 +46,8 @@ class ReportSummary:
     """Share of the hardware's floor that generation reached, 0..1, where a benchmark knows it."""
     published: bool = False
     note: str = ""
+    pairs: int | None = None
+    """That the rows are variants of; None where that is not known."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,9 @@ class Card:
     channel: str | None = None
     carried: bool = False
     stale: bool = False
+    variant: int | None = None
+    """Which of its pair's; None where pairs have only one."""
+    rank: int | None = None
 
 
 def thumbnail(picture: bytes, side: int) -> bytes | None:
@@ -123,6 +128,8 @@ def _byline(summary: ReportSummary) -> str:
 
 def _figures(summary: ReportSummary) -> str:
     figures = [(kind, f"{count:,}", kind) for kind, count in _by_status(summary).items()]
+    if summary.pairs is not None and summary.pairs < summary.rows:
+        figures.append(("", f"{summary.pairs:,}", "pairs"))
     figures += [("", f"{summary.generated:,}", "generated"), ("", f"{summary.carried:,}", "carried over")]
     if summary.stale:
         figures.append(("", f"{summary.stale:,}", "stale"))
@@ -205,6 +212,8 @@ def _gates(gates: dict[str, str]) -> str:
 
 def _facts(card: Card) -> str:
     facts = [f"<code>{_text(card.pair_id[:12])}</code>", _text(card.product_id)]
+    if card.variant is not None:
+        facts.append(f"variant {card.variant}, rank {card.rank}")
     if card.seconds is not None:
         facts.append(f"{card.seconds:.2f} s")
     facts += [_text(value) for value in (card.locale, card.channel) if value]

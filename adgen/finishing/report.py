@@ -5,7 +5,7 @@ for product and history pictures, at the input tables. Its output belongs under 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,14 @@ def build_report(
     wanted = {row["product_id"] for row in rows} | {product for clicks in histories.values() for product in clicks}
     shop = Products.of(inputs, wanted)
     cards = [_card(storage, row, histories.get(row["pair_id"]), shop) for row in rows]
+    if not _has_variants(reader):
+        cards = [replace(card, variant=None) for card in cards]
     return render_report(_summary(reader, floor_share), cards), len(cards)
+
+
+def _has_variants(reader: ManifestReader) -> bool:
+    counts = reader.run.counts
+    return counts.pairs is not None and counts.pairs < counts.rows
 
 
 def _summary(reader: ManifestReader, floor_share: float | None) -> ReportSummary:
@@ -82,6 +89,7 @@ def _summary(reader: ManifestReader, floor_share: float | None) -> ReportSummary
         started_at=run.created_at,
         seconds=(run.updated_at - run.created_at).total_seconds(),
         rows=counts.rows,
+        pairs=counts.pairs,
         ok=counts.ok,
         rejected=counts.rejected,
         failed=counts.failed,
@@ -117,7 +125,7 @@ def _sample(reader: ManifestReader, num_cards: int) -> tuple[list[dict[str, Any]
         histories, tables = {}, [reader.table(file) for file in _spread(reader.run.manifest, 4)]
     if not tables:
         return [], {}
-    rows = pa.concat_tables(tables).sort_by("pair_id")
+    rows = pa.concat_tables(tables).sort_by([("pair_id", "ascending"), ("rank", "ascending")])
     good = pc.equal(rows["status"], OK)
     bad = rows.filter(pc.invert(good)).slice(0, num_cards // 3)
     chosen = [*bad.to_pylist(), *rows.filter(good).slice(0, num_cards - bad.num_rows).to_pylist()]
@@ -209,4 +217,6 @@ def _card(storage: Storage, row: dict[str, Any], history: list[str] | None, shop
         channel=row["channel"],
         carried=row["carried_from"] is not None,
         stale=row["stale"],
+        variant=row["variant"],
+        rank=row["rank"],
     )

@@ -171,6 +171,7 @@ def scoring_context(
         device=cluster_device(settings.device) if paths.any else "cpu",
         other_users=read_panel(run.journal) if paths.sees_backgrounds else (),
         first_variant=number,
+        only_best=not (isinstance(settings, RunEvaluationSettings) and settings.variants == "all"),
         has_unpasted=has_unpasted,
     )
 
@@ -192,7 +193,8 @@ def write_rows(
     progress_note = f" ({numbers[-1] - to_score} of {numbers[-1]} parts are there)" if to_score < numbers[-1] else ""
     progress.phase(f"score{progress_note}", sum(item["rows"] for each in missing for item in each))
     for context, each, first in zip(contexts, missing, numbers, strict=False):
+        sizes = {item["index"]: item["rows"] for item in each}
         for scored in score(context, each, settings.cluster):
             results.write_part(first + scored.index, scored.rows, scored.features)
-            progress.advance(scored.rows.num_rows)
+            progress.advance(sizes[scored.index])
     return {"found": numbers[-1] - to_score, "scored": to_score}

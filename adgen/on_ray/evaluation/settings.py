@@ -66,6 +66,8 @@ class RunEvaluationSettings(ScoringSettings):
     """Its published run is scored."""
     run: str | None = None
     """Another run of the campaign, such as one that a gate holds."""
+    variants: Literal["best", "all"] = "best"
+    """Where pairs have several creatives: those that rank first, which consumers show, or all."""
     out: str | None = None
     """Folder or s3://bucket/prefix to write: rows/*.parquet, summary.json, report.html. Default evaluation-CAMPAIGN-RUN. The same
     command goes on where an earlier one stopped."""

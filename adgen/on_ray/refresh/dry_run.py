@@ -27,6 +27,8 @@ class Forecast:
     """What `--dry-run` prints. Times are null while nothing is known of the model's speed."""
 
     pairs: int
+    creatives: int
+    """Rows of the manifest: all variants of all pairs. The counts below are of them."""
     to_generate: int
     carried: int
     failures: int
@@ -58,6 +60,7 @@ def forecast(settings: RefreshSettings) -> Forecast:
     engines = num_engines(settings.cluster, cluster_device(settings.device), settings.engine.tensor_parallel)
     made = Forecast(
         pairs=summary.pairs,
+        creatives=summary.creatives,
         to_generate=summary.to_generate,
         carried=summary.carried,
         failures=summary.planned_failures,

@@ -64,8 +64,10 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
     if not gate.is_on:
         return ""
     journal = Journal(run.storage, run.campaign, run.run_id)
-    items = sample_items(journal.read_plan().parts, gate.sample, run.run_id)
-    progress.phase("gate", sum(len(offsets) for item in items for offsets in item["offsets"]))
+    # So many rows that about `sample` of them rank first: others are not scored.
+    items = sample_items(journal.read_plan().parts, gate.sample * settings.plan.variants, run.run_id)
+    sizes = {item["index"]: sum(map(len, item["offsets"])) for item in items}
+    progress.phase("gate", sum(sizes.values()))
     encoder = gate_encoder(gate)
     context = ScoringContext(
         store=settings.store,
@@ -80,7 +82,7 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
     tables = []
     for done in score(context, items, settings.cluster):
         run.check()
-        progress.advance(done.rows.num_rows)
+        progress.advance(sizes[done.index])
         tables.append(done.rows)
     verdict = verdict_of(gate, tables)
     verdict["published_anyway"] = settings.publish_anyway and not verdict["passed"]

@@ -40,6 +40,8 @@ class Summary:
     published: bool = False
     state: str = "RUNNING"
     pairs: int = 0
+    creatives: int = 0
+    """Rows of the manifest: all variants of all pairs. The counts below are of them."""
     generated: int = 0
     carried: int = 0
     rejected: int = 0
@@ -69,7 +71,8 @@ class Summary:
             run_id=run.run_id,
             published=published,
             state=run.document.state,
-            pairs=counts.rows,
+            pairs=counts.rows if counts.pairs is None else counts.pairs,
+            creatives=counts.rows,
             generated=counts.generated - counts.failed,  # run.json counts failed rows as generated
             carried=counts.carried,
             rejected=counts.rejected,

@@ -69,7 +69,8 @@ class GateSettings(Settings):
     short, or has no row with the score of a threshold, ends HELD and the campaign's pointer stays where it is."""
 
     sample: int = Field(default=200, gt=0)
-    """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok."""
+    """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok. Where pairs
+    have several variants, about so many of those that rank first."""
     history_margin_min: float | None = Field(default=None, ge=-2, le=2)
     """PBS to the pictures that the user clicked, less PBS to those that another user clicked."""
     allowed_words_min: float | None = Field(default=None, ge=0, le=1)

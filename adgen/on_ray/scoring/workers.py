@@ -17,6 +17,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from adgen.creatives import layout
 from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal, from_parquet, to_parquet
+from adgen.creatives.reading import is_wanted
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import PairError
@@ -60,6 +61,9 @@ class ScoringContext:
     """The run's panel (`read_panel`); clicks are products."""
     first_variant: int = 0
     """Added to the variants of its rows, where other runs hold other creatives of the same pairs."""
+    only_best: bool = True
+    """Of each pair only the variant that ranks first, as number 0, so that runs are compared by what their consumers show; else all
+    under their own numbers."""
     has_unpasted: bool = False
     """Whether what the model painted was kept (`FinishKeepingUnpasted`)."""
 
@@ -155,10 +159,12 @@ class ScoreShard:
     def __call__(self, row: Row) -> Row:
         """One work item."""
         item = json.loads(row["item"])
+        only_best, first = self.context.only_best, self.context.first_variant
         rows = [
-            each | {"variant": each["variant"] + self.context.first_variant}
+            each | {"variant": first + (0 if only_best else each["variant"])}
             for part, offsets in zip(item["parts"], item["offsets"], strict=True)
             for each in journal_rows(self.journal, part, offsets)
+            if is_wanted(each, 1 if only_best else None)
         ]
         scored, features = [], []
         for start in range(0, len(rows), ROWS_AT_ONCE):

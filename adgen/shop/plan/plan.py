@@ -60,6 +60,11 @@ class PlanSummary:
     reasons: dict[str, int] = field(default_factory=dict)
     shards: int = 0
 
+    @property
+    def creatives(self) -> int:
+        """Rows that the manifest will have."""
+        return self.to_generate + self.planned_failures + self.carried
+
 
 def resume_key(campaign: str, settings_digest: str, input_stamps: Mapping[str, str]) -> str:
     """What two commands share that may continue each other's run."""
