@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import pyarrow as pa
@@ -115,12 +116,9 @@ class ManifestWriter:
 
     def _new_pairs(self, table: pa.Table) -> int:
         """Pairs in the table that were not in the one before: a pair's rows are neighbours."""
-        names = pc.unique(table["pair_id"]).to_pylist()
-        if not names:
-            return 0
-        new = len(names) - (names[0] == self._last_pair)
-        self._last_pair = table["pair_id"][-1].as_py()
-        return new
+        names = [self._last_pair, *table["pair_id"].to_pylist()]
+        self._last_pair = names[-1]
+        return sum(name != before for before, name in pairwise(names))
 
     def _write_group(self) -> None:
         if self._parquet is None:
