@@ -1,9 +1,12 @@
 """Variants of a pair: their seeds, fingerprints and ranks, and what a plan carries when there are more of them, or fewer."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from support.engine import GREEDY, assert_same, requests, small_engine
+from support.models import small_config, small_model, small_prompter
 from support.runs import CAMPAIGN, begin, commit_parts, make_lineage, make_rows, pair_ids, planned_pairs
 from support.shops import Night, SmallShop, rules, small_shop
 
@@ -21,6 +24,10 @@ from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import Verification, _RowsSeen, verify
 from adgen.errors import SettingsError
+from adgen.generation.engine import Engine
+from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.layers import StepLayers
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, REJECTED, pair_seed, variant_seed
 
@@ -312,3 +319,41 @@ def test_variants_are_a_number_from_1_to_16_and_leave_the_digest_of_one_alone():
     for number in (0, -1, 17):
         with pytest.raises(SettingsError, match=rf"plan.variants: .*\(value {number}\)"):
             validate_settings(RefreshSettings, {"plan": {"variants": number}}, "refresh.toml")
+
+
+# -- the engine ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_variants_read_their_prompt_once_and_draw_what_they_would_draw_alone(monkeypatch, noise: bool):
+    """To the bit, whatever stands between them; with a noised history every seed has a prompt of its own."""
+    sampling = SamplingSettings(max_title_tokens=12, preference_noise=noise)
+    first, second, *_ = requests()
+    asked = [first, replace(first, seed=variant_seed(11, 1)), second, replace(first, seed=variant_seed(11, 2))]
+    alone = Engine(small_model(), small_prompter(), EngineSettings(num_slots=4), sampling)
+    expected = [alone.generate([request])[0] for request in asked]
+    engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=4), sampling)
+    engine._ready_runner()
+    read = []
+    prefill = StepLayers.prefill
+    monkeypatch.setattr(StepLayers, "prefill", lambda layers, embeds, row: read.append(row.length) or prefill(layers, embeds, row))
+    made = engine.generate(asked)
+    assert read.count(0) == (4 if noise else 2)  # an empty row is one whose prompt is read
+    assert_same(made, expected)
+    assert len({result.codes.numpy().tobytes() for result in made}) == 4
+
+
+def test_style_agreement_is_that_of_the_picture_with_its_own_clicks_and_none_without_clicks():
+    styled = small_config().preference.model_copy(update={"residual": True, "style_layers": 2, "agreement_weighting": 8.0})
+    engine = Engine(small_model(preference=styled), small_prompter(), EngineSettings(), GREEDY)
+    asked = requests()[:3]
+    made = engine.generate(asked)
+    whole = engine.style_agreements(asked, made)
+    assert whole[2] is None  # no clicked picture
+    assert whole[:2] == [
+        engine.style_agreements([request], [result])[0] for request, result in zip(asked[:2], made[:2], strict=True)
+    ]
+    assert all(-1 <= agreement <= 1 for agreement in whole[:2])
+    assert engine.style_agreements([asked[1]], [made[0]]) != [whole[0]]
+    plain = small_engine()
+    assert plain.style_agreements(asked, plain.generate(asked)) == [None] * 3

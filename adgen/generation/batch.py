@@ -17,7 +17,7 @@ from adgen.generation.layers import StepLayers
 from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.reading import check_request, continue_prompts, read_prompts, show_products
+from adgen.generation.reading import check_request, continue_prompts, read_prompts, same_prompts, show_products
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.timings import PhaseTimings
@@ -83,12 +83,16 @@ class BatchRunner:
     def _read(self, requests: Sequence[Request]) -> tuple[_Rows, Tensor, bool]:
         """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""
         model = self._model
-        prompts = [self._prompter.title_prompt(request.facts) for request in requests]
         needed = max(check_request(model, self._prompter, request, self._sampling) for request in requests)
-        rows = _Rows(requests, prompts, [self._history(request) for request in requests])
+        firsts = same_prompts(requests, self._sampling.preference_noise)
+        distinct = {first: requests[first] for first in firsts}
+        prompts = {first: self._prompter.title_prompt(request.facts) for first, request in distinct.items()}
+        histories = {first: self._history(request) for first, request in distinct.items()}
+        embedded = {first: embed(model, prompts[first], histories[first]) for first in distinct}
+        rows = _Rows(requests, *([found[first] for first in firsts] for found in (prompts, histories)))
         self._make_room(needed)
         self.slots.start([request.seed for request in requests])
-        hidden = read_prompts(self._layers, self.slots, self._embedded(prompts, rows))
+        hidden = read_prompts(self._layers, self.slots, [embedded[first] for first in firsts])
         return rows, hidden, show_products(model, self.slots, requests, self._sampling.control_strength)
 
     def _write_titles(self, rows: _Rows, hidden: Tensor) -> tuple[list[list[int]], list[str | None]]:

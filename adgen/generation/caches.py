@@ -73,6 +73,12 @@ class RowCache:
         self.length += num_tokens
         self.cache.lengths[self.index] = self.length
 
+    def copy_from(self, other: "RowCache") -> None:
+        """Hold what another row of the same cache holds."""
+        for tensor in (*self.cache.keys, *self.cache.values):
+            tensor[self.index, :, : other.length] = tensor[other.index, :, : other.length]
+        self.cut(other.length)
+
     def cut(self, length: int) -> None:
         """Keep the first `length` tokens."""
         self.length = length

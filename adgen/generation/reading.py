@@ -35,8 +35,28 @@ def check_request(model: UniAdGen, prompter: Prompter, request: Request, samplin
 
 
 def read_prompts(layers: StepLayers, slots: Slots, prompts: Sequence[Tensor]) -> Tensor:
-    """Fill empty conditional rows with their embedded prompts, (T, D) each; hidden states (B, D) at the ends."""
-    return torch.stack([layers.prefill(embeds, slots.conditional.row(row)) for row, embeds in enumerate(prompts)])
+    """Fill empty conditional rows with their embedded prompts, (T, D) each; hidden states (B, D) at the ends. Rows whose prompt is
+    the same tensor, as variants of a pair have it, are read once and copied: a prompt is read alone, so the copy has the bits that
+    reading it again would give."""
+    read: dict[int, tuple[int, Tensor]] = {}
+    ends = []
+    for index, embeds in enumerate(prompts):
+        row = slots.conditional.row(index)
+        if id(embeds) in read:
+            first, end = read[id(embeds)]
+            row.copy_from(slots.conditional.row(first))
+        else:
+            end = layers.prefill(embeds, row)
+            read[id(embeds)] = index, end
+        ends.append(end)
+    return torch.stack(ends)
+
+
+def same_prompts(requests: Sequence[Request], noise: bool) -> list[int]:
+    """For each request the first one that has its prompt: same facts and clicks, and where the history is noised the same seed."""
+    first: dict[tuple, int] = {}
+    keys = ((r.facts, r.history_codes.numpy().tobytes(), r.seed if noise else None) for r in requests)
+    return [first.setdefault(key, index) for index, key in enumerate(keys)]
 
 
 def show_products(model: UniAdGen, slots: Slots, requests: Sequence[Request], strength: float) -> bool:
