@@ -3,4 +3,4 @@
 Importing the package imports nothing heavy; each folder says in its own docstring what it needs.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

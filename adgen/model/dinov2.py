@@ -1,4 +1,4 @@
-"""The DINOv2 that sees products: transformers' network with the published position resampling. Spec section 3."""
+"""The DINOv2 that sees products: transformers' network with the published position resampling. docs/design.md 6.6."""
 
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
