@@ -1,4 +1,4 @@
-"""Position tables at other grids. Spec section 3."""
+"""Position tables at other grids. docs/design.md 6.6."""
 
 import torch
 from torch import Tensor
