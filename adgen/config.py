@@ -210,6 +210,8 @@ class PictureSettings(Settings):
 class FinishSettings(Settings):
     """How a generated background and title become a creative: size, format, gates, marking."""
 
+    ADDED = frozenset({"fallbacks"})
+
     width: int = Field(default=512, ge=64, le=4096)
     """Pixels. Where width:height is not the model's 1:1, the background is cut, never stretched."""
     height: int = Field(default=512, ge=64, le=4096)
@@ -230,6 +232,9 @@ class FinishSettings(Settings):
     """Further forbidden words of this campaign; each counts as severity `reject`."""
     forbidden_exceptions: tuple[str, ...] = ()
     """Phrases inside which no word is forbidden, such as a registered brand name that holds one."""
+    fallbacks: bool = True
+    """Where no attempt of the model passes: a title by template from the product's own texts (unless the gate allowed_words is
+    off), a plain background in the colour of the product picture's border. false: gates judge what the model made."""
     background_contrast_min: float = Field(default=2.0, ge=0, le=128)
     """Standard deviation of the background (0..128) below which it is blank."""
     product_share_min: float = Field(default=0.01, ge=0, le=1)

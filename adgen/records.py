@@ -98,6 +98,8 @@ MANIFEST = pa.schema(
         pa.field("scores", pa.map_(pa.string(), pa.float32())),
         pa.field("generated_at", pa.timestamp("us", tz="UTC")),
         pa.field("seconds", pa.float32()),
+        pa.field("title_source", pa.string()),  # model | template; null: no creative, or of a version that knew no attempts
+        pa.field("picture_source", pa.string()),  # model | plain
     ]
 )
 # Private, kept as long as the run: replay and "why did it change" read it.
@@ -124,7 +126,8 @@ LINEAGE = pa.schema(
         pa.field("variant", pa.int32()),
     ]
 )
-_NULL_BEFORE = ("num_slots", "num_threads", "device", "versions", "tokens", "history_items", "carried")
+SOURCES = ("title_source", "picture_source")
+_NULL_BEFORE = ("num_slots", "num_threads", "device", "versions", "tokens", "history_items", "carried", *SOURCES)
 LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(_NULL_BEFORE) | {
     "tried_before": False,
     "variant": 0,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.engine import SAMPLED, assert_same, chain, requests, small_engine
+from support.engine import GREEDY, SAMPLED, assert_same, chain, requests, small_engine
 from support.models import bpe_tokenizer, script_titles, small_config, small_model, small_prompter
 
 from adgen.config import validate_settings
@@ -19,6 +19,7 @@ from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
 from adgen.generation.layers import StepLayers
+from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.model.config import LoRAConfig
 
@@ -235,3 +236,67 @@ def test_more_clicked_products_than_the_model_takes_are_refused():
         small_engine().generate([too_many])
     with pytest.raises(ModelError, match="shows 5 clicked products, this model takes 4"):
         generate(small_model(), small_prompter(), [too_many], SAMPLED)
+
+
+def test_a_title_that_its_check_refuses_is_drawn_again_and_its_neighbours_stay_as_they_are():
+    """Also where the tries end: the first title, or the template, which is what the picture is painted for."""
+    alone = Engine(small_model(), small_prompter(), EngineSettings(num_slots=4), SAMPLED)
+    plain = alone.generate(requests()[:4])
+    never = replace(requests()[0], check_title=lambda text: "never right")
+    fallen = replace(requests()[1], check_title=lambda text: "never right", template_title="a mug!")
+    engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=4), SAMPLED)
+    made = engine.generate([never, fallen, *requests()[2:4]])
+    assert_same(made[2:], plain[2:])
+    assert [(r.title_attempt, r.is_template) for r in made] == [(2, False), (2, True), (0, False), (0, False)]
+    assert made[0].title == plain[0].title
+    assert made[1].title == "a mug!"
+    assert not torch.equal(made[1].codes, plain[1].codes), "painted for the title that stays"
+    assert_same(engine.generate([never, fallen, *requests()[2:4]]), made)
+    assert engine.timings.title_steps > alone.timings.title_steps * 2
+    assert engine.timings.picture_steps == 2 * alone.timings.picture_steps, "pictures are painted once"
+
+
+def test_an_attempt_that_passes_ends_the_tries_and_draws_with_a_seed_of_its_own():
+    greedy = replace_sampling(GREEDY, retry_temperature=3.0)
+    engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2), greedy)
+    [first] = engine.generate(requests()[:1])
+    drawn = []
+
+    def check(text: str) -> str | None:
+        drawn.append(text)
+        return "first" if len(drawn) <= 2 else None  # the row and the copy that fills the batch
+
+    [again] = engine.generate([replace(requests()[0], check_title=check)])
+    assert (first.title_attempt, again.title_attempt, again.is_template) == (0, 1, False)
+    once = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2), replace_sampling(greedy, attempts=1))
+    [kept] = once.generate([replace(requests()[0], check_title=lambda text: "never right")])
+    assert_same([kept], [first])
+
+
+def test_a_picture_that_its_check_refuses_is_painted_again_alone():
+    engine = small_engine(num_slots=2)
+    plain = engine.generate(requests()[:2])
+    steps = engine.timings.picture_steps
+    blank = plain[0].picture
+    check = lambda picture: "blank" if torch.equal(picture, blank) else None  # noqa: E731
+    made = engine.generate([replace(request, check_picture=check) for request in requests()[:2]])
+    assert [result.picture_attempt for result in made] == [1, 0]
+    assert_same(made[1:], plain[1:])
+    assert made[0].title == plain[0].title
+    assert not torch.equal(made[0].codes, plain[0].codes)
+    assert engine.timings.picture_steps == 3 * steps
+
+
+@pytest.mark.parametrize("attempts", [0, 10])
+def test_attempts_out_of_range_are_refused_by_name(attempts):
+    with pytest.raises(SettingsError, match=rf"attempts: .* \(value {attempts}\)"):
+        validate_settings(SamplingSettings, {"attempts": attempts}, "a file")
+
+
+def test_the_attempts_of_today_leave_every_digest_as_it_was():
+    assert SamplingSettings().digest() == SamplingSettings(attempts=3, retry_temperature=0.7).digest()
+    assert SamplingSettings().digest() != SamplingSettings(attempts=2).digest()
+
+
+def replace_sampling(sampling: SamplingSettings, **changes) -> SamplingSettings:
+    return sampling.model_copy(update=changes)

@@ -107,6 +107,8 @@ class ManifestWriter:
         self._tally.update(rows=rows, carried=carried, generated=rows - carried)
         self._tally["pairs"] += self._new_pairs(table)
         self._tally["stale"] += pc.sum(table["stale"]).as_py() or 0
+        for name, rows in creative_sources(table).items():
+            self._tally[name] += pc.sum(rows).as_py() or 0
         for found in pc.value_counts(table["status"]).to_pylist():
             if found["values"] not in (OK, REJECTED, FAILED):
                 raise RunError(f"run {self.run_id}: a row has the status {found['values']!r}")
@@ -141,6 +143,16 @@ class ManifestWriter:
                 ManifestFile(key=key, rows=self._rows, bytes=len(data), sha256=sha256, first_user_key=first, last_user_key=last)
             )
         self._parquet, self._rows = None, 0
+
+
+def creative_sources(rows: pa.Table) -> dict[str, pa.ChunkedArray]:
+    """Which manifest rows count as what, by the name in run.json's counts."""
+    ok = pc.equal(rows["status"], OK)
+    return {
+        "drawn_again": pc.and_(pc.not_equal(rows["status"], FAILED), pc.greater(pc.fill_null(rows["attempt"], 0), 0)),
+        "templates": pc.and_(ok, pc.equal(pc.fill_null(rows["title_source"], ""), "template")),
+        "plain_backgrounds": pc.and_(ok, pc.equal(pc.fill_null(rows["picture_source"], ""), "plain")),
+    }
 
 
 def _committed_rows(journal: Journal, plan: Plan, without: Collection[str]) -> Iterator[pa.Table]:

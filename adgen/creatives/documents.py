@@ -66,6 +66,9 @@ class Counts(Document):
     carried: int = 0
     generated: int = 0
     stale: int = 0
+    drawn_again: int = 0  # rows whose title or picture took more than one attempt
+    templates: int = 0  # ok rows whose title is by template
+    plain_backgrounds: int = 0  # ok rows
     reasons: dict[str, int] = Field(default_factory=dict)
 
 

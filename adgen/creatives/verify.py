@@ -194,6 +194,10 @@ class _RowsSeen:
     def _count(self, row: dict[str, Any]) -> None:
         made = "generated" if row["carried_from"] is None else "carried"
         self.counts.update(("rows", row["status"], made, *(["stale"] if row["stale"] else [])))
+        ok, made = row["status"] == OK, row["status"] != FAILED
+        self.counts["drawn_again"] += made and (row["attempt"] or 0) > 0
+        self.counts["templates"] += ok and row["title_source"] == "template"
+        self.counts["plain_backgrounds"] += ok and row["picture_source"] == "plain"
         if row["reason"] is not None:
             self.counts[f"reason {row['reason']}"] += 1
 

@@ -41,6 +41,9 @@ class ReportSummary:
     carried: int = 0
     generated: int = 0
     stale: int = 0
+    drawn_again: int = 0
+    templates: int = 0
+    plain_backgrounds: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     floor_share: float | None = None
     """Share of the hardware's floor that generation reached, 0..1, where a benchmark knows it."""
@@ -133,6 +136,9 @@ def _figures(summary: ReportSummary) -> str:
     figures += [("", f"{summary.generated:,}", "generated"), ("", f"{summary.carried:,}", "carried over")]
     if summary.stale:
         figures.append(("", f"{summary.stale:,}", "stale"))
+    sources = {"drawn again": summary.drawn_again, "titles by template": summary.templates}
+    sources["plain backgrounds"] = summary.plain_backgrounds
+    figures += [("", f"{count / summary.rows:.0%}", label) for label, count in sources.items() if count and summary.rows]
     figures.append(("", _duration(summary.seconds), "run time"))
     if summary.generated and summary.seconds > 0:
         figures.append(("", f"{summary.generated / summary.seconds:,.2f}", "creatives per second"))

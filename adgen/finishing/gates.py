@@ -11,7 +11,7 @@ from PIL import Image
 
 from adgen.config import FinishSettings
 from adgen.finishing.rules import pack_texts, rule_packs
-from adgen.finishing.titles import Number, display_width, words
+from adgen.finishing.titles import Number, clean_title, display_width, words
 from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
@@ -66,6 +66,29 @@ def judge(draft: Draft, settings: FinishSettings) -> Verdict:
         if effect == "reject":
             reason = reason or name
     return Verdict(REJECTED if reason else OK, reason, verdicts, scores)
+
+
+TITLE_CLAIMS = ("title_empty", "forbidden_words", "numbers_and_units", "allowed_words")
+"""Gates for whose sake a title is drawn again, though they may only warn. How wide it is is a matter of taste."""
+
+
+def title_complaint(title: str, product_texts: tuple[str, ...], locale: str | None, settings: FinishSettings) -> str | None:
+    """What the gates of a title's words say against a raw title, warnings included; None: nothing, or they are off."""
+    cleaned = clean_title(title, settings.title_max_width)
+    draft = Draft(cleaned.text, cleaned.was_cut, product_texts, locale, _NO_PICTURE, 0.0, 0.0)
+    for name in TITLE_CLAIMS:
+        if getattr(settings.gates, name) == "off" or (name in _NEED_A_TITLE and not draft.title):
+            continue
+        if complaint := GATES[name](draft, settings).complaint:
+            return f"{name}: {complaint}"
+    return None
+
+
+def picture_complaint(background: np.ndarray, settings: FinishSettings) -> str | None:
+    """What picture_blank says against a painted background (H, W, 3) uint8; None: nothing, or it is off."""
+    if settings.gates.picture_blank == "off":
+        return None
+    return picture_blank(Draft("", False, (), None, background, 0.0, 0.0), settings).complaint or None
 
 
 def rules_digest() -> str:
@@ -151,6 +174,7 @@ GATES: dict[str, Callable[[Draft, FinishSettings], Finding]] = {
     )
 }
 """In the order in which the first rejecting one gives the row its reason."""
+_NO_PICTURE = np.zeros((1, 1, 3), np.uint8)
 _NEED_A_TITLE = ("title_length", "forbidden_words", "numbers_and_units", "allowed_words")
 
 

@@ -5,14 +5,16 @@ Always with all slots full and at the same shapes, so that a row's bytes do not 
 Shapes: B slots, N image tokens, D hidden size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.generate import Request, Result, embed, embed_history, read_title
+from adgen.generation.generate import Request, Result, embed, embed_history, read_title, title_fits
 from adgen.generation.layers import StepLayers
 from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
@@ -24,6 +26,7 @@ from adgen.generation.timings import PhaseTimings
 from adgen.generation.titles import TitleWriter
 from adgen.model.image_tokens import to_uint8
 from adgen.model.uniadgen import UniAdGen
+from adgen.records import variant_seed
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,18 @@ class _Rows:
     prompts: Sequence[Prompt]
     histories: Sequence[Tensor]
     """Embedded rows (R, D) of each request."""
+
+
+@dataclass
+class _Titles:
+    """Of each row of a batch."""
+
+    cached: list[list[int]]
+    """The tokens written last: what the row's cache holds behind its prompt."""
+    texts: list[str | None]
+    """The title that stays; None: it never closed."""
+    attempts: list[int]
+    are_templates: list[bool]
 
 
 class BatchRunner:
@@ -49,10 +64,12 @@ class BatchRunner:
         settings: EngineSettings,
         sampling: SamplingSettings,
         timings: PhaseTimings,
+        agree: Callable[[Sequence[bool]], list[bool]] = list,
     ):
-        """capacity: tokens of a conditional row; it grows with a prompt that needs more."""
+        """capacity: tokens of a conditional row; it grows with a prompt that needs more. agree: what this rank's checks say -> what
+        every rank acts on."""
         self._model, self._prompter, self._layers = model, prompter, layers
-        self._settings, self._sampling, self._timings = settings, sampling, timings
+        self._settings, self._sampling, self._timings, self._agree = settings, sampling, timings, agree
         cache_dtype = settings.torch_cache_dtype(model.device)
         self.slots = Slots(model.config, layers, num_slots, capacity, model.dtype, cache_dtype)
         with torch.inference_mode():
@@ -66,19 +83,15 @@ class BatchRunner:
         with measure("prefill", device):
             rows, hidden, shown = self._read(requests)
         with measure("title", device):
-            written, titles = self._write_titles(rows, hidden)
+            titles = self._write_titles(rows, hidden)
         with measure("prefill", device):
-            hidden, prompt_tokens = self._read_back(rows, written, titles)
-        with measure("picture", device):
-            codes = self._painter.paint(torch.cat((hidden, self._negative_end.expand_as(hidden))), shown).clone()
-        with measure("vq", device):
-            pictures = self._decode(codes)
+            hidden, prompt_tokens = self._read_back(rows, titles)
+        codes, pictures, painted = self._paint(rows, torch.cat((hidden, self._negative_end.expand_as(hidden))), shown)
         self._timings.rows += len(rows.requests)
         self._timings.prompt_tokens += prompt_tokens
-        self._timings.title_steps += max(map(len, written))
-        self._timings.picture_steps += self._painter.num_steps
-        made = zip(titles, codes.cpu(), pictures, strict=True)
-        return [Result(title or "", title is not None, row, picture, len(rows.requests)) for title, row, picture in made]
+        made = zip(titles.texts, codes.cpu(), pictures, titles.attempts, painted, titles.are_templates, strict=True)
+        size = len(rows.requests)
+        return [Result(title or "", title is not None, row, picture, size, *tries) for title, row, picture, *tries in made]
 
     def _read(self, requests: Sequence[Request]) -> tuple[_Rows, Tensor, bool]:
         """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""
@@ -95,18 +108,86 @@ class BatchRunner:
         hidden = read_prompts(self._layers, self.slots, [embedded[first] for first in firsts])
         return rows, hidden, show_products(model, self.slots, requests, self._sampling.control_strength)
 
-    def _write_titles(self, rows: _Rows, hidden: Tensor) -> tuple[list[list[int]], list[str | None]]:
-        """Each row's tokens, and the title that they spell (None: it never closed)."""
-        written = self._writer.write(hidden)
-        titles = zip(rows.requests, written, strict=True)
-        return written, [read_title(self._model, self._prompter, request, ids) for request, ids in titles]
+    def _write_titles(self, rows: _Rows, hidden: Tensor) -> "_Titles":
+        """Each row's title, drawn until its check has no complaint."""
+        size = len(rows.requests)
+        titles = _Titles([[]] * size, [None] * size, [0] * size, [False] * size)
+        self._draw_titles(rows, hidden, titles, range(size))
+        refused = self._refused([r.check_title for r in rows.requests], [text or "" for text in titles.texts], range(size))
+        first = list(titles.texts)
+        for attempt in range(1, self._sampling.attempts):
+            if not refused:
+                break
+            self._draw_titles(rows, hidden, titles, refused, attempt)
+            refused = self._refused([r.check_title for r in rows.requests], [text or "" for text in titles.texts], refused)
+        for row in refused:
+            template = rows.requests[row].template_title
+            titles.are_templates[row] = template is not None and title_fits(
+                self._model, self._prompter, rows.requests[row], template
+            )
+            titles.texts[row] = template if titles.are_templates[row] else first[row]
+        return titles
 
-    def _read_back(self, rows: _Rows, written: Sequence[Sequence[int]], titles: Sequence[str | None]) -> tuple[Tensor, int]:
+    def _draw_titles(self, rows: _Rows, hidden: Tensor, titles: "_Titles", which: Sequence[int], attempt: int = 0) -> None:
+        """One attempt at the titles of some rows, from their prompts' ends; the others wait as they are."""
+        sampling, temperature = self._sampling, None
+        if attempt:
+            for row in which:
+                self.slots.conditional.row(row).cut(len(rows.prompts[row]))
+            temperature = sampling.title_temperature or sampling.retry_temperature
+        with self._seeds_of(rows, which, attempt):
+            written = self._writer.write(hidden, which, temperature)
+        for row in which:
+            titles.cached[row], titles.attempts[row] = written[row], attempt
+            titles.texts[row] = read_title(self._model, self._prompter, rows.requests[row], written[row])
+        self._timings.title_steps += max(map(len, written))
+
+    @contextmanager
+    def _seeds_of(self, rows: _Rows, which: Sequence[int], attempt: int) -> Iterator[None]:
+        """The seeds of an attempt of some rows; attempt 0 has the rows' own."""
+        seeds = [request.seed for request in rows.requests]
+        self.slots.seeds.copy_(torch.tensor([variant_seed(s, 0, attempt) if row in which else s for row, s in enumerate(seeds)]))
+        yield
+        self.slots.seeds.copy_(torch.tensor(seeds))
+
+    def _refused(self, checks: Sequence[Callable | None], made: Sequence[Any], which: Sequence[int]) -> list[int]:
+        """Which of some rows have a check that complains of what was made."""
+        said = self._agree([checks[row] is not None and checks[row](made[row]) is not None for row in which])
+        return [row for row, complains in zip(which, said, strict=True) if complains]
+
+    def _paint(self, rows: _Rows, hidden: Tensor, shown: bool) -> tuple[Tensor, Tensor, list[int]]:
+        """Codes (B, N), pictures (B, H, W, 3), and how often each was painted again, from hidden states (2B, D)."""
+        ends = self.slots.conditional.cache.lengths.clone()
+        attempts, checks = [0] * len(rows.requests), [request.check_picture for request in rows.requests]
+        codes, pictures = self._paint_once(hidden, shown)
+        refused = self._refused(checks, pictures, range(len(attempts)))
+        for attempt in range(1, self._sampling.attempts):
+            if not refused:
+                break
+            self.slots.conditional.cache.lengths.copy_(ends)
+            with self._seeds_of(rows, refused, attempt):
+                again = self._paint_once(hidden, shown)
+            codes[refused], pictures[refused] = again[0][refused], again[1][refused]
+            for row in refused:
+                attempts[row] = attempt
+            refused = self._refused(checks, pictures, refused)
+        return codes, pictures, attempts
+
+    def _paint_once(self, hidden: Tensor, shown: bool) -> tuple[Tensor, Tensor]:
+        device, measure = self._model.device, self._timings.measure
+        with measure("picture", device):
+            codes = self._painter.paint(hidden, shown).clone()
+        with measure("vq", device):
+            pictures = self._decode(codes)
+        self._timings.picture_steps += self._painter.num_steps
+        return codes, pictures
+
+    def _read_back(self, rows: _Rows, titles: "_Titles") -> tuple[Tensor, int]:
         """Titles as the tokenizer spells them; hidden states (B, D) at begin-of-image, and how many tokens lie before it."""
         model, prompter = self._model, self._prompter
-        pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles, strict=True)]
+        pictures = [prompter.picture_prompt(r.facts, t or "") for r, t in zip(rows.requests, titles.texts, strict=True)]
         self._make_room(max(map(len, pictures)) + model.config.image.tokens_per_picture)
-        cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, written, strict=True)]
+        cached = [[*prompt.ids, *ids] for prompt, ids in zip(rows.prompts, titles.cached, strict=True)]
         hidden = continue_prompts(self._layers, self.slots, cached, pictures, self._embedded(pictures, rows))
         return hidden, sum(map(len, pictures))
 

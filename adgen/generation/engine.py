@@ -103,7 +103,8 @@ class Engine:
         return len(self._prompter.negative_prompt())
 
     def generate(self, requests: Sequence[Request]) -> list[Result]:
-        """A result for each request, in order, in batches of num_slots. Each result says how many rows ran with it.
+        """A result for each request, in order, in batches of num_slots. Each result says how many rows ran with it, and how often
+        its title and picture were drawn again (`Request.check_title`, `sampling.attempts`).
 
         ModelError: a request that this model cannot take; the engine stays usable. RunError: out of memory with one slot,
         or a rank of the group died; the engine is then of no further use.
@@ -163,7 +164,9 @@ class Engine:
         """The slots and what runs over them; made when first needed, and anew after a halving."""
         if self._runner is None:
             parts = (self._model, self._prompter, self._layers)
-            self._runner = BatchRunner(*parts, self.num_slots, self._capacity, self.settings, self.sampling, self.timings)
+            sizes = self.num_slots, self._capacity
+            agree = self._group.as_leader if self._group else list
+            self._runner = BatchRunner(*parts, *sizes, self.settings, self.sampling, self.timings, agree)
         return self._runner
 
     def _plan_slots(self) -> int:

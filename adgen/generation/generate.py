@@ -6,7 +6,7 @@ holds never reaches another.
 Shapes: B requests, V logits, L additions, N image tokens of a picture, D hidden size.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -35,6 +35,13 @@ class Request:
     """(n, tokens_per_history_picture) codes of the drawn clicks' pictures; (0, 0) for none."""
     condition: Tensor | None = None
     """(3, S, S) product on white in [-1, 1]; None leaves the foreground path out."""
+    template_title: str | None = None
+    """The title where no attempt passes its check; None keeps the first one that was drawn."""
+    check_title: Callable[[str], str | None] | None = field(default=None, compare=False)
+    """What is wrong with a title (None: nothing), a pure function: such a title is drawn again. It stays in this process: of
+    several ranks the leader asks it. The simple loop asks none."""
+    check_picture: Callable[[Tensor], str | None] | None = field(default=None, compare=False)
+    """The same of a picture (H, W, 3) uint8, which is painted again."""
 
     @property
     def has_history(self) -> bool:
@@ -60,6 +67,12 @@ class Result:
     """(H, W, 3) uint8."""
     num_slots: int
     """Rows of the batch it ran in, itself and dummy rows included: the same number gives the same bytes again."""
+    title_attempt: int = 0
+    """How often its title was drawn again."""
+    picture_attempt: int = 0
+    """How often its picture was painted again."""
+    is_template: bool = False
+    """Whether no attempt at its title passed, and `template_title` stands in for it."""
 
 
 @torch.inference_mode()
@@ -201,11 +214,13 @@ def write_titles(
 def read_title(model: UniAdGen, prompter: Prompter, request: Request, written: list[int]) -> str | None:
     """The title that was written; None when it never closed, or when its text alone would leave no room for the picture."""
     title = prompter.read_title(written)
-    if title is not None:
-        room = model.config.decoder.max_positions - model.config.image.tokens_per_picture
-        if len(prompter.picture_prompt(request.facts, title)) > room:
-            return None
-    return title
+    return title if title is not None and title_fits(model, prompter, request, title) else None
+
+
+def title_fits(model: UniAdGen, prompter: Prompter, request: Request, title: str) -> bool:
+    """Whether a picture has room behind this title."""
+    room = model.config.decoder.max_positions - model.config.image.tokens_per_picture
+    return len(prompter.picture_prompt(request.facts, title)) <= room
 
 
 def title_ended(prompter: Prompter, written: list[int]) -> bool:

@@ -81,6 +81,11 @@ class RankGroup:
             dist.all_reduce(least := torch.tensor([number]), dist.ReduceOp.MIN, group=self._idle)
         return int(least)
 
+    def as_leader(self, flags: Sequence[bool]) -> list[bool]:
+        """The leader's flags, as many as ours; every rank must call this, inside `all_or_none`."""
+        dist.broadcast(said := torch.tensor(flags, dtype=torch.uint8), LEADER, group=self._idle)
+        return said.bool().tolist()
+
     def follow_leader(self, *modules: nn.Module) -> None:
         """Make every rank see the leader's outputs of these modules.
 

@@ -7,13 +7,16 @@ import torch
 
 from adgen.generation.generate import Request
 
+_SENT = [field.name for field in dataclasses.fields(Request) if not field.name.startswith("check_")]
+"""Checks are functions: the leader asks them and tells the others what they said."""
+
 
 def pack_requests(requests: Sequence[Request], agreement: str) -> tuple[dict, list[torch.Tensor]]:
     """Requests as plain values and a list of tensors, to which the values refer by index. A tensor that several requests
     share is sent once, and is shared again by the receiver."""
     rows, tensors, places = [], [], {}
     for request in requests:
-        row = {field.name: getattr(request, field.name) for field in dataclasses.fields(request)}
+        row = {name: getattr(request, name) for name in _SENT}
         for name, value in row.items():
             if isinstance(value, torch.Tensor):
                 if id(value) not in places:

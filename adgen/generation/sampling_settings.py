@@ -19,10 +19,16 @@ SAMPLING_FILE = "sampling.json"
 class SamplingSettings(Settings):
     """How titles and pictures are drawn. The defaults are the published ones (docs/design.md 6.9)."""
 
+    ADDED = frozenset({"attempts", "retry_temperature"})
+
     title_temperature: float = Field(1.0, ge=0)
     """0 takes the most likely token."""
     title_top_k: int = Field(50, ge=0)
     """Draw from the k most likely tokens; 0 from all."""
+    attempts: int = Field(3, ge=1, le=9)
+    """How often a title is drawn, with a seed of its own each time, until its check has no complaint; so a picture, too."""
+    retry_temperature: float = Field(0.7, gt=0)
+    """Of a title that is drawn again where title_temperature is 0: the most likely title would be the same again."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)
@@ -55,6 +61,8 @@ def model_sampling(directory: Path) -> dict[str, Any]:
 class _Choice(Settings):
     """How titles and pictures are drawn. What the job leaves out is taken from the model's sampling.json, and what that leaves out
     has the published value."""
+
+    ADDED = SamplingSettings.ADDED
 
     def of(self, its_own: Mapping[str, Any]) -> SamplingSettings:
         """The complete settings for a model. its_own: `ModelDirectory.sampling`."""

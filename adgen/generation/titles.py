@@ -3,6 +3,8 @@
 Shapes: B slots, D hidden size, V vocabulary.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -33,8 +35,9 @@ class TitleWriter:
         self._slots, self._sampling = slots, sampling
         self._read = CapturedStep(self._read_token, slots.hidden.device, slots.state, capture)
 
-    def write(self, hidden: Tensor) -> list[list[int]]:
-        """Tokens of each row's title, from hidden states (B, D) at the prompts' ends.
+    def write(self, hidden: Tensor, rows: Iterable[int] | None = None, temperature: float | None = None) -> list[list[int]]:
+        """Tokens of each row's title, from hidden states (B, D) at the prompts' ends; of `rows` alone (None: all), while the others
+        wait. temperature: None is the settings'.
 
         A row stops at its closing tag or at the end of sentence, and waits: its cache does not grow and costs nothing,
         while the shape of the step, and so the rounding of the rows that still write, stays as it is.
@@ -42,9 +45,10 @@ class TitleWriter:
         slots = self._slots
         slots.hidden.copy_(hidden)
         written: list[list[int]] = [[] for _ in range(slots.num_slots)]
-        running = set(range(slots.num_slots))
+        running = set(range(slots.num_slots) if rows is None else rows)
+        slots.conditional.active.copy_(torch.tensor([row in running for row in range(slots.num_slots)]))
         for step in range(self._sampling.max_title_tokens):
-            chosen = self._draw(step)
+            chosen = self._draw(step, self._sampling.title_temperature if temperature is None else temperature)
             for row in running:
                 written[row].append(chosen[row])
             ended = {row for row in running if title_ended(self._prompter, written[row])}
@@ -56,10 +60,10 @@ class TitleWriter:
             self._read()
         return written
 
-    def _draw(self, step: int) -> list[int]:
-        slots, sampling = self._slots, self._sampling
+    def _draw(self, step: int, temperature: float) -> list[int]:
+        slots, top_k = self._slots, self._sampling.title_top_k
         logits = self._model.text_logits(slots.hidden)
-        slots.code.copy_(draw_tokens(logits, slots.seeds, step, TITLE, sampling.title_temperature, sampling.title_top_k))
+        slots.code.copy_(draw_tokens(logits, slots.seeds, step, TITLE, temperature, top_k))
         return slots.code.tolist()
 
     def _read_token(self) -> None:

@@ -93,7 +93,7 @@ def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: str,
         failures=FailureSettings(max_failed_share=1.0),
         clean_up=CleanUpSettings(keep_runs=None),
         cluster=settings.cluster,
-    )
+    ).drawn_once()
 
 
 def with_pairs(inputs: Inputs, private: Path) -> Inputs:

@@ -132,7 +132,7 @@ def refresh_settings(settings: ProofSettings, model: Path, inputs: str, scratch:
         sampling=settings.sampling,
         engine=settings.engine,
         cluster=settings.cluster,
-    )
+    ).drawn_once()
 
 
 class MakeShard:

@@ -18,7 +18,7 @@ from adgen.images import use_limits
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
 from adgen.on_ray.rows import Row, as_row_error
-from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK
+from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK, SOURCES
 from adgen.shop.plan.rows import carried_rows, with_carried
 
 
@@ -71,7 +71,7 @@ class FinishAndCommit:
         try:
             done = self.creative(pair, pictures)
         except PairError as error:
-            return base | {"status": FAILED, "reason": error.reason}
+            return base | {"status": FAILED, "reason": error.reason} | dict.fromkeys(SOURCES)
         made = base | done.manifest_fields() | {"seconds": pair["seconds"]}
         if self.context.settings.plan.variants > 1:
             made["scores"] = made["scores"] | ranking_scores(pair)
@@ -100,7 +100,7 @@ class FinishAndCommit:
         return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 
-COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
+COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint", *SOURCES)
 
 
 def judged_counts(pairs: list[Row], rows: list[Row]) -> Row:

@@ -38,6 +38,7 @@ THRESHOLDS = (
     Threshold("allowed_words_min", "allowed_words", is_least=True),
     Threshold("copy_rate_max", "copied", is_least=False),
     Threshold("product_kept_min", "product_iou", is_least=True),
+    Threshold("templates_max", "template", is_least=False),
 )
 
 
@@ -84,7 +85,7 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
         run.check()
         progress.advance(sizes[done.index])
         tables.append(done.rows)
-    verdict = verdict_of(gate, tables)
+    verdict = verdict_of(gate, tables, templates_in(journal, items) if gate.templates_max is not None else ())
     verdict["published_anyway"] = settings.publish_anyway and not verdict["passed"]
     run.update(gate=verdict)
     return "" if verdict["passed"] or settings.publish_anyway else "held by its gate: " + "; ".join(verdict["reasons"])
@@ -99,8 +100,22 @@ def sample_items(parts: Sequence[PlanPart], size: int, key: str) -> list[Row]:
     return [{"index": index, "parts": list(item), "offsets": list(item.values())} for index, item in enumerate(items)]
 
 
-def verdict_of(gate: GateSettings, tables: Iterable[pa.Table]) -> dict[str, Any]:
-    """The verdict of scored rows: what each threshold's score came to over the rows with status ok, and what fell short."""
+def templates_in(journal: Journal, items: Sequence[Row]) -> list[float]:
+    """Of each ok row of a sample: 1 where its title is by template, else 0."""
+    places = [
+        (part, offset) for item in items for part, offsets in zip(item["parts"], item["offsets"], strict=True) for offset in offsets
+    ]
+    found = []
+    for part in sorted({part for part, _ in places}):
+        rows = journal.read_part(part).to_pylist()
+        some = [rows[offset] for each, offset in places if each == part and offset < len(rows)]
+        found += [float(row["title_source"] == "template") for row in some if row["status"] == OK]
+    return found
+
+
+def verdict_of(gate: GateSettings, tables: Iterable[pa.Table], templates: Sequence[float] = ()) -> dict[str, Any]:
+    """The verdict of scored rows: what each threshold's score came to over the rows with status ok, and what fell short.
+    templates: of ok rows, 1 for a title by template."""
     rows = [row for table in tables for row in table.to_pylist()]
     good = [row for row in rows if row["status"] == OK]
     found: dict[str, dict[str, Any]] = {}
@@ -109,7 +124,7 @@ def verdict_of(gate: GateSettings, tables: Iterable[pa.Table]) -> dict[str, Any]
         wanted = getattr(gate, setting)
         if wanted is None:
             continue
-        values = [row[name] for row in good if row[name] is not None]
+        values = templates if name == "template" else [row[name] for row in good if row[name] is not None]
         mean = sum(values) / len(values) if values else None
         found[setting] = {"wanted": wanted, "found": mean, "rows": len(values)}
         if mean is None:

@@ -1,11 +1,15 @@
 """An engine in an actor: a shard's pairs get title and picture."""
 
 import copy
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from adgen.errors import PairError
-from adgen.finishing.finish import product_cutout
+from adgen.finishing.fallbacks import plain_background, template_title
+from adgen.finishing.finish import ProductFacts, product_cutout
+from adgen.finishing.gates import picture_complaint, title_complaint
 from adgen.generation.model_directory import ModelDirectory
 from adgen.images import square_frame, use_limits
 from adgen.on_ray.refresh.context import Context
@@ -17,6 +21,7 @@ from adgen.on_ray.rows import Row, as_row_error
 
 if TYPE_CHECKING:
     from adgen.generation.engine import Engine
+    from adgen.generation.generate import Result
 
 
 class Generate:
@@ -47,17 +52,30 @@ class Generate:
         wanted = [pair for pair in pairs if pair["reason"] is None]
         engine = self.engine
         before = copy.copy(engine.timings)
-        requests = self._requests(wanted, conditions)
+        requests = self._requests(wanted, conditions, pictures)
         results = engine.generate(requests)
         speed = shard_speed(engine, engine.timings - before, len(wanted))
         seconds = speed["engine_seconds"] / max(1, len(wanted))
         for pair, result in zip(wanted, results, strict=True):
-            pair |= {"title": result.title, "picture": lossless(result.picture.numpy()), "seconds": seconds}
+            background, made = self.made(result, product_facts(pair, pictures[pair["product_id"]]))
+            pair |= {"title": result.title, "picture": lossless(background), "seconds": seconds} | made
             pair |= provenance(result, self.context.settings)
         if self.context.settings.plan.variants > 1:
             for pair, agreement in zip(wanted, engine.style_agreements(requests, results), strict=True):
                 pair["style_agreement"] = agreement
         return row | speed | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+
+    def made(self, result: "Result", product: ProductFacts) -> tuple[np.ndarray, Row]:
+        """The background (H, W, 3) uint8 that the creative gets, and the columns that say how title and picture came about."""
+        finish, background = self.context.settings.finish, result.picture.numpy()
+        is_plain = finish.fallbacks and picture_complaint(background, finish) is not None
+        if is_plain:
+            background = plain_background(product, len(background))
+        return background, {
+            "attempt": result.title_attempt + result.picture_attempt,
+            "title_source": "template" if result.is_template else "model",
+            "picture_source": "plain" if is_plain else "model",
+        }
 
     def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
         """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
@@ -77,12 +95,14 @@ class Generate:
                 pair["reason"], pair["detail"] = error.reason, error.detail
         return conditions
 
-    def _requests(self, pairs: list[Row], conditions: dict[str, Any]) -> list:
+    def _requests(self, pairs: list[Row], conditions: dict[str, Any], pictures: dict[str, bytes]) -> list:
         import torch
 
         from adgen.generation.generate import Request
 
         size = self.model.config.image.tokens_per_history_picture
+        finish = self.context.settings.finish
+        facts = [product_facts(pair, pictures[pair["product_id"]]) for pair in pairs]
         return [
             Request(
                 product_title=pair["product_title"],
@@ -91,8 +111,13 @@ class Generate:
                 history_titles=tuple(pair["history_titles"]),
                 history_codes=torch.tensor(pair["history_codes"], dtype=torch.int64).reshape(-1, size),
                 condition=conditions[pair["product_id"]],
+                template_title=template_title(fact, finish),
+                check_title=partial(
+                    title_complaint, product_texts=(fact.title, *fact.selling_points), locale=fact.locale, settings=finish
+                ),
+                check_picture=lambda picture: picture_complaint(picture.numpy(), finish),
             )
-            for pair in pairs
+            for pair, fact in zip(pairs, facts, strict=True)
         ]
 
 

@@ -47,6 +47,12 @@ class Summary:
     rejected: int = 0
     failed: int = 0
     stale: int = 0
+    drawn_again: int = 0
+    """Rows of the run, carried ones too, whose title or picture took more than one attempt."""
+    templates: int = 0
+    """Ok rows whose title no attempt of the model passed: it is by template."""
+    plain_backgrounds: int = 0
+    """Ok rows with a plain background in the place of a painted one."""
     duplicates: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     """Rows of the inputs, by table and column, whose id is not UTF-8: nothing could be made of them."""
@@ -78,6 +84,9 @@ class Summary:
             rejected=counts.rejected,
             failed=counts.failed,
             stale=counts.stale,
+            drawn_again=counts.drawn_again,
+            templates=counts.templates,
+            plain_backgrounds=counts.plain_backgrounds,
             duplicates=run.document.duplicates,
             left_out=run.document.left_out,
             reasons=counts.reasons,

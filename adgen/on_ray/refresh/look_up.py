@@ -8,7 +8,7 @@ from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import pack, plan_part
 from adgen.on_ray.refresh.provenance import PROVENANCE
 from adgen.on_ray.rows import Row, as_row_error
-from adgen.records import with_later_columns
+from adgen.records import SOURCES, with_later_columns
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.history import filled
 from adgen.shop.inputs.locations import read_bytes
@@ -36,8 +36,7 @@ class LookUp:
         for pair in pairs:
             # Every row has every column from here on: Arrow takes a table's columns from its first row.
             pair |= {"history_titles": [], "history_codes": [], "title": None, "picture": None, "seconds": None}
-            pair["history_items"] = None
-            pair["style_agreement"] = None
+            pair |= {"history_items": None, "style_agreement": None, **dict.fromkeys(SOURCES)}
             pair |= dict.fromkeys(PROVENANCE)
             if pair["reason"] is None:
                 self._look_up_product(pair, pictures)

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
@@ -192,6 +192,8 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
     with TemporaryDirectory(prefix="adgen-replay-") as cache, _gone("the catalog of its run was removed"):
         catalog = open_catalog(storage, source.row["model_digest"], source.run.digests.get("catalog", ""), cache)
         pictures = LookUp(context, catalog).look_up([pair])
+    if source.row["title_source"] is None:  # of a version that drew once
+        context = replace(context, settings=settings.drawn_once())
     maker = Generate(context)
     conditions = maker._conditions([pair], pictures)
     if pair["reason"] is not None:
@@ -200,10 +202,11 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
         engine = maker.engine
         # Sums over another number of threads end in other bits.
         torch.set_num_threads(source.lineage["num_threads"] or torch.get_num_threads())
-        [result] = engine.generate(maker._requests([pair], conditions))
+        [result] = engine.generate(maker._requests([pair], conditions, pictures))
         here = provenance(result, settings)
-    made = finish(result.picture.numpy(), result.title, product_facts(pair, pictures[pair["product_id"]]), settings.finish)
-    return made, here
+    product = product_facts(pair, pictures[pair["product_id"]])
+    background, _ = maker.made(result, product)
+    return finish(background, result.title, product, settings.finish), here
 
 
 def _compare(source: Source, made: Finished, here: Row) -> Replay:

@@ -80,6 +80,8 @@ class GateSettings(Settings):
     quite 0."""
     product_kept_min: float | None = Field(default=None, ge=0, le=1)
     """Overlap of the product found in the picture with where it should be (IoU)."""
+    templates_max: float | None = Field(default=None, ge=0, le=1)
+    """Share of titles that are by template, since no attempt of the model passed."""
     encoder: Path | None = None
     """PBS encoder for history_margin_min; default the one that ships with the package."""
 
@@ -136,6 +138,11 @@ class RefreshSettings(Settings):
     def of(self, campaign: str) -> "RefreshSettings":
         """These settings for one of several campaigns."""
         return self.model_copy(update={"campaign": campaign, "inputs": self.inputs.replace("{campaign}", campaign)})
+
+    def drawn_once(self) -> "RefreshSettings":
+        """The same without attempts and fallbacks: what the model makes, as a measurement wants it."""
+        sampling, finish = self.sampling.model_copy(update={"attempts": 1}), self.finish.model_copy(update={"fallbacks": False})
+        return self.model_copy(update={"sampling": sampling, "finish": finish})
 
     def creative_digest(self, model: "ModelDirectory | None") -> str:
         """A hash of the settings that change a creative; where and how fast it is made do not."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adgen.records import FAILED, digest
+from adgen.records import OK, REJECTED, digest
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,8 @@ def is_unchanged(published: dict[str, Any] | None, fingerprint: str | None) -> b
 
 
 def is_carried(published: dict[str, Any] | None, fingerprint: str | None) -> bool:
-    """Whether the published row is the creative that would be made. A failed row is no creative: it is tried again."""
-    return fingerprint is not None and is_unchanged(published, fingerprint) and published["status"] != FAILED
+    """Whether the published row is the creative that would be made. A failed row is no creative: it is tried again. A row that
+    gates rejected before there were attempts is made again once."""
+    if fingerprint is None or not is_unchanged(published, fingerprint):
+        return False
+    return published["status"] == OK or (published["status"] == REJECTED and published["title_source"] is not None)
