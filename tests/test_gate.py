@@ -144,7 +144,13 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
             "sampling": {"max_title_tokens": 8},
             "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn", "picture_blank": "off"}},
             "keys": {"allow_development_keys": True},
-            "gate": {"sample": 9, "history_margin_min": 1.5, "product_kept_min": 0.1, "encoder": str(encoder)},
+            "gate": {
+                "sample": 9,
+                "history_margin_min": 1.5,
+                "product_kept_min": 0.1,
+                "templates_max": 0.5,
+                "encoder": str(encoder),
+            },
         }
     )
     storage = open_storage(store)
@@ -155,6 +161,10 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
     document = read_run(storage, CAMPAIGN, first.run_id)
     assert (document.state, document.note, document.gate["sample"]) == ("HELD", first.note, 9)
     assert document.gate["thresholds"]["product_kept_min"]["found"] > 0.1
+    # A random model's titles are none: every attempt is refused, and a run of templates says so.
+    assert document.gate["thresholds"]["templates_max"] == {"wanted": 0.5, "found": 1.0, "rows": 9}
+    assert first.note.endswith("templates_max is 0.5, template of 9 creatives is 1")
+    assert (first.templates, first.drawn_again, document.counts.templates) == (12, 12, 12)
 
     again = refresh(made, Silent())
     assert (again.run_id, again.state, again.engine_calls) == (first.run_id, "HELD", 0)

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -100,11 +101,25 @@ def follow(engine: Engine) -> dict:
     return {"served": serve_rank(engine), "layout": layout(engine)}
 
 
+def refused_requests() -> list[Request]:
+    """One whose title no attempt passes, one whose second does: only the leader is asked, its functions do not travel."""
+    first, second = requests()[:2]
+    second_title = []
+
+    def check(text: str) -> str | None:
+        second_title.append(text)
+        return "once" if len(second_title) == 1 else None
+
+    return [replace(first, check_title=lambda text: "never", template_title="a mug!"), replace(second, check_title=check)]
+
+
 def lead_all_requests(engine: Engine, directory: Path) -> dict:
     results = engine.generate(requests())
     with pytest.raises(ModelError, match="9 codes"):
         engine.generate([TOO_MANY_CODES])
     again = engine.generate(requests()[-1:])
+    refused = engine.generate(refused_requests())
+    torch.save([(r.title, r.title_attempt, r.is_template, r.codes, r.picture) for r in refused], directory / "refused.pt")
     engine.close()
     with pytest.raises(RunError, match="is closed or has failed"):
         engine.generate(requests()[:1])
@@ -129,10 +144,10 @@ def lead_nothing(engine: Engine, directory: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def both(model_dir, tmp_path_factory) -> tuple[dict, dict, list]:
+def both(model_dir, tmp_path_factory) -> tuple[dict, dict, list, list]:
     directory = tmp_path_factory.mktemp("both")
     leader, follower = Ranks(lead_all_requests, model_dir, directory).wait()
-    return leader, follower, torch.load(directory / "results.pt", weights_only=True)
+    return leader, follower, *(torch.load(directory / f"{name}.pt", weights_only=True) for name in ("results", "refused"))
 
 
 def test_two_ranks_draw_the_unsharded_tokens(both):
@@ -145,10 +160,19 @@ def test_two_ranks_draw_the_unsharded_tokens(both):
 
 
 def test_a_refused_request_does_not_end_the_group(both):
-    leader, follower, results = both
+    leader, follower, results, _ = both
     assert len(results) == 6  # the last one was made after the refusal
-    assert leader["calls"] == 4
-    assert follower["served"] == 6
+    assert leader["calls"] == 5
+    assert follower["served"] == 8
+
+
+def test_two_ranks_draw_the_same_attempts_as_one_process(both):
+    one = Engine(small_model(), small_prompter(), EngineSettings(num_slots=2), SAMPLED)
+    for (*said, codes, picture), made in zip(both[3], one.generate(refused_requests()), strict=True):
+        assert tuple(said) == (made.title, made.title_attempt, made.is_template)
+        assert torch.equal(codes, made.codes)
+        assert torch.equal(picture, made.picture)
+    assert [tuple(row[1:3]) for row in both[3]] == [(2, True), (1, False)]
 
 
 def test_layers_are_split_and_nothing_else_is(both):
