@@ -60,6 +60,8 @@ class ScoringSettings(Settings):
 class RunEvaluationSettings(ScoringSettings):
     """Which run."""
 
+    ADDED = frozenset({"variants"})
+
     store: str
     """Root of the store: a folder or s3://bucket/prefix."""
     campaign: str

@@ -68,6 +68,8 @@ class GateSettings(Settings):
     """What a sample of a run's creatives must come to before the run is published; null asks for nothing. A run that falls
     short, or has no row with the score of a threshold, ends HELD and the campaign's pointer stays where it is."""
 
+    ADDED = frozenset({"templates_max"})
+
     sample: int = Field(default=200, gt=0)
     """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok. Where pairs
     have several variants, about so many of those that rank first."""
