@@ -12,7 +12,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from adgen.errors import AdgenError, printable
-from adgen.terminal import print_json, print_summary, print_table, text_of
+from adgen.terminal import plain_streams, print_json, print_summary, print_table, text_of
 
 if TYPE_CHECKING:
     from adgen.creatives.storage import S3Access, Storage
@@ -286,13 +286,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code: 0, 1 after `adgen: why` on stderr, 2 for a wrong command line, above 2 as the
     command says."""
     try:
-        return app.cli(
-            args=arguments,
-            prog="adgen",
-            description="One personalized advertising creative per (user, product) pair, in object storage.",
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
-    except AdgenError as error:
+        with plain_streams():
+            return app.cli(
+                args=arguments,
+                prog="adgen",
+                description="One personalized advertising creative per (user, product) pair, in object storage.",
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except BrokenPipeError:  # `adgen ... | head` has seen enough
+        return 1
+    except (AdgenError, OSError, UnicodeError) as error:
         print(f"adgen: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:

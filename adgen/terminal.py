@@ -2,9 +2,28 @@
 
 import dataclasses
 import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from adgen.errors import CONTROLS, printable
+
+
+@contextmanager
+def plain_streams() -> Iterator[None]:
+    """Text that a console cannot show is escaped, not an error; BrokenPipeError, where whoever reads stdout has gone, is raised in
+    the block and not at the interpreter's end."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 until the process ends
+        raise
 
 
 def print_json(value: Any) -> int:

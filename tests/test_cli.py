@@ -1,6 +1,7 @@
 """The `adgen` command as an operator meets it: output, JSON, exit codes, one-line errors."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -151,3 +152,42 @@ def test_a_consumer_needs_the_base_install_only(tmp_path: Path):
     command = [sys.executable, "-c", _CONSUMER, store.uri, CAMPAIGN, str(tmp_path / "pulled")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+ODD_PLACES = {
+    "a missing folder that cannot be made": ["synth", "/proc/nowhere/shop", "--users", "2", "--products", "4"],
+    "a folder for a file": ["import-pad1m", "/", "{tmp}/shop"],
+    "no inputs": ["starter-model", "{tmp}/nothing", "{tmp}/model"],
+}
+
+
+@pytest.mark.parametrize("name", ODD_PLACES)
+def test_a_place_that_cannot_be_used_is_one_sentence(tmp_path, capsys, name):
+    assert main([each.format(tmp=tmp_path) for each in ODD_PLACES[name]]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("adgen: ")
+    assert len(said.splitlines()) == 1
+
+
+SHOW = """
+from adgen import cli
+with cli.plain_streams():
+    print("\\u676f" * 20, flush=True)
+"""
+UTC = "import datetime, pyarrow as pa; print(pa.array([datetime.datetime.now(datetime.UTC)], pa.timestamp('us', 'UTC'))[0].as_py())"
+
+
+def test_an_ascii_console_a_closed_pipe_and_an_image_without_time_zones_are_no_traceback(tmp_path):
+    ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    shown = subprocess.run([sys.executable, "-c", SHOW], env=ascii_only, capture_output=True, text=True)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, "\\u676f" * 20 + "\n", "")
+    reader, writer = os.pipe()
+    os.close(reader)  # who reads has gone
+    with os.fdopen(writer, "w") as closed:
+        gone = subprocess.run(
+            [sys.executable, "-m", "adgen.cli", "synth", str(tmp_path / "shop"), "--users", "2", "--products", "4", "--json"],
+            stdout=closed, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    assert (gone.returncode, gone.stderr) == (1, "")
+    bare = subprocess.run([sys.executable, "-c", UTC], env=os.environ | {"PYTHONTZPATH": ""}, capture_output=True, text=True)
+    assert (bare.returncode, bare.stderr) == (0, "")

@@ -163,3 +163,8 @@ def test_a_field_that_nobody_listed_is_found():
     assert forgotten(Inner, {"size", "colour"}) == {"colour"}
     assert forgotten(Now, before) == set()
     assert forgotten(InnerNow, {"size"}) == set()
+
+
+def test_a_folder_as_settings_file_is_one_sentence(tmp_path):
+    with pytest.raises(SettingsError, match=f"{tmp_path}: no settings file that can be read: Is a directory"):
+        load_settings(FinishSettings, tmp_path)

@@ -2,13 +2,16 @@
 
 import logging
 import os
+import socket
+import subprocess
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import ray
 
 from adgen.creatives.storage import S3Access
-from adgen.errors import RunError
+from adgen.errors import RunError, printable
 from adgen.on_ray.cluster_settings import ClusterSettings
 
 
@@ -34,12 +37,61 @@ def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[N
     local = {} if address else {"include_dashboard": False}
     if variables:
         local["runtime_env"] = {"env_vars": variables}
-    ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
+    with _joining(address):
+        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
     quiet_ray()  # ray.init sets its loggers up anew
     try:
         yield
     finally:
         ray.shutdown()
+
+
+JOIN_SECONDS = 25.0  # until an address that answers has to have let us in
+
+
+@contextmanager
+def _joining(address: str | None) -> Iterator[None]:
+    """RunError, within `JOIN_SECONDS`, where the address is none of a Ray cluster, nobody answers there, or it does not let us in.
+
+    Ray ends the whole process, without a word, where the cluster is another user's, of another version or on another machine's
+    network: a child that waits for our end says so then.
+    """
+    if not address or address == "local":
+        yield
+        return
+    named = f"the Ray cluster {address} (cluster.address or RAY_ADDRESS)"
+    _check_answers(address, named)
+    refused = f"{named} does not let this process in: it is another user's, of another version of Ray, or on another network"
+    witness = subprocess.Popen(
+        ["sh", "-c", 'read -r joined || printf "%s\\n" "$0" >&2', printable(refused)], stdin=subprocess.PIPE, start_new_session=True
+    )
+    timer = threading.Timer(JOIN_SECONDS, os._exit, (1,))  # the child speaks
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    except (Exception, SystemExit) as error:
+        raise RunError(f"{named} cannot be joined: {' '.join(str(error).split())[:300]}") from None
+    finally:
+        timer.cancel()
+        with suppress(OSError):
+            witness.communicate(b"joined\n")
+
+
+def _check_answers(address: str, named: str) -> None:
+    """RunError: the address is a web page's, or nobody listens there."""
+    if address == "auto":
+        return
+    scheme, _, place = address.rpartition("://")
+    if scheme not in ("", "ray"):
+        raise RunError(f"{named}: {scheme}:// is where `ray job submit` sends jobs; a driver joins host:6379, or ray://host:10001")
+    host, _, port = place.rpartition(":")
+    if not host or not port.isdigit():
+        raise RunError(f"{named}: not an address; expected host:port, ray://host:port, auto or local")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise RunError(f"{named} does not answer: {error}") from None
 
 
 def cluster_device(wanted: str) -> str:

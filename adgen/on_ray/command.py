@@ -18,6 +18,7 @@ from adgen.creatives.storage import S3Access
 from adgen.errors import AdgenError, SettingsError, printable
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.display import RichProgress, error_console
+from adgen.terminal import plain_streams
 
 
 @dataclass(frozen=True)
@@ -45,11 +46,12 @@ class Outcome(NamedTuple):
 def run(name: str, job: Callable[[], Outcome]) -> int:
     """Do the job and print its record; the exit code. An error that is not a fault of ours is one red sentence on stderr."""
     try:
-        outcome = job()
-        if outcome.output.json or not sys.stdout.isatty():
-            print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
-        if outcome.output.save is not None:
-            _save(outcome.record, outcome.output.save)
+        with plain_streams():
+            outcome = job()
+            if outcome.output.json or not sys.stdout.isatty():
+                print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
+            if outcome.output.save is not None:
+                _save(outcome.record, outcome.output.save)
     except (AdgenError, ValidationError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print_error(name, error)
         return 1
