@@ -287,6 +287,14 @@ def test_a_picture_that_its_check_refuses_is_painted_again_alone():
     assert engine.timings.picture_steps == 3 * steps
 
 
+def test_a_title_that_never_closes_costs_less_when_it_is_drawn_again():
+    endless = SAMPLED.model_copy(update={"max_title_tokens": 30, "retry_title_tokens": 5})
+    engine = Engine(small_model(), small_prompter(), EngineSettings(num_slots=1), endless)
+    [made] = engine.generate([replace(requests()[0], check_title=lambda text: "never right")])
+    assert (made.title_closed, made.title_attempt) == (False, 2)
+    assert engine.timings.title_steps == 30 + 5 + 5
+
+
 @pytest.mark.parametrize("attempts", [0, 10])
 def test_attempts_out_of_range_are_refused_by_name(attempts):
     with pytest.raises(SettingsError, match=rf"attempts: .* \(value {attempts}\)"):

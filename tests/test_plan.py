@@ -15,8 +15,9 @@ from adgen.creatives.tombstones import user_hash
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.records import pair_seed, public_fingerprint, user_key
+from adgen.records import FAILED, OK, REJECTED, pair_seed, public_fingerprint, user_key
 from adgen.shop.history import filled
+from adgen.shop.plan.fingerprint import is_carried
 from adgen.shop.plan.plan import resume_key
 from adgen.shop.plan.rows import ForgottenUsers
 
@@ -350,3 +351,15 @@ def test_a_converted_models_clicks_are_drawn_as_published(shop, folder):
     [row] = shop.night(folder, history_items=3, history_order="published").generate
     assert row["history_ids"][:2] == ["p1", "p2"]
     assert len(row["history_ids"]) == len(row["history_hashes"]) == 3
+
+
+@pytest.mark.parametrize(("source", "again"), [(None, 1), ("model", 0), ("template", 0)])
+def test_a_row_that_was_rejected_before_there_were_attempts_is_made_again_once(shop, folder, source, again):
+    """Its column title_source is null; a row that attempts did not save says what was rejected, and is carried."""
+    first = shop.night(folder)
+    fingerprint = first.generate[0]["fingerprint"]
+    before = {"status": REJECTED, "fingerprint": fingerprint, "title_source": source}
+    assert is_carried(before, fingerprint) == (not again)
+    assert is_carried(before | {"status": OK}, fingerprint)
+    assert not is_carried(before | {"status": FAILED}, fingerprint)
+    assert not is_carried(before, "another")

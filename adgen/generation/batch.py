@@ -130,13 +130,11 @@ class BatchRunner:
 
     def _draw_titles(self, rows: _Rows, hidden: Tensor, titles: "_Titles", which: Sequence[int], attempt: int = 0) -> None:
         """One attempt at the titles of some rows, from their prompts' ends; the others wait as they are."""
-        sampling, temperature = self._sampling, None
         if attempt:
             for row in which:
                 self.slots.conditional.row(row).cut(len(rows.prompts[row]))
-            temperature = sampling.title_temperature or sampling.retry_temperature
         with self._seeds_of(rows, which, attempt):
-            written = self._writer.write(hidden, which, temperature)
+            written = self._writer.write(hidden, which, again=attempt > 0)
         for row in which:
             titles.cached[row], titles.attempts[row] = written[row], attempt
             titles.texts[row] = read_title(self._model, self._prompter, rows.requests[row], written[row])

@@ -19,7 +19,7 @@ SAMPLING_FILE = "sampling.json"
 class SamplingSettings(Settings):
     """How titles and pictures are drawn. The defaults are the published ones (docs/design.md 6.9)."""
 
-    ADDED = frozenset({"attempts", "retry_temperature"})
+    ADDED = frozenset({"attempts", "retry_temperature", "retry_title_tokens"})
 
     title_temperature: float = Field(1.0, ge=0)
     """0 takes the most likely token."""
@@ -29,6 +29,9 @@ class SamplingSettings(Settings):
     """How often a title is drawn, with a seed of its own each time, until its check has no complaint; so a picture, too."""
     retry_temperature: float = Field(0.7, gt=0)
     """Of a title that is drawn again where title_temperature is 0: the most likely title would be the same again."""
+    retry_title_tokens: int = Field(96, gt=0)
+    """A title that is drawn again and has not closed by then is empty; of max_title_tokens and this the less counts. A right title is
+    shorter, and one that never closes shall not cost as much each time."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)

@@ -35,25 +35,27 @@ class TitleWriter:
         self._slots, self._sampling = slots, sampling
         self._read = CapturedStep(self._read_token, slots.hidden.device, slots.state, capture)
 
-    def write(self, hidden: Tensor, rows: Iterable[int] | None = None, temperature: float | None = None) -> list[list[int]]:
+    def write(self, hidden: Tensor, rows: Iterable[int] | None = None, again: bool = False) -> list[list[int]]:
         """Tokens of each row's title, from hidden states (B, D) at the prompts' ends; of `rows` alone (None: all), while the others
-        wait. temperature: None is the settings'.
+        wait. again: at the temperature and the length of a title that is drawn again.
 
         A row stops at its closing tag or at the end of sentence, and waits: its cache does not grow and costs nothing,
         while the shape of the step, and so the rounding of the rows that still write, stays as it is.
         """
-        slots = self._slots
+        slots, sampling = self._slots, self._sampling
+        longest = min(sampling.retry_title_tokens, sampling.max_title_tokens) if again else sampling.max_title_tokens
+        temperature = sampling.title_temperature or (sampling.retry_temperature if again else 0.0)
         slots.hidden.copy_(hidden)
         written: list[list[int]] = [[] for _ in range(slots.num_slots)]
         running = set(range(slots.num_slots) if rows is None else rows)
         slots.conditional.active.copy_(torch.tensor([row in running for row in range(slots.num_slots)]))
-        for step in range(self._sampling.max_title_tokens):
-            chosen = self._draw(step, self._sampling.title_temperature if temperature is None else temperature)
+        for step in range(longest):
+            chosen = self._draw(step, temperature)
             for row in running:
                 written[row].append(chosen[row])
             ended = {row for row in running if title_ended(self._prompter, written[row])}
             running -= ended
-            if not running or step == self._sampling.max_title_tokens - 1:
+            if not running or step == longest - 1:
                 break
             if ended:
                 slots.conditional.active[torch.tensor(sorted(ended), device=hidden.device)] = False
