@@ -30,8 +30,8 @@ class SamplingSettings(Settings):
     retry_temperature: float = Field(0.7, gt=0)
     """Of a title that is drawn again where title_temperature is 0: the most likely title would be the same again."""
     retry_title_tokens: int = Field(96, gt=0)
-    """A title that is drawn again and has not closed by then is empty; of max_title_tokens and this the less counts. A right title is
-    shorter, and one that never closes shall not cost as much each time."""
+    """A title that is drawn again and has not closed by then is empty; of it and max_title_tokens the less counts. A right title
+    is shorter, and one that never closes shall not cost as much each time."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)
