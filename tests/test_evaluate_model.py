@@ -23,7 +23,8 @@ from adgen.evaluation.scoring import networks as scoring_networks
 from adgen.on_ray.evaluation import job as evaluation
 from adgen.on_ray.evaluation import model as model_evaluation
 from adgen.on_ray.evaluation.job import ScoredRun, score_runs
-from adgen.on_ray.evaluation.model import evaluate_model, with_pairs
+from adgen.on_ray.evaluation.keys import keys_of
+from adgen.on_ray.evaluation.model import evaluate_model, refresh_settings, with_pairs
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, ScoringSettings
 from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted
 from adgen.on_ray.refresh.context import Context
@@ -31,6 +32,7 @@ from adgen.on_ray.refresh.payload import lossless
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
 from adgen.shop.inputs.tables import open_inputs
+from adgen.shop.key_files import DEVELOPMENT_KEYS, load_keys
 
 
 @pytest.fixture
@@ -86,6 +88,41 @@ def test_what_the_model_painted_is_scored_and_what_was_pasted(here, shop, tmp_pa
     again = score_runs(asked, [ScoredRun(str(tmp_path / "store"), reader)], tmp_path / "again", Silent(), has_unpasted=True)
     assert again["left_out"]["no_unpasted_picture"] == 1
     assert again["scores"]["unpasted_product_iou"]["rows"] == 11
+
+
+def keys_in(out: Path, shop: Path, **more):
+    return keys_of(ModelEvaluationSettings(inputs=str(shop), out=out, **more))
+
+
+def test_an_evaluation_names_users_by_keys_of_its_own(shop, tmp_path):
+    keys = keys_in(tmp_path / "out", shop)
+    for name, public in DEVELOPMENT_KEYS.items():
+        file = getattr(keys, name)
+        assert file == tmp_path / "out" / "store" / "private" / name
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert getattr(load_keys(keys, "store"), name) != public
+    assert load_keys(keys, "store") == load_keys(keys_in(tmp_path / "out", shop), "store"), "or no run would be resumed"
+    assert load_keys(keys, "store") != load_keys(keys_in(tmp_path / "other", shop), "store")
+    asked = ModelEvaluationSettings(inputs=str(shop), out=tmp_path / "out")
+    assert [refresh_settings(asked, tmp_path, "store", number).keys for number in (0, 1)] == [keys, keys]
+
+
+def test_keys_are_taken_over_from_the_evaluation_to_compare_with(shop, tmp_path):
+    first = load_keys(keys_in(tmp_path / "first", shop), "store")
+    assert load_keys(keys_in(tmp_path / "second", shop, against=tmp_path / "first"), "store") == first
+    with pytest.raises(SettingsError, match=r"against: .*before has no file store/private/campaign_key.*allow-development-keys"):
+        keys_in(tmp_path / "third", shop, against=tmp_path / "before")
+    as_before = keys_in(tmp_path / "third", shop, against=tmp_path / "before", keys={"allow_development_keys": True})
+    assert load_keys(as_before, "store").campaign_key == DEVELOPMENT_KEYS["campaign_key"]
+    assert not (tmp_path / "third").exists()
+
+
+def test_key_files_of_the_settings_are_used(shop, tmp_path):
+    (tmp_path / "key").write_bytes(b"a key that is long enough")
+    (tmp_path / "key").chmod(0o600)
+    keys = keys_in(tmp_path / "out", shop, keys={"campaign_key": tmp_path / "key"})
+    assert load_keys(keys, "store").campaign_key == b"a key that is long enough"
+    assert [file.name for file in (tmp_path / "out" / "store" / "private").iterdir()] == ["user_secret"]
 
 
 @pytest.fixture

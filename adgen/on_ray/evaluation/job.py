@@ -34,7 +34,7 @@ from adgen.shop.inputs.tables import Inputs, open_inputs
 
 # Of the settings: what run ids and digests say anyway, how scores are reported, and where the work is done.
 _NOT_OF_SCORES = {"store", "campaign", "run", "out", "inputs", "encoder", "dinov2", "adapter", "fid", "clip"}
-_NOT_OF_SCORES |= {"against", "resamples", "seed", "device", "cluster", "s3"}
+_NOT_OF_SCORES |= {"against", "resamples", "seed", "device", "cluster", "s3", "keys"}
 
 
 class ScoredRun(NamedTuple):

@@ -15,6 +15,7 @@ from adgen.errors import SettingsError
 from adgen.evaluation.results.folder import Identity, check_unfinished, read_identity
 from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.evaluation.job import ScoredRun, check_settings, score_runs
+from adgen.on_ray.evaluation.keys import keys_of
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings
 from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED
 from adgen.on_ray.refresh.job import refresh
@@ -91,6 +92,7 @@ def refresh_settings(settings: ModelEvaluationSettings, model: Path, store: str,
         engine=settings.engine,
         finish=FinishSettings(gates=GateLevels(**levels)),
         failures=FailureSettings(max_failed_share=1.0),
+        keys=keys_of(settings),
         clean_up=CleanUpSettings(keep_runs=None),
         cluster=settings.cluster,
     ).drawn_once()

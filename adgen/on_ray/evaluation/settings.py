@@ -13,6 +13,7 @@ from adgen.evaluation.statistics import RESAMPLES
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.shop.key_files import KeySettings
 
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]+:/")  # a Path has one slash of the two left
 
@@ -78,6 +79,8 @@ class RunEvaluationSettings(ScoringSettings):
 class ModelEvaluationSettings(ScoringSettings):
     """Which model, on which pairs."""
 
+    ADDED = frozenset({"keys"})
+
     model: Path | None = None
     """Model directory; default the one that ships with the package."""
     out: Path
@@ -89,5 +92,7 @@ class ModelEvaluationSettings(ScoringSettings):
     """Only the first N pairs of the references."""
     sampling: SamplingChoice = SamplingChoice()
     engine: EngineSettings = EngineSettings()
+    keys: KeySettings = KeySettings()
+    """Default random keys in OUT/store/private, or with `against` the ones there: creatives are compared by what they make."""
 
     _is_local = field_validator("out")(local)
