@@ -146,7 +146,7 @@ def scripted_rank() -> type:
 
 @pytest.fixture
 def stage(ray_cluster, tmp_path, monkeypatch):
-    """Makes a stage whose groups lose rank 1 so many times."""
+    """Makes a stage whose groups lose rank 1 `deaths` times."""
     monkeypatch.setattr(ranks, "_Rank", scripted_rank())
     monkeypatch.setattr(ranks, "_prefix", lambda run_id: "scripted-")
     monkeypatch.setattr(ranks, "_GRACE_SECONDS", 0.5)  # a scripted rank 0 never notices

@@ -171,7 +171,7 @@ def test_parts_of_nobody_and_of_another_version_are_refused(asked, store_uri, ac
 
 
 class CrashingWrites(CrashingStorage):
-    """Dies before the write after so many."""
+    """Dies before the write after n others."""
 
     def act(self, name: str, *arguments):
         return super().act(name, *arguments) if name in ("create", "put") else getattr(self.inner, name)(*arguments)

@@ -74,7 +74,7 @@ class S3Access(Settings):
     @field_validator("endpoint_url")
     @classmethod
     def _holds_no_credentials(cls, url: str | None) -> str | None:
-        """The address is saved with runs and told in errors."""
+        """The address is saved with runs and shown in errors."""
         if "@" in urlsplit(url or "").netloc:
             raise ValueError(f"the URL holds credentials; {NO_CREDENTIALS}")
         return url

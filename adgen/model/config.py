@@ -180,7 +180,7 @@ class ModelConfig(Settings):
     lora: LoRAConfig | None = None
     """Set while a model is trained with low-rank updates; merged models have none."""
     history_items: int = Field(10, ge=0)
-    """Clicked products in a prompt: none or so many."""
+    """Clicked products in a prompt: none, or this number."""
     history_order: Literal["keyed", "published"] = "keyed"
     """How they are drawn from a user's clicks (adgen/shop/history.py). A model converted from a release has seen `published`."""
 

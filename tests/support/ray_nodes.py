@@ -1,4 +1,4 @@
-"""A Ray cluster of so many nodes: prints its address, then for each line read kills the newest node and prints what ran
+"""A Ray cluster of n nodes: prints its address, then for each line read kills the newest node and prints what ran
 there; ends with its input."""
 
 import json

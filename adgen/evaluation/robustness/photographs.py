@@ -126,7 +126,7 @@ def _read_labels(path: Path) -> dict[str, dict]:
     return labels
 
 
-# -- telling kinds apart ---------------------------------------------------------------------------------------
+# -- distinguishing kinds ---------------------------------------------------------------------------------------
 
 
 def photograph_features(

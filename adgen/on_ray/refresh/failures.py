@@ -13,7 +13,7 @@ class FailureWatch:
     failing.
 
     It judges rows that the plan meant for an engine and that did not fail in the published run already: what failed yesterday says
-    nothing about tonight. `carried` rows count as good from the start.
+    nothing about this run. `carried` rows count as good from the start.
     """
 
     def __init__(self, settings: FailureSettings, carried: int = 0):
@@ -24,7 +24,7 @@ class FailureWatch:
 
     def count(self, done: dict[str, Any]) -> None:
         """Take a shard's counts; RunError when the run should stop."""
-        # One new pair that fails tonight is a row's matter; a whole shard that fails is the run's.
+        # One new pair that fails is a row's matter; a whole shard that fails is the run's.
         if self._is_first and done["rows"] == done["failed"] and done["pairs"] > 1 and not done["retried"]:
             raise RunError(f"all {done['pairs']} pairs of the first shard failed; nothing is published (see `adgen report`)")
         self._is_first = False
@@ -32,7 +32,7 @@ class FailureWatch:
         self.failed += done["judged_failed"]
         self.succeeded += max(done["made_ok"], done["judged"] - done["judged_failed"])
         if self.judged >= self.settings.after_rows and not self.succeeded:
-            raise RunError(f"none of {self.judged} pairs that engines were given tonight succeeded; nothing is published")
+            raise RunError(f"none of {self.judged} pairs that engines were given in this run succeeded; nothing is published")
         rows = self.carried + self.judged
         if rows >= self.settings.after_rows and self.failed > self.settings.max_failed_share * rows:
             raise RunError(

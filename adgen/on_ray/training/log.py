@@ -48,7 +48,7 @@ class TrainingLog:
             self.tensorboard.add_scalar(name, value, step)
 
     def sheet(self, step: int, pictures: list[Image.Image], lines: list[str]) -> None:
-        """A sample sheet: a row an example, and what was written for each in a text file beside it."""
+        """A sample sheet: a row an example, and what was written for each in a text file next to it."""
         if not pictures:
             return
         grid = as_grid(pictures, len(pictures) // len(lines))

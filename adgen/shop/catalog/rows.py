@@ -1,4 +1,4 @@
-"""A catalog's rows: what has to be read of each product tonight, and what is made of it.
+"""A catalog's rows: what has to be read of each product in this run, and what is made of it.
 
 `image_hash` and `cutout_hash` are sha256 of the files' bytes; without a cut-out the product is cut from its picture, and
 `cutout_hash` is the picture's. `click_hash` covers what a history shows: title and picture. `product_hash` covers what a
@@ -225,7 +225,7 @@ def _read_file(row: dict[str, Any], name: str, decode: bool = True, known: bool 
 
 
 def _check_cutout(row: dict[str, Any], picture: Image.Image | None) -> None:
-    """Whether the product of a picture that was decoded tonight can be cut out and seen."""
+    """Whether the product of a picture that was decoded in this run can be cut out and seen."""
     if picture is None:
         return
     reason = detail = None

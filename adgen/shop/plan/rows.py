@@ -1,7 +1,7 @@
 """Pass 2 of the plan: one bucket's pairs become rows to generate, rows to carry, and rows that already failed.
 
 A row to generate holds all that its worker needs but the pictures. A row to carry is the published manifest row with
-tonight's user_key, and its lineage. A pair whose input is bad is a row too, with its reason; the engine never sees it.
+this run's user_key, and its lineage. A pair whose input is bad is a row too, with its reason; the engine never sees it.
 """
 
 import math
@@ -66,7 +66,7 @@ PLAN_PAIRS = pa.schema(
 )
 PLAN_CARRY = PUBLISHED
 
-# An input that could not be read tonight; the others say that the pair shall not be advertised like that any more.
+# An input that could not be read in this run; the others say that the pair shall not be advertised like that any more.
 UNREADABLE = frozenset({"missing_file", "unreadable", "truncated", "too_large", "too_large_file", "too_small", BAD_TEXT})
 
 IsForgotten = Callable[[Sequence[str]], Sequence[bool]]
@@ -276,7 +276,7 @@ def _trouble(row: dict[str, Any], product: dict[str, Any] | None) -> tuple[str |
 
 
 def _is_stale(rules: PlanRules, row: dict[str, Any], before: dict[str, Any] | None) -> bool:
-    """Whether the previous creative stays because the input cannot be read tonight."""
+    """Whether the previous creative stays because the input cannot be read in this run."""
     kept = before is not None and before["status"] != FAILED
     return kept and row["reason"] in UNREADABLE and rules.when_unreadable == "keep_previous"
 
