@@ -11,11 +11,14 @@ from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
+from adgen.creatives.ranking import COLOUR
+from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
-from adgen.errors import InputError, ModelError, RunError, SettingsError
+from adgen.errors import ConsumerError, InputError, ModelError, RunError, SettingsError
 from adgen.on_ray.refresh.dry_run import forecast
 from adgen.on_ray.refresh.job import Summary
+from adgen.on_ray.refresh.replay import replay
 from adgen.on_ray.refresh.settings import RefreshSettings
 
 
@@ -53,6 +56,31 @@ def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, 
     for pair, row in after.items():
         assert {k: v for k, v in row.items() if k not in changing} == {k: v for k, v in before[pair].items() if k not in changing}
         assert row["carried_from"] == first.run_id
+
+
+def test_more_variants_are_made_beside_those_that_are_there_ranked_and_made_again_byte_by_byte(refreshed, shop, model, tmp_path):
+    before, first = refreshed
+    store = str(shutil.copytree(before.store, tmp_path / "store"))
+    of = lambda number: settings(shop, store, model, plan={"pairs_per_shard": 5, "variants": number})  # noqa: E731
+    three = run(of(3))
+    assert (three.pairs, three.creatives, three.generated, three.carried, three.engine_calls) == (12, 36, 24, 12, 24)
+    assert verify(open_storage(store), CAMPAIGN).problems == []
+    rows = list(open_published(open_storage(store), CAMPAIGN).rows())
+    there = published_rows(before)
+    for row in rows:
+        was = there[row["pair_id"]]
+        assert (row["carried_from"] == first.run_id) == (row["sha256"] == was["sha256"]) == (row["variant"] == 0)
+        assert {*COLOUR} <= dict(row["scores"]).keys() or row["variant"] == 0
+    found = next(row for row in rows if row["variant"] == 2 and row["status"] == "ok")
+    again = replay(open_storage(store), CAMPAIGN, found["pair_id"], 2)
+    assert (again.outcome, again.variant, again.sha256) == ("equal_bytes", 2, found["sha256"])
+    best = next(row for row in rows if (row["pair_id"], row["rank"]) == (found["pair_id"], 0))
+    assert replay(open_storage(store), CAMPAIGN, found["pair_id"]).variant == best["variant"]
+    with pytest.raises(ConsumerError, match=r"has no variant 3 in run .*; it has 0, 1, 2"):
+        replay(open_storage(store), CAMPAIGN, found["pair_id"], 3)
+    two = run(of(2))
+    assert (two.pairs, two.creatives, two.generated, two.carried) == (12, 24, 0, 24)
+    assert verify(open_storage(store), CAMPAIGN).problems == []
 
 
 def test_no_user_id_outside_private(refreshed, shop):

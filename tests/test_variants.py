@@ -6,8 +6,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from support.engine import GREEDY, assert_same, requests, small_engine
+from support.evaluations import draw_shop
 from support.models import small_config, small_model, small_prompter
-from support.runs import CAMPAIGN, begin, commit_parts, make_lineage, make_rows, pair_ids, planned_pairs
+from support.runs import CAMPAIGN, begin, commit_parts, commit_plan, make_lineage, make_rows, pair_ids, planned_pairs
 from support.shops import Night, SmallShop, rules, small_shop
 
 from adgen.cli import number_of
@@ -15,21 +16,25 @@ from adgen.config import validate_settings
 from adgen.creatives import layout
 from adgen.creatives.compaction import ManifestWriter
 from adgen.creatives.erasure import forget
-from adgen.creatives.journal import Journal
+from adgen.creatives.journal import Journal, from_parquet
 from adgen.creatives.publish import finish
 from adgen.creatives.pull import pull
 from adgen.creatives.ranking import distance, ranked, ranks_of
 from adgen.creatives.reading import open_published
-from adgen.creatives.storage import Storage
+from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import Verification, _RowsSeen, verify
 from adgen.errors import SettingsError
+from adgen.evaluation.scoring.networks import NetworkPaths
+from adgen.finishing.report import build_report
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.layers import StepLayers
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
+from adgen.on_ray.scoring.workers import ScoreShard, ScoringContext, packed, whole_parts
 from adgen.records import FAILED, LINEAGE, MANIFEST, OK, REJECTED, pair_seed, variant_seed
+from adgen.shop.inputs.tables import open_inputs
 
 
 @pytest.fixture
@@ -167,7 +172,8 @@ def test_a_changed_product_makes_all_variants_anew(shop, folder):
 
 
 def row(variant: int, status: str = OK, title: str = "red mug", gates: dict | None = None, **scores: float) -> dict:
-    return {"variant": variant, "status": status, "title": title, "gates": gates or {}, "scores": scores}
+    own = {"variant": variant, "status": status, "title": title, "gates": gates or {}, "scores": scores}
+    return own | {"title_source": "model", "picture_source": "model"}
 
 
 def test_a_rejected_variant_ranks_behind_every_good_one_and_a_failed_one_last():
@@ -178,6 +184,13 @@ def test_a_rejected_variant_ranks_behind_every_good_one_and_a_failed_one_last():
 def test_a_gate_that_warns_comes_before_every_score():
     warned = {"title_length": "warn: 80 columns wide"}
     assert ranks_of([row(0, gates=warned, allowed_words=1.0), row(1, gates={"title_length": "ok"}, allowed_words=0.1)]) == [1, 0]
+
+
+@pytest.mark.parametrize(("column", "substitute"), [("title_source", "template"), ("picture_source", "plain")])
+def test_what_the_model_made_itself_comes_before_a_template_and_a_plain_background(column: str, substitute: str):
+    warned = row(1, gates={"title_length": "warn: 80 columns wide"}, allowed_words=0.1)
+    assert ranks_of([row(0, allowed_words=1.0) | {column: substitute}, warned]) == [1, 0]
+    assert ranks_of([row(0) | {column: None}, row(1)]) == [0, 1]  # made before there were templates
 
 
 @pytest.mark.parametrize("name", ["allowed_words", "product_inside", "style_agreement"])
@@ -253,6 +266,16 @@ def test_pairs_are_counted_across_the_files_of_a_manifest(store: Storage, tmp_pa
     assert (len(files), counts.pairs, counts.rows) == (4, 5, 15)
 
 
+def test_fewer_variants_are_no_fewer_good_creatives_to_hold_a_run_for(store: Storage):
+    publish(store, variants=5)
+    run = begin(store, "fewer")
+    rows = make_rows(store, pair_ids(5))
+    journal = commit_plan(run, pair_ids(5), 5)
+    journal.commit_part(journal.unfinished()[0], rows, make_lineage(pair_ids(5)))
+    finish(run, min_ok_share=0.5)
+    assert (run.document.state, open_published(store, CAMPAIGN).run.run_id) == ("COMPLETE", run.run_id)
+
+
 def test_verify_finds_ranks_that_are_none_and_a_wrong_number_of_pairs(store: Storage):
     publish(store)
     reader = open_published(store, CAMPAIGN)
@@ -319,6 +342,32 @@ def test_variants_are_a_number_from_1_to_16_and_leave_the_digest_of_one_alone():
     for number in (0, -1, 17):
         with pytest.raises(SettingsError, match=rf"plan.variants: .*\(value {number}\)"):
             validate_settings(RefreshSettings, {"plan": {"variants": number}}, "refresh.toml")
+
+
+@pytest.mark.parametrize("variants", [1, None])
+def test_an_evaluation_looks_at_the_first_rank_unless_told(tmp_path: Path, variants: int | None):
+    rows = publish(open_storage(tmp_path / "store"))
+    reader = open_published(open_storage(tmp_path / "store"), CAMPAIGN)
+    inputs = open_inputs(str(draw_shop(tmp_path / "shop")), ["products"])
+    where = ScoringContext(str(tmp_path / "store"), S3Access(), CAMPAIGN, reader.run.run_id, inputs, NetworkPaths(), "cpu")
+    stage = ScoreShard(replace(where, only_best=variants == 1))
+    [item] = whole_parts(stage.journal.read_plan().parts)
+    scored = from_parquet(stage(packed(item))["scores"]).to_pylist()
+    names = {(row["pair_id"], 0 if variants else row["variant"], row["uri"]) for row in rows if row["rank"] < (variants or 3)}
+    assert {(row["pair_id"], row["variant"], row["uri"]) for row in scored} == names
+    assert len(scored) == 5 * (variants or 3)
+
+
+def test_a_report_shows_variant_and_rank_where_pairs_have_several(store: Storage):
+    publish(store, num_pairs=2)
+    page, count = build_report(store, CAMPAIGN)
+    assert count == 6
+    assert [f"variant {2 - rank}, rank {rank}" in page for rank in range(3)] == [True] * 3
+    assert "<b>2</b><span>pairs</span>" in page
+    publish(store, num_pairs=2, variants=1, look="alone")
+    page, count = build_report(store, CAMPAIGN)
+    assert count == 2
+    assert "rank" not in page
 
 
 # -- the engine ------------------------------------------------------------------------------------------------------

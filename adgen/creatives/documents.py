@@ -71,6 +71,11 @@ class Counts(Document):
     plain_backgrounds: int = 0  # ok rows
     reasons: dict[str, int] = Field(default_factory=dict)
 
+    @property
+    def ok_pairs(self) -> float:
+        """ok rows as if each pair had one: what runs with different numbers of variants are compared by."""
+        return self.ok if self.pairs is None or not self.rows else self.ok * self.pairs / self.rows
+
 
 class RunDocument(Document):
     """run.json. Consumers read `manifest` and `counts`; the rest says how the run was made and who drives it.

@@ -56,7 +56,7 @@ def _too_few_ok(run: Run, counts: Counts, min_ok_share: float) -> str:
     """Why a run with these counts must not take the published run's place; "" if it may."""
     pointer, _ = read_pointer(run.storage, run.campaign)
     published = read_run(run.storage, run.campaign, pointer.run_id).counts if pointer and min_ok_share else None
-    if published is None or counts.ok >= min_ok_share * published.ok:
+    if published is None or counts.ok_pairs >= min_ok_share * published.ok_pairs:
         return ""
     return (
         f"{counts.ok} rows are ok, under {min_ok_share:.0%} of the {published.ok} of the published run {pointer.run_id}; it stays. "

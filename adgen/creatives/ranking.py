@@ -4,11 +4,12 @@ A rank is a function of the pair's manifest rows alone: whoever has them all, a 
 last of them, gives them the same ranks. What is compared, in this order:
 
 1. ok before rejected before failed;
-2. fewer gates that warn;
-3. the mean of SCORES, and the distance to what was ranked before: each next row is the one with the highest mean plus
+2. title and picture of the model before a template or a plain background;
+3. fewer gates that warn;
+4. the mean of SCORES, and the distance to what was ranked before: each next row is the one with the highest mean plus
    DISTANCE_WEIGHT times the distance to the nearest before it (maximal marginal relevance, Carbonell and Goldstein 1998), so that
    who takes two gets two that differ;
-4. the lower variant.
+5. the lower variant.
 
 A score that a row lacks, as rows of runs without variants do, counts as the mean of the pair's rows that have it.
 """
@@ -20,7 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adgen.records import FAILED, OK, REJECTED
+from adgen.records import FAILED, OK, REJECTED, SOURCES
 
 SCORES: dict[str, Callable[[float], float]] = {
     "allowed_words": float,
@@ -31,7 +32,7 @@ SCORES: dict[str, Callable[[float], float]] = {
 DISTANCE_WEIGHT = 0.5
 COLOUR = ("background_red", "background_green", "background_blue")
 """Mean of the background's channels, 0 to 255."""
-_COLUMNS = ("pair_id", "variant", "status", "title", "gates", "scores")
+_COLUMNS = ("pair_id", "variant", "status", "title", "gates", "scores", *SOURCES)
 _STATUSES = (OK, REJECTED, FAILED)
 
 Row = dict[str, Any]
@@ -66,8 +67,9 @@ def ranks_of(rows: Sequence[Row]) -> list[int]:
     return [order.index(place) for place in range(len(rows))]
 
 
-def _tier(row: Row) -> tuple[int, int]:
-    return _STATUSES.index(row["status"]), sum(verdict.startswith("warn") for verdict in row["gates"].values())
+def _tier(row: Row) -> tuple[int, int, int]:
+    substitutes = sum(row[source] not in (None, "model") for source in SOURCES)
+    return _STATUSES.index(row["status"]), substitutes, sum(verdict.startswith("warn") for verdict in row["gates"].values())
 
 
 def _means(rows: Sequence[Row]) -> list[float]:

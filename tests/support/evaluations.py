@@ -86,7 +86,8 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
         for number, row in enumerate(references[start : start + ROWS_PER_SHARD], start):
             pair = pair_id(SECRET, row["user_id"], row["product_id"], None, None)
             made = _creative(run.storage, shop, row, products[row["product_id"]], title, seed) if number >= failed else {}
-            base = {"schema_version": 1, "pair_id": pair, "variant": 0, "user_key": user_key(SECRET, row["user_id"])}
+            base = {"schema_version": 1, "pair_id": pair, "variant": 0, "rank": 0}
+            base |= {"user_key": user_key(SECRET, row["user_id"])}
             base |= {"product_id": row["product_id"], "stale": False, "status": FAILED, "reason": "engine"}
             base |= {"fingerprint": f"{number:064x}"}
             if painted:
@@ -95,8 +96,8 @@ def do_shards(run: Run, shop: Path, title: str | None = None, failed: int = 1, p
                 run.storage.put(layout.unpasted_picture(CAMPAIGN, pair, base["fingerprint"]), lossless(shown))
             manifest.append(base | made)
             history = [click["product_id"] for click in clicks[row["user_id"]][:CLICKS]]
-            ids = {"pair_id": pair, "user_id": row["user_id"], "product_id": row["product_id"], "history_ids": history}
-            lineage.append(ids)
+            ids = {"pair_id": pair, "variant": 0, "user_id": row["user_id"], "product_id": row["product_id"]}
+            lineage.append(ids | {"history_ids": history})
         journal.commit_part(part, pa.Table.from_pylist(manifest, MANIFEST), pa.Table.from_pylist(lineage, LINEAGE))
     return journal
 
