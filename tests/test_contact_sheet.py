@@ -93,6 +93,14 @@ def test_numbers_reasons_speed_and_floor_are_shown():
     assert "floor" not in Page(render_report(ReportSummary(**{**fields(SUMMARY), "floor_share": None}), [])).text
 
 
+def test_what_the_model_did_not_make_at_once_is_shown_as_shares():
+    made = {"drawn_again": 40, "templates": 25, "plain_backgrounds": 1}
+    text = Page(render_report(ReportSummary(**{**fields(SUMMARY), **made}), [])).text
+    for words in ("40% drawn again", "25% titles by template", "1% plain backgrounds"):
+        assert words in text
+    assert "template" not in Page(render_report(SUMMARY, [])).text
+
+
 def fields(summary: ReportSummary) -> dict:
     return {name: getattr(summary, name) for name in ReportSummary.__dataclass_fields__}
 
