@@ -45,6 +45,12 @@ class Settings(BaseModel):
     REMOVED: ClassVar[Mapping[str, Removed]] = {}
     """Fields that are no more; their defaults stay in the digest."""
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **_: Any) -> None:
+        """A help is as wide as its terminal: where a docstring's lines end in the source is nothing to it."""
+        for field in cls.model_fields.values():
+            field.description = " ".join(field.description.split()) if field.description else field.description
+
     def digest(self) -> str:
         """A hash of every value in this section, whatever order the file had."""
         values = _digested(self, self.model_dump(mode="json"))
@@ -189,15 +195,15 @@ class GateLevels(Settings):
     title_length: Level = "warn"
     """The title is wider than `title_good_width`, or was cut."""
     forbidden_words: Level = "reject"
-    """Words that the rule packs forbid; a rule of severity `warn` never rejects."""
+    """Words that rule packs forbid; a rule of severity `warn` never rejects."""
     numbers_and_units: Level = "reject"
     """A number, with its unit, that the product's own texts do not state."""
     allowed_words: Level = "warn"
-    """Words that are neither in the product's texts nor in the language's small list of stop words."""
+    """Words neither in the product's texts nor among the language's stop words."""
     picture_blank: Level = "reject"
     """A background of nearly one colour, as NaN or dead image tokens leave it."""
     product_visible: Level = "reject"
-    """The product takes too little or too much of the picture, or is cut off by its frame."""
+    """Product too small, too large, or cut off by the picture's frame."""
 
 
 class PictureSettings(Settings):
@@ -215,7 +221,7 @@ class FinishSettings(Settings):
     ADDED = frozenset({"fallbacks"})
 
     width: int = Field(default=512, ge=64, le=4096)
-    """Pixels. Where width:height is not the model's 1:1, the background is cut, never stretched."""
+    """Pixels. Other than 1:1 the background is cut, never stretched."""
     height: int = Field(default=512, ge=64, le=4096)
     """Pixels."""
     format: PictureFormat = "webp"
@@ -227,16 +233,15 @@ class FinishSettings(Settings):
     title_max_width: int = Field(default=150, ge=8)
     """Where a title is cut, in columns: a Chinese character or an emoji takes two. 150 is Google Merchant's limit."""
     title_good_width: int = Field(default=60, ge=8)
-    """Above it the gate title_length speaks; 60 columns are the 30 Chinese characters that most shops show."""
+    """Above it title_length speaks; 60 columns are 30 Chinese characters."""
     gates: GateLevels = GateLevels()
     """What each gate may do."""
     forbidden_words: tuple[str, ...] = ()
     """Further forbidden words of this campaign; each counts as severity `reject`."""
     forbidden_exceptions: tuple[str, ...] = ()
-    """Phrases inside which no word is forbidden, such as a registered brand name that holds one."""
+    """Phrases inside which no word is forbidden, such as a brand name."""
     fallbacks: bool = True
-    """Where no attempt of the model passes: a title by template from the product's own texts (unless the gate allowed_words is
-    off), a plain background in the colour of the product picture's border. false: gates judge what the model made."""
+    """Where no attempt passes gates: a title by template, a plain background."""
     background_contrast_min: float = Field(default=2.0, ge=0, le=128)
     """Standard deviation of the background (0..128) below which it is blank."""
     product_share_min: float = Field(default=0.01, ge=0, le=1)
@@ -244,19 +249,19 @@ class FinishSettings(Settings):
     product_share_max: float = Field(default=0.95, ge=0, le=1)
     """Largest share of the picture that the product's pixels may take."""
     product_inside_min: float = Field(default=0.98, ge=0, le=1)
-    """Smallest share of the product that must lie inside the picture; renditions below it are left out."""
+    """Least share of the product inside; renditions below it are left out."""
     digital_source_type: Literal["compositeWithTrainedAlgorithmicMedia", "trainedAlgorithmicMedia"] = (
         "compositeWithTrainedAlgorithmicMedia"
     )
     """IPTC's word in the XMP. The default is the true one, a real photograph on a generated background; a channel that
     knows only `trainedAlgorithmicMedia` can be given that."""
     aigc_producer: str | None = Field(default=None, min_length=1, max_length=200)
-    """Name or code of the provider in China's AIGC metadata field (GB 45438-2025); null leaves the field out."""
+    """Provider's name or code in China's AIGC field (GB 45438-2025); null: none."""
     visible_labels: dict[str, str] = {}
     """Visible label by channel, such as {"douyin": "AI生成"}; the key "*" is every other channel. None by default,
     because some channels refuse pictures with text on them."""
     label_font: str | None = None
-    """Path of a font file that has the labels' characters; null is Pillow's own, which has Latin letters only."""
+    """Font file with the labels' characters; null: Pillow's own, Latin only."""
 
     @model_validator(mode="after")
     def _shares_are_in_order(self) -> "FinishSettings":

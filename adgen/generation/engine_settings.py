@@ -26,17 +26,17 @@ class EngineSettings(Settings):
     """Creatives that are made at once; default what the device's memory holds (4 on a CPU). Fixed for a run, and halved when
     memory does not suffice after all."""
     dtype: DTypeName = "auto"
-    """Of the weights and activations; auto is bfloat16 on a GPU and float32 on a CPU."""
+    """Of weights and activations; auto: bfloat16 on a GPU, float32 on a CPU."""
     cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
-    """Of keys and values. float8 halves bf16's memory and traffic, and is not lossless."""
+    """Of keys and values; float8 halves memory and traffic, and is not lossless."""
     weights: WeightType = "same"
-    """Of the decoder's linears and the heads, through torchao; eight bits are not lossless."""
+    """Of the decoder's linears and the heads (torchao); 8 bits are not lossless."""
     tensor_parallel: int = Field(1, ge=1)
-    """Ranks that share one decoder; their number must divide the model's key/value heads."""
+    """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
     """Run the decoder layers through DeepSpeed inference. Without it, or where it is not installed, one rank runs plainly."""
     timeout_seconds: float = Field(60, gt=0)
-    """A rank that keeps the others waiting longer than this while they generate has failed."""
+    """A rank that keeps the others waiting longer has failed."""
     start_timeout_seconds: float = Field(600, gt=0)
     """How long a rank that has loaded its model waits for the others."""
 

@@ -26,12 +26,11 @@ class SamplingSettings(Settings):
     title_top_k: int = Field(50, ge=0)
     """Draw from the k most likely tokens; 0 from all."""
     attempts: int = Field(3, ge=1, le=9)
-    """How often a title is drawn, with a seed of its own each time, until its check has no complaint; so a picture, too."""
+    """Draws of a title, and of a picture, until no gate complains."""
     retry_temperature: float = Field(0.7, gt=0)
-    """Of a title that is drawn again where title_temperature is 0: the most likely title would be the same again."""
+    """Of a title that is drawn again, where title_temperature is 0."""
     retry_title_tokens: int = Field(96, gt=0)
-    """A title that is drawn again and has not closed by then is empty; of it and max_title_tokens the less counts. A right title
-    is shorter, and one that never closes shall not cost as much each time."""
+    """As max_title_tokens, of a title that is drawn again; the less counts."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)
@@ -39,13 +38,13 @@ class SamplingSettings(Settings):
     picture_top_k: int = Field(0, ge=0)
     """Draw from the k most likely codes; 0 from all, as published."""
     picture_top_p: float = Field(1.0, gt=0, le=1)
-    """Draw from the most likely codes that together have this probability; 1 from all, as published."""
+    """Draw from the fewest likely codes with this probability together; 1: all."""
     guidance: float = Field(5.0, ge=0)
-    """Weight w of classifier-free guidance: unconditional + w * (conditional - unconditional)."""
+    """Classifier-free guidance w: unconditional + w * (conditional - unconditional)."""
     preference_noise: bool = False
     """Gumbel noise in the history masks, as the published model draws it even in inference; keyed by the row's seed."""
     control_strength: float = 1.5
-    """Factor on the foreground additions; 1.0 in training, 1.5 in the published inference."""
+    """Factor on the foreground additions; 1.0 in training, 1.5 as published."""
 
 
 def model_sampling(directory: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ class ClusterSettings(Settings):
     """How the work spreads over Ray."""
 
     address: Annotated[str | None, arg(aliases=["--address"])] = None
-    """A running cluster to join; default RAY_ADDRESS, else a local one is started."""
+    """A running cluster; default RAY_ADDRESS, else a local one is started."""
     actors: int | None = Field(default=None, gt=0)
     """Engines at most; default one for every engine.tensor_parallel GPUs, or CPUs (two at least). Set it where a cluster
     grows on demand."""

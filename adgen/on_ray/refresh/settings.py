@@ -26,7 +26,7 @@ class PlanSettings(Settings):
     ADDED = frozenset({"variants"})
 
     pairs_per_shard: Annotated[int, arg(aliases=["--pairs-per-shard"])] = Field(default=256, gt=0)
-    """Pairs of a shard, each with all its variants: the unit of work, of commit, and of what a crash can cost."""
+    """Pairs of a shard: the unit of work, commit and what a crash costs."""
     limit: Annotated[int | None, arg(aliases=["--limit"])] = Field(default=None, gt=0)
     """Only the first N pairs. Such a run ends PARTIAL and is published only with `publish_partial`."""
     variants: int = Field(default=1, ge=1, le=16)
@@ -58,7 +58,7 @@ class FailureSettings(Settings):
     """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done. Carried rows count as
     good; rows that failed in the published run, too, and rows whose input is bad do not count."""
     after_rows: int = Field(default=200, gt=0)
-    """Rows before the share is looked at. As many rows of engines without one that succeeds stop the run, too."""
+    """Rows before the share is looked at, or before a run that makes nothing stops."""
     min_ok_share: float = Field(default=0.5, ge=0, le=1)
     """Ok rows that a run must have, carried ones included, as a share of the published run's; with fewer it ends HELD, unless
     `publish_anyway`. Runs with a limit are not compared."""
@@ -74,7 +74,7 @@ class GateSettings(Settings):
     """Rows that are looked at, drawn evenly from the whole run, carried ones too; means are of those with status ok. Where pairs
     have several variants, about so many of those that rank first."""
     history_margin_min: float | None = Field(default=None, ge=-2, le=2)
-    """PBS to the pictures that the user clicked, less PBS to those that another user clicked."""
+    """PBS to the pictures that the user clicked, less PBS to another user's."""
     allowed_words_min: float | None = Field(default=None, ge=0, le=1)
     """Share of a title's words that are the product's own, or stop words."""
     copy_rate_max: float | None = Field(default=None, ge=0, le=1)
@@ -83,9 +83,9 @@ class GateSettings(Settings):
     product_kept_min: float | None = Field(default=None, ge=0, le=1)
     """Overlap of the product found in the picture with where it should be (IoU)."""
     templates_max: float | None = Field(default=None, ge=0, le=1)
-    """Share of titles that are by template, since no attempt of the model passed."""
+    """Share of titles that are by template."""
     encoder: Path | None = None
-    """PBS encoder for history_margin_min; default the one that ships with the package."""
+    """PBS encoder for history_margin_min; default the shipped one."""
 
     @property
     def is_on(self) -> bool:
@@ -99,9 +99,9 @@ class ForecastSettings(Settings):
     seconds_a_creative: float | None = Field(default=None, gt=0)
     """Of one engine."""
     benchmark: Path | None = None
-    """Speed of one engine as `python jobs/benchmark.py engine --save FILE` measured it; of the same model."""
+    """Speed of an engine: what `jobs/benchmark.py engine --save FILE` wrote."""
     price_an_hour: float = Field(default=0.0, ge=0)
-    """Of one engine's machine with all devices that the engine spans, in your currency."""
+    """Of one engine's machine with all its devices, in your currency."""
 
 
 class RefreshSettings(Settings):
@@ -116,7 +116,7 @@ class RefreshSettings(Settings):
     campaign: Suppress[str] = ""
     """Name of the campaign. The command line has a flag of its own, which takes several."""
     model: Path | None = None
-    """Model directory; jobs take the small trained one of this package when none is named."""
+    """Model directory; default the small trained one of this package."""
     publish_partial: bool = False
     """Publish a run with a limit, too."""
     publish_anyway: bool = False
