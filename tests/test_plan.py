@@ -239,6 +239,34 @@ def test_bad_pairs_become_rows_with_reasons_and_the_rest_goes_on(shop, folder):
     assert again.summary.carried == good
 
 
+def test_other_rules_make_again_only_the_titles_that_they_refuse(shop, folder):
+    """And what the rules of before rejected, once."""
+    base = shop.night(folder)
+    published = [row for part in base.parts for row in base.journal.read_part(part.index).to_pylist()]
+    titles = {row["pair_id"]: row["title"] for row in published}
+    refused = min(titles.values())
+
+    class Rules:
+        def reject(self, title: str, product_texts: tuple[str, ...], locale: str | None) -> bool:
+            assert "warm" in product_texts
+            assert locale == "en"
+            return title == refused
+
+    second = shop.night(folder, base, title_rules=Rules())
+    assert second.made == {pair for pair, title in titles.items() if title == refused}
+    assert 0 < len(second.made) < len(titles)
+    assert len(second.carry) == len(titles) - len(second.made)
+
+
+def test_a_fingerprint_holds_no_rules(monkeypatch):
+    """It is the one of 0.1.0, whatever the rules are: stores of before are carried."""
+    from adgen.finishing import gates
+
+    monkeypatch.setattr(gates, "VERSION", gates.VERSION + 1)
+    assert gates.LOOK == "f98af90a78d8a72ef48bd33649aa088b80f8f579368857382430614582a923b8"
+    assert gates.rules_digest() != gates.LOOK
+
+
 def test_duplicate_pairs_are_made_once_and_counted(shop, folder):
     pairs = len(shop.pairs)
     shop.pairs += shop.pairs[:3] * 2

@@ -4,6 +4,7 @@ A gate sees a draft only, never a model, a user or a file, so that its verdict c
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,10 @@ from adgen.finishing.titles import Number, clean_title, display_width, words
 from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
-VERSION = 2  # raised when finishing code changes what a creative looks like or how it is judged
+VERSION = 2  # raised when finishing code changes how a creative is judged
+LOOK = "f98af90a78d8a72ef48bd33649aa088b80f8f579368857382430614582a923b8"
+"""What stands for finishing in every fingerprint (the rules of 0.1.0, which stood there first); another value when finishing code
+changes what a creative looks like. Rules are not in it: a creative that they let pass stays, whatever they were before."""
 
 
 class Draft(NamedTuple):
@@ -92,8 +96,27 @@ def picture_complaint(background: np.ndarray, settings: FinishSettings) -> str |
 
 
 def rules_digest() -> str:
-    """A hash of the rule packs and of this code's version, for the fingerprint of a row."""
+    """A hash of the rule packs and of this code's version: a run that finds another one judges the titles that it carries again."""
     return digest("finishing", VERSION, *pack_texts())
+
+
+@dataclass(frozen=True)
+class TitleRules:
+    """Today's rules over a title that was published under others. Small and picklable."""
+
+    settings: FinishSettings
+
+    def reject(self, title: str, product_texts: tuple[str, ...], locale: str | None) -> bool:
+        """Whether a gate of the title's words rejects it."""
+        draft = Draft(title, False, product_texts, locale, np.zeros((1, 1, 3), np.uint8), 0.0, 0.0)
+        return any(_rejects(name, draft, self.settings) for name in _NEED_A_TITLE)
+
+
+def _rejects(name: str, draft: Draft, settings: FinishSettings) -> bool:
+    if getattr(settings.gates, name) != "reject":
+        return False
+    finding = GATES[name](draft, settings)
+    return bool(finding.complaint) and finding.severity == "reject"
 
 
 # -- the title -------------------------------------------------------------------------------------------------

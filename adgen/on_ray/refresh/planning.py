@@ -12,12 +12,12 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
-from adgen.creatives.runs import Run
+from adgen.creatives.runs import Run, read_run
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import Tombstones
 from adgen.errors import InputError, ModelError, SettingsError
-from adgen.finishing.gates import rules_digest
+from adgen.finishing.gates import LOOK, TitleRules, rules_digest
 from adgen.generation.engine import ENGINE_VERSION
 from adgen.generation.model_directory import ModelDirectory
 from adgen.local_cache import user_cache
@@ -145,16 +145,22 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         campaign_key=keys.campaign_key,
         user_secret=keys.user_secret,
         campaign_seed=settings.plan.campaign_seed,
-        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), rules_digest())),
+        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), LOOK)),
         history_items=prepared.history_items,
         history_order=prepared.model.config.history_order,
         variants=settings.plan.variants,
         when_unreadable="keep_previous" if settings.plan.keep_previous else "drop",
         base_run=base_run,
+        title_rules=TitleRules(settings.finish) if base_run and _has_other_rules(prepared, base_run) else None,
         limit=settings.plan.limit,
         pairs_per_shard=settings.plan.pairs_per_shard,
         is_forgotten=ForgottenUsers(prepared.tombstones.hashes(), prepared.keys.campaign_key),
     )
+
+
+def _has_other_rules(prepared: Prepared, base_run: str) -> bool:
+    """Whether the published rows were judged by other rules than today's."""
+    return read_run(prepared.storage, prepared.settings.campaign, base_run).digests.get("rules") != rules_digest()
 
 
 def build_run_catalog(prepared: Prepared, folder: Path) -> Catalog:

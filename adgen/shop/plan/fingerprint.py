@@ -2,7 +2,8 @@
 
 What is named here determines the creative: the product (`product_hash`: title, selling points, scale, cut-out, picture), the
 drawn history in its order (`click_hash` of each: title, picture), the model, the engine's version, the settings that change a
-creative, the rule packs, the seed, and which of the pair's variants it is. How fast and where it is made is not among them.
+creative, the seed, and which of the pair's variants it is. How fast and where it is made is not among them. Nor are the rule packs:
+a row that was published under other rules is judged again (`rows.TitleRules`), and made again only where they refuse it.
 Published fingerprints stay: a new part enters only where it is not at its default.
 """
 
@@ -20,7 +21,7 @@ class Maker:
     model_digest: str
     engine_version: str
     digests: tuple[str, ...]
-    """Of the sampling, finishing and engine settings and of the rule packs, always in the same order."""
+    """Of the sampling, finishing and engine settings and of finishing's look, always in the same order."""
 
     def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int, variant: int = 0) -> str:
         """Of all that determines a creative, 64 hex digits. Private: rows have `records.public_fingerprint` of it."""

@@ -24,12 +24,12 @@ class Published:
 
     def __init__(self, rows: pa.Table, base_run: str | None):
         self._rows, self._base_run = rows.select(PUBLISHED.names), base_run
-        names = ("pair_id", "variant", "status", "fingerprint", "attempt", "title_source")
+        names = ("pair_id", "variant", "status", "fingerprint", "attempt", "title", "title_source")
         found = enumerate(rows.select(names).to_pylist())
         self._by_key = {(row["pair_id"], row["variant"]): row | {"index": index} for index, row in found}
 
     def find(self, pair: str, variant: int) -> dict[str, Any] | None:
-        """Status, fingerprint, attempt and title_source of a row, and its `index`; None where there is none."""
+        """Status, fingerprint, attempt, title and title_source of a row, and its `index`; None where there is none."""
         return self._by_key.get((pair, variant))
 
     def carry(self, kept: Sequence[Kept]) -> pa.Table:

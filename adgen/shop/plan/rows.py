@@ -7,7 +7,7 @@ this run's user_key, and its lineage. A pair whose input is bad is a row too, wi
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +19,7 @@ from adgen.records import (
     FAILED,
     LINEAGE,
     MANIFEST,
+    REJECTED,
     pair_id,
     pair_seed,
     public_fingerprint,
@@ -83,6 +84,13 @@ class ForgottenUsers:
         return [bool(self.hashes) and user_hash(self.key, user) in self.hashes for user in user_ids]
 
 
+class TitleRules(Protocol):
+    """Judges a published title anew."""
+
+    def reject(self, title: str, product_texts: tuple[str, ...], locale: str | None) -> bool:
+        """Whether a creative with this title would be rejected."""
+
+
 @dataclass(frozen=True)
 class PlanRules:
     """What of the settings decides a plan. Pickles, secrets included: keep it out of the store."""
@@ -102,6 +110,8 @@ class PlanRules:
     """Only the first `limit` pairs."""
     pairs_per_shard: int = 256
     carried_per_shard: int = 100_000
+    title_rules: TitleRules | None = None
+    """Where the published rows were judged by other rules than today's: those rules."""
     is_forgotten: IsForgotten | None = None
     """User ids -> whether each was erased; their pairs are left out."""
 
@@ -234,7 +244,7 @@ def _plan_pair(rules: PlanRules, row: dict[str, Any], published: Published) -> t
         fingerprint = _fingerprint(rules, row, seed, variant)
         before = published.find(row["pair_id"], variant)
         stale = _is_stale(rules, row, before)
-        if stale or is_carried(before, fingerprint):
+        if stale or (is_carried(before, fingerprint) and not _is_refused(rules, row, before)):
             kept.append(Kept(before["index"], row["user_key"], stale))
         else:
             failed = before is not None and before["status"] == FAILED
@@ -243,6 +253,15 @@ def _plan_pair(rules: PlanRules, row: dict[str, Any], published: Published) -> t
             made.append(_plan_row(row) | own)
     # Of an input that cannot be used one row tells, and none where creatives of it are kept.
     return (made if row["reason"] is None else [] if kept else made[:1]), kept
+
+
+def _is_refused(rules: PlanRules, row: dict[str, Any], before: dict[str, Any]) -> bool:
+    """Whether other rules than today's judged a published row, and today's refuse its title, or may accept what those rejected."""
+    if rules.title_rules is None:
+        return False
+    product = row["product"]
+    texts = (product["title"] or "", *(point for point in product["selling_points"] or () if point))
+    return before["status"] == REJECTED or rules.title_rules.reject(before["title"] or "", texts, row["locale"])
 
 
 def _fingerprint(rules: PlanRules, row: dict[str, Any], seed: int, variant: int) -> str | None:
