@@ -122,7 +122,7 @@ def test_a_section_that_is_left_out_is_fine():
 # -- nothing is forgotten ------------------------------------------------------------------------------------------------
 
 ROOT = Path(__file__).parent.parent
-FIELDS_OF_0_1_0 = json.loads((ROOT / "tests" / "golden" / "settings_0_1_0.json").read_text())
+FIELDS_OF_0_1_0 = json.loads((ROOT / "tests" / "golden" / "runs" / "settings_0_1_0.json").read_text())
 """Name of each settings class of version 0.1.0 -> its fields."""
 
 

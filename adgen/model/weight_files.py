@@ -18,6 +18,8 @@ _SINGLE = ("model.safetensors", "pytorch_model.bin")
 
 def weight_files(directory: Path) -> list[Path]:
     """The weight files of a Hugging Face directory, safetensors before `.bin`; ModelError when there are none."""
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such model directory")
     for index, single in zip(_INDEXES, _SINGLE, strict=True):
         if (directory / index).exists():
             return _indexed_files(directory / index)
