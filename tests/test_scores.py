@@ -18,7 +18,7 @@ from adgen.evaluation.results.earlier import read_record
 from adgen.evaluation.results.rows import ROWS, joined_by_user, read_rows, with_old_columns
 from adgen.evaluation.scores import NETWORKS, TABLE, find_score, names_of, old_names, sheet_scores
 from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORED
-from adgen.on_ray.refresh.gate import THRESHOLDS
+from adgen.on_ray.refresh.gate import TEMPLATE, THRESHOLDS
 
 ROOT = Path(__file__).parents[1]
 NAMES = [score.name for score in TABLE]
@@ -29,7 +29,7 @@ def test_rows_summary_gate_and_distances_know_only_scores_of_the_table():
     assert SCORED.names[-len(ROW_SCORES) :] == list(names_of("title", "picture"))
     assert names_of("all titles") == (CORPUS_BLEU,)
     assert {SEED_DIVERSITY, USER_DIVERSITY} <= set(names_of("set"))
-    assert {threshold.score for threshold in THRESHOLDS} <= set(NAMES)
+    assert {threshold.score for threshold in THRESHOLDS} <= {*NAMES, TEMPLATE}
     assert set(sheet_scores()) <= set(ROW_SCORES)
     assert len(set(NAMES)) == len(NAMES)
     import torch

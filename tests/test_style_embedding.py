@@ -241,7 +241,7 @@ def test_the_loss_of_clicks_is_that_of_a_mixture():
     task = LanguageTask(styled_model(), PROMPTER, settings).eval()
     batch = LanguageCollator(PROMPTER, CONFIG, settings)(rows(4))
     counts, tokens = batch["num_items"].tolist(), batch["codes"].shape[1]
-    assert counts == [4, 2, 0, 3]
+    assert counts == [4, 4, 0, 4]  # the second and fourth row's two and three clicks are repeated
     losses = task.click_losses(task.click_embeddings(batch), batch)
     for row, count in enumerate(counts):
         chances = []
@@ -323,7 +323,7 @@ def test_the_general_stage_trains_the_style_encoder_and_shows_no_history():
         grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None and p.grad.any()})
         pictures, titles = task.samples(examples[:2], collator, seed=0)
         assert (len(pictures), len(titles)) == (6, 2)
-    assert [batch["num_items"].tolist() for batch in batches] == [[0] * 4, [4, 2, 0, 3]]
+    assert [batch["num_items"].tolist() for batch in batches] == [[0] * 4, [4, 4, 0, 4]]
     assert torch.equal(batches[0]["ids"], batches[1]["ids"])
     assert any(name.startswith("preference.style_encoder.layers.0.") for name in grads[1])
     for name in (name for name in grads[1] if name.startswith(("decoder.", "foreground."))):

@@ -347,7 +347,7 @@ def test_blocks_are_balanced_and_extend():
 
 MEASURE = """
 import resource, sys
-from adgen.shop.synth import synthesize
+from adgen.shop.synthetic.synth import synthesize
 synthesize(sys.argv[1], int(sys.argv[2]), 20, num_references=0, picture_side=16)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """

@@ -28,10 +28,9 @@ ADDED = [
 
 
 def main(store: str, shop: str, out: str) -> None:
+    scores.TABLE += ADDED
     from adgen.evaluation.scoring import networks
     from adgen.on_ray.evaluation import job
-
-    scores.TABLE += ADDED
     from support.evaluations import run_settings, score_here
     from support.progress import Silent
 

@@ -33,12 +33,13 @@ class Threshold(NamedTuple):
     is_least: bool
 
 
+TEMPLATE = "template"  # no score: whether a row's title_source says so
 THRESHOLDS = (
     Threshold("history_margin_min", "pbs_history_margin", is_least=True),
     Threshold("allowed_words_min", "allowed_words", is_least=True),
     Threshold("copy_rate_max", "copied", is_least=False),
     Threshold("product_kept_min", "product_iou", is_least=True),
-    Threshold("templates_max", "template", is_least=False),
+    Threshold("templates_max", TEMPLATE, is_least=False),
 )
 
 
@@ -124,7 +125,7 @@ def verdict_of(gate: GateSettings, tables: Iterable[pa.Table], templates: Sequen
         wanted = getattr(gate, setting)
         if wanted is None:
             continue
-        values = templates if name == "template" else [row[name] for row in good if row[name] is not None]
+        values = templates if name == TEMPLATE else [row[name] for row in good if row[name] is not None]
         mean = sum(values) / len(values) if values else None
         found[setting] = {"wanted": wanted, "found": mean, "rows": len(values)}
         if mean is None:
