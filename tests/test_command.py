@@ -9,24 +9,26 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.extras import SubcommandApp
 
 from adgen.config import Settings
 from adgen.errors import RunError, SettingsError
-from adgen.on_ray.command import DEFAULT, Outcome, Output, parse, progress, run
+from adgen.on_ray.command import DEFAULT, Outcome, Output, parse, progress, run, run_app
 
 
 def test_the_json_is_printed_before_it_is_saved(tmp_path, capsys):
     target = tmp_path / "new" / "found.json"
-    assert run("job", lambda: Outcome({"a": "图"}, Output(save=target))) == 0
+    assert run("job", lambda: Outcome({"a": "图"}, Output(json=True, save=target))) == 0
     assert json.loads(target.read_text(encoding="utf-8")) == json.loads(capsys.readouterr().out) == {"a": "图"}
-    assert run("job", lambda: Outcome({"b": 2}, Output(save=target / "below" / "a.json"))) == 1, "a file lies where a folder should"
+    assert run("job", lambda: Outcome({"b": 2}, Output(json=True, save=target / "below" / "a.json"))) == 1, "a file is in the way"
     shown = capsys.readouterr()
     assert json.loads(shown.out) == {"b": 2}
     assert shown.err.startswith("job: save: ")
 
 
-def test_a_terminal_gets_the_json_only_with_its_flag(monkeypatch, capsys):
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_json_is_printed_only_with_its_flag(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
     assert run("job", lambda: Outcome({"a": 1})) == 0
     assert capsys.readouterr().out == ""
     assert run("job", lambda: Outcome({"a": 1}, Output(json=True))) == 0
@@ -34,8 +36,18 @@ def test_a_terminal_gets_the_json_only_with_its_flag(monkeypatch, capsys):
 
 
 def test_a_job_that_did_not_succeed_has_its_record_and_exit_code_1(capsys):
-    assert run("job", lambda: Outcome({"published": False}, succeeded=False)) == 1
+    assert run("job", lambda: Outcome({"published": False}, Output(json=True), succeeded=False)) == 1
     assert json.loads(capsys.readouterr().out) == {"published": False}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_job_that_measures_prints_what_it_found_to_a_pipe(terminal, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
+    app = SubcommandApp()
+    app.command(name="sizes")(lambda: Outcome({"a": 1}))
+    app.command(name="other")(lambda: Outcome({"a": 2}))
+    assert run_app(app, "job", None, ["sizes"]) == 0
+    assert capsys.readouterr().out == ("" if terminal else '{"a": 1}\n')
 
 
 class Sizes(BaseModel):

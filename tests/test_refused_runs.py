@@ -1,7 +1,6 @@
 """What no row can carry stops a refresh before any model work, and the message says what to do."""
 
 import importlib.util
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -123,8 +122,5 @@ def test_what_no_row_can_carry_stops_the_run_first_and_says_what_to_do(ray_clust
     printed = capsys.readouterr()
     said = " ".join(printed.err.split()).replace(" ", "")  # rich breaks lines where it likes
     assert all(word.replace(" ", "") in said for word in words), printed.err
-    if printed.out:  # the record of a campaign that was tried; a command line that is wrong has none
-        record = json.loads(printed.out)
-        assert not record["published"]
-        assert all(word in record["error"] for word in words[:1])
+    assert printed.out == ""
     assert not list((tmp_path / "store").glob("c*/**/*.*")), "neither a catalog nor a run was begun"

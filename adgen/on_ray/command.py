@@ -26,7 +26,7 @@ class Output:
     """Where the record of what a job did goes."""
 
     json: bool = False
-    """Print one line of JSON as the last of stdout. Where stdout is no terminal, it is printed in any case."""
+    """Print the record as one line of JSON, the last of stdout."""
     save: Annotated[Path | None, arg(metavar="FILE")] = None
     """Write the JSON there, too."""
 
@@ -43,12 +43,13 @@ class Outcome(NamedTuple):
     succeeded: bool = True
 
 
-def run(name: str, job: Callable[[], Outcome]) -> int:
-    """Do the job and print its record; the exit code. An error that is not a fault of ours is one red sentence on stderr."""
+def run(name: str, job: Callable[[], Outcome], *, always_print: bool = False) -> int:
+    """Do the job and print its record where that was asked for or is its purpose; the exit code. An error that is not a fault of
+    ours is one red sentence on stderr."""
     try:
         with plain_streams():
             outcome = job()
-            if outcome.output.json or not sys.stdout.isatty():
+            if outcome.output.json or always_print:
                 print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
             if outcome.output.save is not None:
                 _save(outcome.record, outcome.output.save)
@@ -59,9 +60,9 @@ def run(name: str, job: Callable[[], Outcome]) -> int:
 
 
 def run_app(app: tyro.extras.SubcommandApp, name: str, description: str | None, arguments: list[str]) -> int:
-    """The same for a job of several commands, each of which returns an Outcome."""
+    """The same for a job of several commands that measure: their record is printed wherever stdout is no terminal, too."""
     options = {"prog": f"{name}.py", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
-    return run(name, lambda: app.cli(args=arguments, **options))
+    return run(name, lambda: app.cli(args=arguments, **options), always_print=not sys.stdout.isatty())
 
 
 def _save(record: Any, file: Path) -> None:
