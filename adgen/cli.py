@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
+from adgen.command_line import Dest, Json
 from adgen.errors import AdgenError, printable
+from adgen.generation.commands import COMMANDS as MODEL_COMMANDS
 from adgen.terminal import plain_streams, print_json, print_summary, print_table, text_of
 
 if TYPE_CHECKING:
@@ -19,11 +21,11 @@ if TYPE_CHECKING:
 
 Store = Annotated[Positional[str], arg(metavar="STORE", help="root of the outputs: a folder, file:// or s3://")]
 Campaign = Annotated[Positional[str], arg(metavar="CAMPAIGN", help="name of the campaign")]
-Dest = Annotated[Positional[Path], arg(metavar="DEST", help="folder to write to")]
-Json = Annotated[bool, arg(name="json", help="print one JSON document instead of text")]
 Variants = Annotated[str, arg(metavar="N|all")]
 
 app = tyro.extras.SubcommandApp()
+for _name, _command in MODEL_COMMANDS.items():
+    app.command(name=_name)(_command)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,23 +77,6 @@ def synth(
     from adgen.shop.synthetic.synth import synthesize
 
     return print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
-
-
-@app.command(name="starter-model")
-def starter_model(
-    inputs: Annotated[Positional[str], arg(metavar="INPUTS", help="its table products: the tokenizer learns the titles")],
-    dest: Dest,
-    size: Annotated[str, arg(metavar="NAME", help="tiny, janus-pro-1b or janus-pro-7b")] = "tiny",
-    seed: Annotated[int, arg(metavar="N", help="same seed, same weights")] = 0,
-) -> int:
-    """Write an untrained model directory, to start a training from or to try the machinery with. It paints noise."""
-    from adgen.generation.starter import write_starter_model
-    from adgen.shop.inputs.tables import open_inputs
-
-    titles = (batch.column(0).to_pylist() for batch in open_inputs(inputs, tables=("products",))["products"].batches(["title"]))
-    write_starter_model(dest, (title for some in titles for title in some if title), size, seed)
-    print(f"{dest}: untrained {size}")
-    return 0
 
 
 @app.command(name="runs")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-LEAVES = ("config", "cutouts", "records", "errors", "images", "local_cache", "progress", "shipped", "terminal")
+LEAVES = ("command_line", "config", "cutouts", "records", "errors", "images", "local_cache", "progress", "shipped", "terminal")
 MAY_IMPORT = {
     "cli": {"store_commands", "on_ray", "evaluation", "training", "generation", "model", "finishing", "shop", "creatives"},
     "store_commands": {"shop", "creatives"},
