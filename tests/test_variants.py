@@ -11,9 +11,9 @@ from support.models import small_config, small_model, small_prompter
 from support.runs import CAMPAIGN, begin, commit_parts, commit_plan, make_lineage, make_rows, pair_ids, planned_pairs
 from support.shops import Night, SmallShop, rules, small_shop
 
-from adgen.cli import number_of
 from adgen.config import validate_settings
 from adgen.creatives import layout
+from adgen.creatives.commands import number_of
 from adgen.creatives.compaction import ManifestWriter
 from adgen.creatives.erasure import forget
 from adgen.creatives.journal import Journal, from_parquet

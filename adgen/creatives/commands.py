@@ -1,0 +1,160 @@
+"""The commands of those who read a store or watch over it: of consumers and operators. Each imports what it needs."""
+
+import dataclasses
+from typing import TYPE_CHECKING, Annotated, Any
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from adgen.command_line import Dest, Json
+from adgen.errors import ConsumerError, SettingsError
+from adgen.terminal import print_json, print_summary, print_table, text_of
+
+if TYPE_CHECKING:
+    from adgen.creatives.storage import S3Access, Storage
+
+Store = Annotated[Positional[str], arg(metavar="STORE", help="root of the outputs: a folder, file:// or s3://")]
+Campaign = Annotated[Positional[str], arg(metavar="CAMPAIGN", help="name of the campaign")]
+Variants = Annotated[str, arg(metavar="N|all")]
+
+
+@dataclasses.dataclass(frozen=True)
+class S3Options:
+    """How to reach an s3:// store; what is left out comes from the environment, as for other AWS tools."""
+
+    endpoint_url: Annotated[str | None, arg(metavar="URL", help="address of an S3-compatible server")] = None
+    region: Annotated[str | None, arg(metavar="NAME", help="region of the bucket")] = None
+
+    def access(self) -> "S3Access":
+        """The same as settings."""
+        from adgen.config import validate_settings
+        from adgen.creatives.storage import S3Access
+
+        return validate_settings(S3Access, {"endpoint_url": self.endpoint_url, "region": self.region}, "command line")
+
+    def open(self, store: str) -> "Storage":
+        """The store."""
+        from adgen.creatives.stores import open_storage
+
+        return open_storage(store, self.access())
+
+
+S3 = OmitArgPrefixes[S3Options]
+FROM_ENVIRONMENT = S3Options()
+
+
+def runs(store: Store, campaign: Campaign, s3: S3 = FROM_ENVIRONMENT, as_json: Json = False) -> int:
+    """List the campaign's runs, newest first, and which one is published."""
+    from adgen.creatives.publish import read_pointer
+    from adgen.creatives.runs import list_runs
+
+    storage = s3.open(store)
+    pointer, _ = read_pointer(storage, campaign)
+    published = pointer.run_id if pointer else None
+    found = list_runs(storage, campaign)
+    if as_json:
+        hidden = {"settings", "manifest"}
+        return print_json([run.model_dump(mode="json", exclude=hidden) | {"published": run.run_id == published} for run in found])
+    if found:
+        columns = ("run", "state", "ok", "rejected", "failed", "")
+        print_table(columns, [_run_line(run, run.run_id == published) for run in found])
+    else:
+        print(f"campaign {campaign} has no runs in {storage.uri}")
+    return 0
+
+
+def show(
+    store: Store,
+    campaign: Campaign,
+    pair: Annotated[Positional[str], arg(metavar="PAIR", help="pair_id, as in the manifest")],
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """Show the published creative of one pair and how it was made."""
+    from adgen.creatives.reading import open_published
+
+    storage = s3.open(store)
+    published = open_published(storage, campaign)
+    rows = published.find(pair)
+    if not rows:
+        raise ConsumerError(f"pair {pair} is not in run {published.run.run_id} of campaign {campaign}")
+    if as_json:
+        return print_json({"run_id": published.run.run_id, "rows": rows})
+    for row in rows:
+        shown = [(name, text_of(value)) for name, value in row.items() if value not in (None, [])]
+        if row["uri"]:
+            shown.append(("picture", storage.address(row["uri"])))
+        print_table(("column", f"variant {row['variant']}, rank {row['rank']}, in run {published.run.run_id}"), shown)
+    return 0
+
+
+def rollback(
+    store: Store,
+    campaign: Campaign,
+    run: Annotated[Positional[str], arg(metavar="RUN", help="an older COMPLETE run; `adgen runs` lists them")],
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """Publish an older run again."""
+    from adgen.creatives.publish import rollback
+
+    pointer = rollback(s3.open(store), campaign, run)
+    if as_json:
+        return print_json(pointer.model_dump(mode="json"))
+    print(f"campaign {campaign}: run {pointer.run_id} is published, generation {pointer.generation}")
+    return 0
+
+
+def verify(
+    store: Store,
+    campaign: Campaign,
+    variants: Annotated[Variants, arg(help="look at the objects of a pair's first N variants")] = "all",
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """Check that every object of the published run is there and right, and that the counts agree. Exit 1 if not.
+
+    Of a folder that was pulled say how many variants it holds."""
+    from adgen.creatives.verify import verify
+
+    found = verify(s3.open(store), campaign, variants=number_of(variants))
+    print_summary(found, as_json)
+    return 1 if found.problems else 0
+
+
+def pull(
+    store: Store,
+    campaign: Campaign,
+    dest: Dest,
+    since: Annotated[str | None, arg(metavar="RUN", help="a run whose creatives you have: fetch what it lacks")] = None,
+    keep_withdrawn: Annotated[bool, arg(help="keep the files of creatives that are withdrawn or erased")] = False,
+    variants: Annotated[Variants, arg(help="creatives of each pair, the best first")] = "1",
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """Mirror the published run: fetch new and changed creatives with their manifest, remove those that are withdrawn or erased.
+
+    Goes on where it stopped. Exit 1 if objects are missing in the store: they are named, and the rest is pulled."""
+    from adgen.creatives.pull import pull
+
+    done = pull(s3.open(store), campaign, dest, since, keep_withdrawn=keep_withdrawn, variants=number_of(variants))
+    print_summary(done, as_json)
+    return 1 if done.problems else 0
+
+
+def number_of(variants: str) -> int | None:
+    """A number of variants as it was typed; None for all. SettingsError: it is neither."""
+    if variants == "all":
+        return None
+    if not (variants.isascii() and variants.isdigit() and int(variants)):
+        raise SettingsError(f"--variants {variants}: is a number from 1 on, or all")
+    return int(variants)
+
+
+def _run_line(run: Any, published: bool) -> tuple[str, ...]:
+    counts = run.counts
+    numbers = [text_of(number) for number in (counts.ok, counts.rejected, counts.failed)] if counts else [""] * 3
+    mark = "published" if published else run.note or (f"driven by {run.owner}" if run.owner else "")
+    return (run.run_id, run.state, *numbers, mark)
+
+
+COMMANDS = {"runs": runs, "show": show, "rollback": rollback, "verify": verify, "pull": pull}
