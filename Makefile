@@ -29,7 +29,7 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 # Most of a test's time is waiting (Ray starts, processes die): four workers keep two cores busy.
 WORKERS ?= 4
 PYTEST := $(BIN)/python -m pytest
-SPREAD := -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
 test: install ## all tests but the long ones, WORKERS=4 at a time
 	$(PYTEST) $(SPREAD) --durations=25

@@ -6,11 +6,13 @@ import resource
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import boto3
 import pytest
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
+from support.groups import group_of
 
 from adgen.creatives.s3 import s3_client
 from adgen.creatives.storage import S3Access, Storage
@@ -19,23 +21,24 @@ from adgen.shop.synthetic.synth import synthesize
 
 # Workers side by side, each with as many threads as cores, would wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# Tests with Ray share one, those of these files another one each: training starts and ends groups of workers all the time.
-OWN_RAY = {"test_pretraining": "training", "test_ranks": "ranks"}
-LONGEST_FIRST = ("test_kill", "ray", "training", "ranks")
+LONGEST_FIRST = ("ray", "test_kill.py", "training", "ranks", "test_deepspeed_step.py")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests of a group run in one worker."""
+    from support.scheduling import ByGroup
+
+    return ByGroup(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of a group run in one worker (xdist, --dist loadgroup): one Ray for many tests, a module's fixtures made once."""
+    """Marks tests with Ray; groups that take longest begin first."""
+    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
     for item in items:
         if "ray_cluster" in item.fixturenames:
             item.add_marker("ray")
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
-    order = {name: place for place, name in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: order.get(_group(item), len(order)))
-
-
-def _group(item: pytest.Item) -> str:
-    return OWN_RAY.get(item.path.stem, "ray") if "ray_cluster" in item.fixturenames else item.path.stem
+    items.sort(key=lambda item: order.get(group_of(item.path.name), len(order)))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from support.scheduling import ByGroup
 
 TESTS = Path(__file__).parent
 
@@ -62,3 +63,14 @@ def test_every_promise_names_a_test():
     rows = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| ") and not line.startswith("| promise")]
     assert len(rows) > 40
     assert [promise for promise, tests in rows if "test_" not in tests] == []
+
+
+def test_a_group_runs_in_one_worker(request):
+    """Else each worker makes the fixtures of each file, and a Ray, anew."""
+    [first, *_] = request.config.hook.pytest_xdist_make_scheduler.get_hookimpls()[::-1]
+    assert first.plugin_name.endswith("conftest.py"), "before xdist's own"
+    scheduler = ByGroup.__new__(ByGroup)
+    groups = [
+        scheduler._split_scope(f"tests/{name}::test_it[a::b]") for name in ("test_gate.py", "test_refresh.py", "test_kill.py")
+    ]
+    assert groups == ["ray", "ray", "test_kill.py"]
