@@ -490,13 +490,6 @@ def test_a_model_directory_reads_each_part_once(tmp_path, monkeypatch):
         _ = pickle.loads(pickle.dumps(directory)).config  # another process opens it anew
 
 
-def test_what_is_trained_is_what_the_weight_files_hold(tmp_path, janus):
-    save_small_model(tmp_path / "ours")
-    assert ModelDirectory(tmp_path / "ours").trained == {name.partition(".")[0] for name in small_model().state_dict()}
-    assert not {"foreground", "preference"} & ModelDirectory(janus[1]).trained
-    assert {"decoder", "image_tokenizer", "image_head"} <= ModelDirectory(janus[1]).trained
-
-
 @pytest.mark.parametrize(("change", "error"), [("model.safetensors", "no weights"), ("tokenizer.json", "no such file")])
 def test_a_directory_that_lacks_a_file_is_refused_before_its_weights_are_loaded(tmp_path, change, error):
     save_small_model(tmp_path)

@@ -16,6 +16,7 @@ from adgen.generation.template import Template, load_template
 from adgen.model.checkpoint import save
 from adgen.model.config import PRESETS, ModelConfig
 from adgen.model.initialize import initialize
+from adgen.model.modules import ModelFacts, module_of
 from adgen.model.uniadgen import UniAdGen
 
 _ROLES = ("<|User|>", "<|Assistant|>")
@@ -32,6 +33,7 @@ def write_starter_model(directory: str | Path, texts: Iterable[str], size: str =
     ease_learning(model, seed)
     save(model, directory)
     Prompter(tokenizer, template, config).save(directory)
+    ModelFacts(modules={module_of(name): "untrained" for name in model.state_dict()}).save(directory)
     return config
 
 

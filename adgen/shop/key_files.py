@@ -22,7 +22,7 @@ class KeySettings(Settings):
     """Where the secrets are. Each is a file of at least 16 bytes; white space at its ends does not count."""
 
     campaign_key: Path | None = None
-    """File with the key of pair ids; it must stay the same for the campaign's whole life."""
+    """File with the key of pair ids; it stays the same for a campaign's life."""
     user_secret: Path | None = None
     """File with the secret of user keys; it may rotate."""
     allow_development_keys: bool = Field(default=False)

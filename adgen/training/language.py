@@ -25,7 +25,7 @@ from adgen.model.uniadgen import UniAdGen
 from adgen.training.batches import IGNORED, LanguageCollator
 from adgen.training.cost import forward_flops, gradient_flops
 from adgen.training.settings import TrainingSettings
-from adgen.training.task import Batch, Metrics, Task, metric
+from adgen.training.task import Batch, Metrics, Task, metric, trained_modules
 
 
 class LanguageTask(Task):
@@ -161,10 +161,12 @@ class LanguageTask(Task):
 
     def export(self, directory: Path) -> None:
         """A model directory; low-rank updates are merged into the weights."""
+        trained = trained_modules(self.model)
         merge_lora(self.model.decoder)
         self.model.config = self.model.config.model_copy(update={"lora": None})
         save(self.model, directory)
         self.prompter.save(directory)
+        self.pass_on(directory, trained)
 
 
 _MOST_PREDICTED = 64

@@ -22,7 +22,7 @@ from adgen.model.uniadgen import UniAdGen
 from adgen.records import unit_interval
 from adgen.training.codebook import MovingCodebook
 from adgen.training.settings import TrainingSettings
-from adgen.training.task import Batch, Collator, Metrics, Task, metric
+from adgen.training.task import Batch, Collator, Metrics, Task, metric, trained_modules
 
 
 class PictureCollator:
@@ -125,6 +125,7 @@ class TokenizerTask(Task):
         self.model.image_embedding.gen_embed.weight.data.copy_(self.model.image_tokenizer.codebook())
         save(self.model, directory)
         self.prompter.save(directory)
+        self.pass_on(directory, trained_modules(self.model))
 
 
 def as_png(picture: Image.Image | np.ndarray) -> bytes:

@@ -9,13 +9,14 @@ from adgen.errors import ModelError
 from adgen.generation.model_directory import ModelDirectory
 from adgen.model.checkpoint import load_dinov2
 from adgen.model.config import CONFIG_FILE
+from adgen.model.modules import ModelFacts
 from adgen.model.pbs import PBS_CONFIG_FILE, load_pbs
 from adgen.training.batches import LanguageCollator
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
 from adgen.training.language import LanguageTask
 from adgen.training.pictures import PictureCollator, TokenizerTask
 from adgen.training.settings import UNTRAINED, TrainingSettings
-from adgen.training.task import Collator, Task
+from adgen.training.task import Collator, Start, Task
 from adgen.training.trainable import choose_trainable
 
 
@@ -32,9 +33,19 @@ def make_task(start: Path | None, settings: TrainingSettings, dinov2: str | Path
     if dinov2 and str(dinov2) != UNTRAINED:
         load_dinov2(model, dinov2)
     if settings.stage == "tokenizer":
-        return TokenizerTask(model, directory.prompter, settings)
-    choose_trainable(model, settings.stage, settings.trainable, settings.seed, reads_clicks=settings.losses.clicks > 0)
-    return LanguageTask(model, directory.prompter, settings)
+        task: Task = TokenizerTask(model, directory.prompter, settings)
+    else:
+        choose_trainable(model, settings.stage, settings.trainable, settings.seed, reads_clicks=settings.losses.clicks > 0)
+        task = LanguageTask(model, directory.prompter, settings)
+    task.start = Start(directory, _facts_with(dinov2, directory.facts), settings.stage)
+    return task
+
+
+def _facts_with(dinov2: str | Path | None, facts: ModelFacts) -> ModelFacts:
+    """The start's facts when a DINOv2 was put under its foreground path."""
+    if not dinov2 or str(dinov2) == UNTRAINED:
+        return facts
+    return facts.model_copy(update={"modules": facts.modules | {"foreground.adapter": "trained"}})
 
 
 def make_collator(start: Path | None, settings: TrainingSettings, backgrounds: Sequence[dict]) -> Collator:
@@ -63,13 +74,19 @@ def check_start(start: Path | None, settings: TrainingSettings, dinov2: str | Pa
 
 
 def _require_trained_foreground(start: Path, settings: TrainingSettings, dinov2: str | Path | None) -> None:
-    seeing = settings.stage == "pbs" or "foreground" in ModelDirectory(start).trained
+    seeing = settings.stage == "pbs" or _sees(ModelDirectory(start))
     if not seeing and not dinov2:
         size = ModelDirectory(start).config.foreground.hidden_size
         raise ModelError(
-            f"{start}: a Janus-Pro directory has no DINOv2, through which products are seen: give dinov2 = a DINOv2 directory in "
+            f"{start}: it has no DINOv2 with trained weights, through which products are seen: give dinov2 = a DINOv2 directory in "
             f"Hugging Face layout (hidden_size {size}, such as facebook/dinov2-small), or dinov2 = {UNTRAINED!r} to begin with "
             "random weights"
         )
     if seeing and dinov2:
         raise ModelError(f"dinov2 is {str(dinov2)!r}, but {start} has its own weights for that: leave it out")
+
+
+def _sees(start: ModelDirectory) -> bool:
+    """Whether it has weights for seeing products. Where the decoder is new as well, everything is learned from nothing."""
+    modules = start.facts.modules
+    return modules["foreground.adapter"] != "untrained" or modules["decoder"] == "untrained"

@@ -1,6 +1,7 @@
 """What a stage is to the trainer: a module whose forward gives the loss of a batch, and what has to happen around it."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from adgen.generation.model_directory import ModelDirectory
+from adgen.model.modules import ModelFacts, module_of
 from adgen.model.names import current_name
 
 Batch = dict[str, Tensor]
@@ -19,6 +22,16 @@ Metrics = dict[str, Tensor]
 """Each a pair (sum, count), fp32: workers and micro-batches add them up; the value is sum / count."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """The model directory that a stage starts from."""
+
+    directory: ModelDirectory
+    facts: ModelFacts
+    """Of the directory, and of the DINOv2 that was put under it."""
+    stage: str
+
+
 class Task(nn.Module):
     """Base of the stages. A subclass knows its model, its losses and its files; nothing of workers or storage."""
 
@@ -26,6 +39,8 @@ class Task(nn.Module):
     """Tasks that write to their own parameters need them whole."""
     self_updated: tuple[str, ...] = ()
     """Prefixes of tensors that are updated outside the optimizer: by `after_step`, or buffers."""
+    start: Start | None = None
+    """Where the weights came from; None: new ones, of which nothing is passed on."""
     earlier_names: tuple[tuple[str, str], ...] = ()
     """Prefixes of tensors' names in checkpoints of earlier versions, each with the present one."""
 
@@ -65,6 +80,16 @@ class Task(nn.Module):
     def export(self, directory: Path) -> None:
         """Write what was learned as a model directory."""
         raise NotImplementedError
+
+    def pass_on(self, directory: Path, trained: Collection[str]) -> None:
+        """Write what the start says of itself beside its weights, and that these modules are trained now."""
+        if self.start is not None:
+            self.start.directory.pass_on(directory, self.start.facts.after(self.start.stage, trained))
+
+
+def trained_modules(model: nn.Module) -> set[str]:
+    """The modules of a model that have a trainable parameter."""
+    return {module_of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def rename_tensors(task: Task, tensors: dict[str, Tensor], *_: Any) -> None:

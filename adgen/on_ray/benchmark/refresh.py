@@ -123,6 +123,7 @@ def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int, each:
             store=str(Path(folder) / "store"),
             campaign="benchmark",
             model=root / "model",
+            allow_untrained=True,
             finish=FinishSettings(width=side or 512, height=side or 512),
         )
         settings = settings.model_copy(update={"plan": settings.plan.model_copy(update={"pairs_per_shard": pairs_per_shard})})

@@ -79,10 +79,12 @@ class RunEvaluationSettings(ScoringSettings):
 class ModelEvaluationSettings(ScoringSettings):
     """Which model, on which pairs."""
 
-    ADDED = frozenset({"keys"})
+    ADDED = frozenset({"keys", "allow_untrained"})
 
     model: Path | None = None
     """Model directory; default the one that ships with the package."""
+    allow_untrained: bool = False
+    """Take a model with untrained modules, to try the machinery."""
     out: Path
     """Local folder to write: rows/*.parquet, summary.json, report.html, and the creatives in store/, of further seeds in
     store-seed-1/ and so on. The same command goes on where an earlier one stopped."""

@@ -127,6 +127,7 @@ def refresh_settings(settings: ProofSettings, model: Path, inputs: str, scratch:
         store=str(scratch / "store"),
         campaign="proof",
         model=model,
+        allow_untrained=settings.allow_untrained,
         device=cluster_device(settings.device),
         plan=PlanSettings(pairs_per_shard=PAIRS_PER_SHARD),
         sampling=settings.sampling,

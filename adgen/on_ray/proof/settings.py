@@ -15,8 +15,12 @@ from adgen.on_ray.cluster_settings import ClusterSettings
 class ProofSettings(Settings):
     """What is measured, on which shop, with which model."""
 
+    ADDED = frozenset({"allow_untrained"})
+
     model: Path | None = None
     """Model directory; default the model that ships with the package."""
+    allow_untrained: bool = False
+    """Take a model with untrained modules, to try the machinery."""
     encoder: Path | None = None
     """Directory of a PBS encoder (stage pbs); default the one that ships with the package."""
     seed: int = Field(default=1, ge=0)

@@ -62,7 +62,7 @@ class FinishAndCommit:
             "stale": False,
             "model_digest": self.context.model_digest,
             "generated_at": datetime.now(UTC),
-            "gates": {},
+            "gates": {MODEL_GATE: "warn: untrained"} if self.context.untrained else {},
             "scores": {},
             "renditions": [],
         } | {name: pair[name] for name in COPIED}
@@ -73,6 +73,7 @@ class FinishAndCommit:
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason} | dict.fromkeys(SOURCES)
         made = base | done.manifest_fields() | {"seconds": pair["seconds"]}
+        made["gates"] = base["gates"] | made["gates"]
         if self.context.settings.plan.variants > 1:
             made["scores"] = made["scores"] | ranking_scores(pair)
         if done.verdict.status != OK:
@@ -100,6 +101,8 @@ class FinishAndCommit:
         return pa.Table.from_pylist(rows, schema=LINEAGE)
 
 
+MODEL_GATE = "model"
+"""What a row says of the model that made it, among what gates say."""
 COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint", *SOURCES)
 
 

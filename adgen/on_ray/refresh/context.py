@@ -21,6 +21,9 @@ class Context:
     history_items: int = 0
     """Items of a prompt that shows any: fewer drawn clicks are repeated. 0 shows them as drawn."""
 
+    untrained: bool = False
+    """Whether modules of the model are: each row's gate `model` says so."""
+
     def journal(self) -> Journal:
         """The run's plan and journal."""
         storage = open_storage(self.settings.store, self.settings.s3)

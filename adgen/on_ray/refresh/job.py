@@ -165,7 +165,8 @@ def run_shards(prepared: Prepared, run: Run, speed: RunSpeed, progress: Progress
     engine = settings.engine.model_copy(update={"num_slots": run.document.num_slots})
     placed = settings.model_copy(update={"device": device, "engine": engine})
     identity = run.run_id, prepared.model_digest, prepared.settings_digest, prepared.keys.campaign_key
-    context = Context(placed, *identity, prepared.model.config.history_items)
+    untrained = bool(prepared.model.facts.having("untrained"))
+    context = Context(placed, *identity, prepared.model.config.history_items, untrained)
     carried = sum(part.rows for part in plan.parts if part.kind == "carry")
     watch, catalog = FailureWatch(settings.failures, carried), catalog_of(prepared, run)
     for wave in waves(unfinished, settings.cluster.shards_per_wave):

@@ -189,6 +189,7 @@ def open_model(settings: RefreshSettings) -> ModelDirectory:
         raise ModelError(f"{settings.model}: no such model directory; name one with --model")
     model = ModelDirectory(settings.model)
     model.check()
+    model.require_trained(settings.allow_untrained)
     asked, takes = settings.plan.history_items, model.config.history_items
     if asked is not None and asked > takes:
         raise SettingsError(f"plan.history_items: {asked} is more than the {takes} clicked products that {settings.model} takes")

@@ -33,11 +33,11 @@ class PlanSettings(Settings):
     """Creatives of each pair, drawn with seeds of their own and ranked; consumers take the first unless they ask for more. Raised,
     the creatives that are there stay; lowered, the highest go."""
     history_items: int | None = Field(default=None, ge=0)
-    """Clicks drawn for a prompt; default what the model was made for."""
+    """Clicks drawn for a prompt; default the model's."""
     campaign_seed: int = 0
     """Change it to draw every creative of the campaign anew."""
     keep_previous: bool = True
-    """A pair whose input cannot be read in this run keeps its previous creative, marked stale; false drops it."""
+    """A pair whose input cannot be read keeps its previous creative, marked stale; false drops it."""
 
 
 class CleanUpSettings(Settings):
@@ -58,10 +58,10 @@ class FailureSettings(Settings):
     """Share of failed rows (rejected ones do not count) over which the run stops, once `after_rows` are done. Carried rows count as
     good; rows that failed in the published run, too, and rows whose input is bad do not count."""
     after_rows: int = Field(default=200, gt=0)
-    """Rows before the share is looked at, or before a run that makes nothing stops."""
+    """Rows before that share counts, or before a run that makes nothing stops."""
     min_ok_share: float = Field(default=0.5, ge=0, le=1)
-    """Ok rows that a run must have, carried ones included, as a share of the published run's; with fewer it ends HELD, unless
-    `publish_anyway`. Runs with a limit are not compared."""
+    """Ok rows that a run must have, carried ones too, as a share of the published run's; with fewer it ends HELD, unless
+    `publish_anyway`. Runs with a limit are free."""
 
 
 class GateSettings(Settings):
@@ -107,7 +107,7 @@ class ForecastSettings(Settings):
 class RefreshSettings(Settings):
     """Refresh one campaign: tables in, published creatives out."""
 
-    ADDED = frozenset({"pictures"})
+    ADDED = frozenset({"pictures", "allow_untrained"})
 
     inputs: str = ""
     """Folder or URI of the tables products, histories and pairs; {campaign} in it stands for the campaign's name."""
@@ -117,11 +117,12 @@ class RefreshSettings(Settings):
     """Name of the campaign. The command line has a flag of its own, which takes several."""
     model: Path | None = None
     """Model directory; default the small trained one of this package."""
+    allow_untrained: bool = False
+    """Take a model with untrained modules, to try the machinery."""
     publish_partial: bool = False
     """Publish a run with a limit, too."""
     publish_anyway: bool = False
-    """Publish a run that falls short of its gate or of `failures.min_ok_share`, too; run.json keeps that it was. A run that is held
-    already is not made again."""
+    """Publish a run that falls short of its gate or of `failures.min_ok_share`, too. A run that is held is not made again."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where engines run."""
     plan: PlanSettings = PlanSettings()

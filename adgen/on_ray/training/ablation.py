@@ -32,7 +32,9 @@ from adgen.generation.model_directory import ModelDirectory
 from adgen.model.checkpoint import load, save
 from adgen.model.config import CONFIG_FILE
 from adgen.model.initialize import initialize_part
+from adgen.model.modules import ModelFacts, module_of
 from adgen.model.preference import Preference
+from adgen.model.uniadgen import UniAdGen
 from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
@@ -204,6 +206,16 @@ def write_start(start: Path, dest: Path, seed: int, form: Form) -> None:
     staging = dest.with_name(f".{dest.name}")
     shutil.rmtree(staging, ignore_errors=True)
     save(model, staging)
-    ModelDirectory(start).prompter.save(staging)
+    directory = ModelDirectory(start)
+    directory.prompter.save(staging)
+    directory.pass_on(staging, _facts_of(model, directory.facts, form))
     (staging / MADE_FROM).write_text(made_from)
     staging.rename(dest)
+
+
+def _facts_of(model: UniAdGen, before: ModelFacts, form: Form) -> ModelFacts:
+    """Of a start with another fine step: what of it is new weights is untrained."""
+    new = {"published": "preference.", "fresh": "preference.style_encoder", "residual": " "}[form]
+    names = {module_of(name) for name in model.state_dict()}
+    states = {name: "untrained" if name.startswith(new) else before.modules[name] for name in names}
+    return before.model_copy(update={"modules": states})

@@ -17,10 +17,12 @@ import ray.train
 from ray.train.torch import TorchTrainer
 
 import adgen.errors
+from adgen.config import validate_settings
 from adgen.errors import OwnedElsewhere, RunError, SettingsError
 from adgen.generation.starter import write_starter_model
 from adgen.model.config import CONFIG_FILE, PRESETS
 from adgen.model.device import pick_device
+from adgen.model.modules import MODULES_FILE, ModelFacts
 from adgen.on_ray.training.batches import batches_dataset, in_order
 from adgen.on_ray.training.examples import Prepared, prepare_examples
 from adgen.on_ray.training.ownership import Ownership
@@ -55,6 +57,17 @@ class Summary:
     finished_before: bool = False
     reasons: dict[str, int] = field(default_factory=dict)
     """Rows of the inputs that became no example."""
+    trained: list[str] = field(default_factory=list)
+    """Modules of the model that this stage trained."""
+    untrained: list[str] = field(default_factory=list)
+    """Modules that are still untrained: later stages train them, and a refresh refuses the model until then."""
+
+    def add_facts(self, folder: RunFolder) -> None:
+        """What the finished model says of its modules; an encoder of stage pbs says nothing."""
+        if values := folder.read_json(f"{MODEL}/{MODULES_FILE}"):
+            facts = validate_settings(ModelFacts, values, f"{self.model}/{MODULES_FILE}")
+            self.trained = list(facts.stages[-1].modules) if facts.stages else []
+            self.untrained = facts.having("untrained")
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -81,6 +94,7 @@ def _pretrain(
     summary = Summary(settings.stage, f"{folder.uri}/{MODEL}", settings.steps, resumed=resumed)
     if (done := folder.read_json(f"{MODEL}/{FACTS}")) is not None:
         summary.held_out_loss, summary.examples, summary.finished_before = done["held_out_loss"], done["examples"], True
+        summary.add_facts(folder)
         return summary
     progress.phase("examples")
     prepared = prepare_examples(settings, start)
@@ -89,6 +103,7 @@ def _pretrain(
     last = run_workers(settings, deepspeed, folder, start, prepared, progress, owner)
     summary.loss, summary.held_out_loss = last.get("loss"), last.get("held_out_loss")
     summary.seconds = round(time.time() - began, 1)
+    summary.add_facts(folder)
     return summary
 
 

@@ -20,6 +20,7 @@ from adgen.config import Settings
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SAMPLING_FILE, SamplingChoice
 from adgen.model.checkpoint import load, save
+from adgen.model.modules import MODULES_FILE
 from adgen.model.pbs import PBS_FILE
 from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.run_folder import FACTS, MODEL
@@ -85,6 +86,7 @@ def ship(recipe: Recipe, dest: Path) -> None:
     save(model, dest / "model")
     ModelDirectory(last["personal"]).prompter.save(dest / "model")
     shutil.copy(last["personal"] / FACTS, dest / "model" / FACTS)
+    shutil.copy(last["personal"] / MODULES_FILE, dest / "model" / MODULES_FILE)
     if said := recipe.sampling.model_dump(exclude_none=True):
         (dest / "model" / SAMPLING_FILE).write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
     shutil.copytree(last["pbs"], dest / "pbs")

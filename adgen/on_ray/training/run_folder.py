@@ -19,11 +19,12 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from adgen.errors import InputError, StoreError
+from adgen.generation.model_directory import TRAINING_FILE
 from adgen.local_cache import user_cache
 from adgen.records import digest
 from adgen.shop.inputs.locations import filesystem, is_s3, local_path
 
-RUN_FILE, COMPLETE, CHECKPOINTS, MODEL, FACTS = "run.json", "complete.json", "checkpoints", "model", "training.json"
+RUN_FILE, COMPLETE, CHECKPOINTS, MODEL, FACTS = "run.json", "complete.json", "checkpoints", "model", TRAINING_FILE
 
 
 class RunFolder:

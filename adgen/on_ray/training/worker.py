@@ -26,7 +26,7 @@ from adgen.on_ray.training.worker_setup import fresh_task, make_step, worker_dev
 from adgen.records import digest
 from adgen.training.schedule import learning_rate
 from adgen.training.step import finite
-from adgen.training.task import Metrics
+from adgen.training.task import Metrics, trained_modules
 
 
 class Worker:
@@ -204,6 +204,7 @@ class Worker:
             "held_out_loss": self.held_out_loss,
             "examples": self.reader.index.num_rows,
             "measures": self.task.state_metrics(),
+            "trained_modules": sorted(trained_modules(self.task.model)) if hasattr(self.task, "model") else [],
             "versions": {
                 "adgen": adgen.__version__,
                 "torch": torch.__version__,
