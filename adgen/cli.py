@@ -11,43 +11,17 @@ from typing import Annotated, Literal
 import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
-from adgen.command_line import Dest, Json
+from adgen.command_line import Json
 from adgen.creatives.commands import COMMANDS as STORE_COMMANDS
 from adgen.creatives.commands import FROM_ENVIRONMENT, S3, Campaign, Store
 from adgen.errors import AdgenError, printable
 from adgen.generation.commands import COMMANDS as MODEL_COMMANDS
+from adgen.shop.commands import COMMANDS as SHOP_COMMANDS
 from adgen.terminal import plain_streams, print_json, print_summary
 
 app = tyro.extras.SubcommandApp()
-for _name, _command in (MODEL_COMMANDS | STORE_COMMANDS).items():
+for _name, _command in (SHOP_COMMANDS | MODEL_COMMANDS | STORE_COMMANDS).items():
     app.command(name=_name)(_command)
-
-
-@app.command(name="import-pad1m")
-def import_pad1m(
-    file: Annotated[Positional[Path], arg(metavar="FILE", help="the JSON file")],
-    dest: Dest,
-    as_json: Json = False,
-) -> int:
-    """Turn the public PAd1M JSON into input tables."""
-    from adgen.shop.inputs.pad1m import import_pad1m
-
-    return print_summary(import_pad1m(file, dest), as_json)
-
-
-@app.command(name="synth")
-def synth(
-    dest: Dest,
-    users: Annotated[int, arg(metavar="N", help="number of users")] = 100,
-    products: Annotated[int, arg(metavar="N", help="number of products")] = 48,
-    pairs: Annotated[int | None, arg(metavar="N", help="number of pairs; default four a user")] = None,
-    seed: Annotated[int, arg(metavar="N", help="same seed, same bytes")] = 0,
-    as_json: Json = False,
-) -> int:
-    """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
-    from adgen.shop.synthetic.synth import synthesize
-
-    return print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
 
 
 @app.command(name="forget")

@@ -2,6 +2,7 @@
 
 AdgenError
 ├── PairError             one pair: becomes the row's status and reason, the run goes on
+├── FetchError            one link of a feed: an import names it and goes on
 └── RunError              the whole run: stops it, and says what to do
     ├── SettingsError     a settings file or flag: names file, field and value
     ├── InputError        a table: names the table and the column
@@ -48,6 +49,15 @@ class PairError(AdgenError):
 
     def __reduce__(self):
         return (type(self), (self.reason, self.detail))
+
+
+class FetchError(AdgenError):
+    """A link of a feed cannot be followed; `reason` is a stable word, `detail` is for people."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
 
 
 class RunError(AdgenError):

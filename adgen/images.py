@@ -80,12 +80,12 @@ def read_picture(source: bytes | str | Path, what: str = "picture", max_pixels: 
         except (Image.DecompressionBombError, MemoryError):
             raise PairError("too_large", f"{what} is over the decoder's own limit") from None
         except Image.UnidentifiedImageError:
-            found = f"{what} ({len(data)} bytes) is {_format_of(data)}"
+            found = f"{what} ({len(data)} bytes) is {format_of(data)}"
             raise PairError("unreadable", f"{found}; pictures are {', '.join(FORMATS)}") from None
         except Exception as error:
             # Whatever a decoder raises on these bytes (struct.error, KeyError, zlib.error ...) is the file's fault.
             reason = "truncated" if _is_cut(data, error) else "unreadable"
-            raise PairError(reason, f"{what} ({_format_of(data)}): {error}") from None
+            raise PairError(reason, f"{what} ({format_of(data)}): {error}") from None
 
 
 def _decoded(data: bytes, what: str, max_pixels: int) -> Image.Image:
@@ -127,7 +127,7 @@ _SIGNATURES = (  # offset, bytes in lower case, what such a file is
 )  # fmt: skip
 
 
-def _format_of(data: bytes) -> str:
+def format_of(data: bytes) -> str:
     """What a file is by its first bytes, for people."""
     head = data[:64].removeprefix(b"\xef\xbb\xbf").lower()
     head = head.lstrip() if head.lstrip()[:1] in (b"<", b"{") else head

@@ -1,6 +1,5 @@
 """One PAd1M entry (spec/PAD1M.md) as rows of ours. Knows nothing of files: it is given a decoded JSON value."""
 
-import html
 import math
 import os
 import posixpath
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from adgen.records import digest
+from adgen.shop.inputs.html_text import without_entities
 
 TITLE_SPLIT = "<title_split>"
 _COMMAS = re.compile("[,，]")
-_ENTITY = re.compile(r"&(?:#\d{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,30});")
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 Report = Callable[[str, str], None]
 
@@ -78,19 +77,22 @@ def parse_entry(value: Any, paths: Paths, report: Report) -> Entry:
     for name, number in value.items():
         if name != "max_ratio" and isinstance(number, float) and not math.isfinite(number):
             report("not_a_number", f"{name} is {_number(number)}")
-    picture, title = _path(_required_text(value, "f_path", report), report), _decoded(_required_text(value, "sku_title_cn", report))
+    picture, title = (
+        _path(_required_text(value, "f_path", report), report),
+        without_entities(_required_text(value, "sku_title_cn", report)),
+    )
     cutout = _path(_text(value, "f_path_trans", report), report)
     if not cutout:
         report("no_cutout", "f_path_trans is empty: the product must be cut out of its picture")
     target = paths.product(
         picture,
         title,
-        selling_points=_pieces(_COMMAS.split(_decoded(_text(value, "word_list", report)))),
+        selling_points=_pieces(_COMMAS.split(without_entities(_text(value, "word_list", report)))),
         cutout=paths.locate(cutout)[1] if cutout else None,
         scale=_scale(value.get("max_ratio"), report),
     )
     clicks = _clicks(value, paths, report)
-    titles = _pieces(_decoded(_text(value, "gt_title_cn", report)).split(TITLE_SPLIT))
+    titles = _pieces(without_entities(_text(value, "gt_title_cn", report)).split(TITLE_SPLIT))
     return Entry(_user_id(value.get("user_id"), clicks, report), target, titles, clicks)
 
 
@@ -103,7 +105,9 @@ def _clicks(value: dict, paths: Paths, report: Report) -> tuple[Product, ...]:
         if not isinstance(image, str) or not image.strip() or not isinstance(title, str | None):
             report("bad_click", f"history position {position}: picture {image!r}, title {title!r}; left out")
             continue
-        clicks.append(paths.product(_path(_clean(image, report).strip(), report), _decoded(_clean(title or "", report)) or None))
+        clicks.append(
+            paths.product(_path(_clean(image, report).strip(), report), without_entities(_clean(title or "", report)) or None)
+        )
     if not clicks:
         report("empty_history", "no usable click")
     return tuple(clicks)
@@ -153,13 +157,6 @@ def _text(value: dict, field: str, report: Report) -> str:
     if not isinstance(found, str):
         raise BadEntry("wrong_type", f"{field}: expected text, found {found!r:.100}")
     return _clean(found, report)
-
-
-def _decoded(text: str) -> str:
-    """Without HTML entities, which titles copied from pages carry; "AT&T" and "cats & dogs" are none. Twice encoded ones, too."""
-    for _ in range(2):
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
-    return text
 
 
 def _clean(text: str, report: Report) -> str:

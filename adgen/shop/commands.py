@@ -1,0 +1,112 @@
+"""Commands that make input tables: imports of feeds, click logs and PAd1M, pairs, the synthetic shop.
+
+What a command needs is imported inside it: `adgen --help` loads neither DuckDB nor Pillow.
+"""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from adgen.command_line import Dest, Json
+from adgen.terminal import print_summary
+
+File = Annotated[Positional[str], arg(metavar="FILE", help="a file, a folder of files, s3:// or file://; .gz is read, too")]
+Map = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="OURS=THEIRS", help="which of its columns is which of ours")]]
+Encoding = Annotated[str | None, arg(metavar="NAME", help="of its text; default: found out")]
+BadShare = Annotated[float, arg(metavar="SHARE", help="of rows that cannot be used; above it nothing is written, exit 1")]
+
+
+def import_feed(
+    file: File,
+    dest: Dest,
+    map: Map = (),
+    locale: Annotated[str | None, arg(metavar="LOCALE", help="of its texts where it does not say")] = None,
+    currency: Annotated[str | None, arg(metavar="CODE", help="of its prices where it does not say")] = None,
+    scale: Annotated[float, arg(help="largest share of the frame that a product may take, where it does not say")] = 0.6,
+    encoding: Encoding = None,
+    max_bad_share: BadShare = 0.1,
+    as_json: Json = False,
+) -> int:
+    """Turn a product feed into the tables products and offers: Google Merchant (TSV, RSS, Atom), Meta (CSV, XML), Shopify's CSV,
+    or plain CSV, JSON Lines and Parquet.
+
+    Rows that cannot be used are left out, counted by reason, and named in feed_problems.parquet."""
+    from adgen.shop.inputs.feeds.products import FeedOptions, import_feed
+
+    options = FeedOptions(map, encoding, locale, currency, scale, max_bad_share)
+    return print_summary(import_feed(file, dest, options), as_json)
+
+
+def import_clicks(
+    file: File,
+    dest: Dest,
+    map: Map = (),
+    events: Annotated[tuple[str, ...], arg(metavar="NAME", help="events that count as clicks; default: all")] = (),
+    max_clicks: Annotated[int, arg(metavar="N", help="of a user, the newest")] = 1000,
+    encoding: Encoding = None,
+    max_bad_share: BadShare = 0.1,
+    as_json: Json = False,
+) -> int:
+    """Turn a click log (CSV, JSON Lines, Parquet; user, product and time a row) into the table histories.
+
+    Rows that cannot be used are left out, counted by reason, and named in click_problems.parquet."""
+    from adgen.shop.inputs.feeds.clicks import ClickOptions, import_clicks
+
+    options = ClickOptions(map, events, max_clicks, encoding, max_bad_share)
+    return print_summary(import_clicks(file, dest, options), as_json)
+
+
+def make_pairs(
+    inputs: Annotated[Positional[Path], arg(metavar="INPUTS", help="folder with the tables products and histories")],
+    top: Annotated[
+        int | None, arg(metavar="N", help="each user's N products most similar to the clicked ones; default: all")
+    ] = None,
+    products: Annotated[str | None, arg(metavar="FILE", help="the campaign's products, one id a line; default: all")] = None,
+    given: Annotated[str | None, arg(name="list", metavar="FILE", help="the pairs themselves: columns user_id, product_id")] = None,
+    map: Map = (),
+    locale: Annotated[str | None, arg(metavar="LOCALE", help="of the pairs; default: the product's")] = None,
+    channel: Annotated[str | None, arg(metavar="NAME", help="where the creatives will be shown")] = None,
+    max_pairs: Annotated[int, arg(metavar="N", help="more are refused: every pair is a creative")] = 100_000_000,
+    max_bad_share: BadShare = 0.1,
+    as_json: Json = False,
+) -> int:
+    """Write the table pairs: all users x the campaign's products, each user's most similar ones, or a list that you have."""
+    from adgen.shop.inputs.feeds.pairs import PairOptions, make_pairs
+
+    options = PairOptions(top, products, given, map, locale, channel, max_pairs, max_bad_share)
+    return print_summary(make_pairs(inputs, options), as_json)
+
+
+def import_pad1m(
+    file: Annotated[Positional[Path], arg(metavar="FILE", help="the JSON file")],
+    dest: Dest,
+    as_json: Json = False,
+) -> int:
+    """Turn the public PAd1M JSON into input tables."""
+    from adgen.shop.inputs.pad1m import import_pad1m
+
+    return print_summary(import_pad1m(file, dest), as_json)
+
+
+def synth(
+    dest: Dest,
+    users: Annotated[int, arg(metavar="N", help="number of users")] = 100,
+    products: Annotated[int, arg(metavar="N", help="number of products")] = 48,
+    pairs: Annotated[int | None, arg(metavar="N", help="number of pairs; default four a user")] = None,
+    seed: Annotated[int, arg(metavar="N", help="same seed, same bytes")] = 0,
+    as_json: Json = False,
+) -> int:
+    """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
+    from adgen.shop.synthetic.synth import synthesize
+
+    return print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
+
+
+COMMANDS = {
+    "import-feed": import_feed,
+    "import-clicks": import_clicks,
+    "make-pairs": make_pairs,
+    "import-pad1m": import_pad1m,
+    "synth": synth,
+}

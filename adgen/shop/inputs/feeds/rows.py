@@ -1,0 +1,161 @@
+"""Rows of a feed or a log, whatever its format: each with the line where it begins and its values by normal name.
+
+A normal name is in lower case, with _ for blanks and dashes and without the prefix g:. A name that is there several times has a
+list. Of Parquet the line is the row's number.
+"""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from adgen.errors import InputError
+from adgen.shop.inputs.feeds.sources import Source
+from adgen.shop.inputs.feeds.xml_rows import xml_rows
+
+Row = tuple[int, dict[str, Any]]
+DELIMITERS = "\t,;|"
+MAX_CELL = 2**20  # characters
+MAX_LINE = 16 * 2**20
+_BLANKS = re.compile(r"[\s\-]+")
+_BRACKETS = re.compile(r"\(.*\)$")
+
+
+class Report(Protocol):
+    """Called for what is wrong with a row."""
+
+    def __call__(self, line: int, column: str, value: Any, reason: str, detail: str, skipped: bool = True) -> None: ...
+
+
+def normal(name: str) -> str:
+    """A column's normal name: `g:Image Link` is image_link, `structured title(a:b)` is structured_title."""
+    name = _BRACKETS.sub("", name.strip().strip("\ufeff").lower()) or name.strip().lower()
+    return _BLANKS.sub("_", name.removeprefix("g:").strip())
+
+
+def read_rows(source: Source, report: Report, encoding: str | None = None) -> tuple[list[str] | None, Iterator[Row]]:
+    """(normal names of its columns, None where each row names its own; the rows). InputError names file and line of what cannot
+    be read on; `report` is told of single rows."""
+    kind = source.kind()
+    if kind == "parquet":
+        return _parquet_rows(source)
+    if kind == "xml":
+        return None, xml_rows(source, normal)
+    encoding = _known(encoding or source.encoding())
+    text = io.TextIOWrapper(source.open(), encoding, "replace", newline="")
+    if kind == "json":
+        return None, _json_rows(source, text, report)
+    with io.TextIOWrapper(source.open(), encoding, "replace", newline="") as beginning:
+        return _table_rows(source, text, beginning.readline(MAX_CELL), report)
+
+
+def _known(encoding: str) -> str:
+    try:
+        "".encode(encoding)
+    except LookupError:
+        raise InputError(f"--encoding {encoding}: is no encoding that Python knows, such as utf-8 or latin-1") from None
+    return encoding
+
+
+def _table_rows(source: Source, text: io.TextIOWrapper, first: str, report: Report) -> tuple[list[str], Iterator[Row]]:
+    csv.field_size_limit(MAX_CELL)
+    delimiter = max(DELIMITERS, key=first.count)
+    lines = csv.reader(text, delimiter=delimiter)
+    rows = _csv_rows(source, lines)
+    _, header = next(rows)
+    names = [normal(name) for name in header]
+    if len(names) == 1:
+        raise InputError(
+            f"{source.name}: its first line has one column, {header[0]!r:.80}; expected tabs, commas, ; or | between names"
+        )
+    return names, _named(rows, names, report)
+
+
+def _csv_rows(source: Source, lines: Any) -> Iterator[tuple[tuple[int, int], list[str]]]:
+    """((first line, last line), cells) of each row that is not empty."""
+    while True:
+        start = lines.line_num + 1
+        try:
+            cells = next(lines, None)
+        except csv.Error as error:
+            raise InputError(f"{source.name}, line {start}: {error}; does a quote open a cell that no quote ends?") from None
+        if cells is None:
+            return
+        if cells:
+            yield (start, lines.line_num), cells
+
+
+def _named(rows: Iterator[tuple[tuple[int, int], list[str]]], names: list[str], report: Report) -> Iterator[Row]:
+    several = len(set(names)) < len(names)
+    for (line, last), cells in rows:
+        # Exporters leave out empty cells at a row's end. Where a short row spans lines, a stray quote has swallowed some.
+        if len(cells) > len(names) or (len(cells) < len(names) and last > line):
+            detail = f"{len(cells)} cells, {len(names)} columns" + (f"; it reaches to line {last}" if last > line else "")
+            report(line, "", cells[-1], "wrong_number_of_cells", detail)
+        elif several:
+            yield line, _gathered(names, cells)
+        else:
+            yield line, dict(zip(names, cells, strict=False))
+
+
+def _gathered(names: Sequence[str], cells: Sequence[Any]) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    for name, cell in zip(names, cells, strict=False):
+        if name in row:
+            row[name] = [*(row[name] if isinstance(row[name], list) else [row[name]]), cell]
+        else:
+            row[name] = cell
+    return row
+
+
+def _json_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterator[Row]:
+    number = 0
+    while line := text.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE:
+            raise InputError(f"{source.name}, line {number}: has more than {MAX_LINE} characters; expected one JSON object a line")
+        if not line.strip("\ufeff \t\r\n"):
+            continue
+        try:
+            row = json.loads(line.lstrip("\ufeff"))
+        except (ValueError, RecursionError) as error:
+            report(number, "", line, "not_json", str(error))
+            continue
+        if not isinstance(row, dict):
+            report(number, "", line, "not_json", f"found {type(row).__name__}, expected an object")
+            continue
+        yield number, _gathered([normal(name) for name in row], list(row.values()))
+
+
+def _parquet_rows(source: Source) -> tuple[list[str], Iterator[Row]]:
+    try:
+        file = pq.ParquetFile(source.path)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{source.name}: cannot be read as Parquet: {error}") from None
+    names = [normal(name) for name in file.schema_arrow.names]
+    return names, _rows_of_parquet(source, file, names)
+
+
+def _rows_of_parquet(source: Source, file: pq.ParquetFile, names: list[str]) -> Iterator[Row]:
+    line = 0
+    try:
+        for batch in file.iter_batches(8192):
+            columns = [_values(column) for column in batch.columns]
+            for cells in zip(*columns, strict=True):
+                line += 1
+                yield line, _gathered(names, cells)
+    except (OSError, pa.ArrowException) as error:
+        raise InputError(f"{source.name}, after row {line}: cannot be read on: {error}") from None
+
+
+def _values(column: pa.Array) -> list[Any]:
+    try:
+        return column.to_pylist()
+    except (UnicodeDecodeError, ValueError):  # text that is no UTF-8 under a string column; nanoseconds beyond Python's
+        kind = pa.binary() if pa.types.is_string(column.type) or pa.types.is_large_string(column.type) else pa.string()
+        return [each.decode("utf-8", "replace") if isinstance(each, bytes) else each for each in column.cast(kind).to_pylist()]
