@@ -35,8 +35,8 @@ def forget(
     as_json: Json = False,
 ) -> int:
     """Remove users from every run of every campaign, for good. Exit 1 while anything of them may be left; do it again then."""
+    from adgen.creatives.secrets import read_key
     from adgen.errors import SettingsError
-    from adgen.shop.key_files import read_key
     from adgen.store_commands import campaign_keys, forget_users, read_users
 
     if bool(user) == bool(users):

@@ -8,11 +8,11 @@ from pathlib import Path
 from adgen.creatives.cleanup import KEEP_RUNS, clean_up
 from adgen.creatives.erasure import forget, keys_not_given
 from adgen.creatives.names import campaigns
+from adgen.creatives.secrets import DEVELOPMENT_KEYS, read_key
 from adgen.creatives.storage import Data, Entry, Storage, Stored
 from adgen.errors import OwnedElsewhere, SettingsError
 from adgen.records import user_key
 from adgen.shop.catalog.cleanup import remove_unnamed_catalogs
-from adgen.shop.key_files import DEVELOPMENT_KEYS, read_key
 
 BEYOND_REACH = (
     "pulled mirrors: `adgen pull` again, without --keep-withdrawn; copies elsewhere know a user by the user key",

@@ -16,6 +16,7 @@ from support.runs import CAMPAIGN
 
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
+from adgen.creatives.secrets import DEVELOPMENT_KEYS
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.evaluation.results.rows import ROWS
@@ -32,7 +33,7 @@ from adgen.on_ray.refresh.payload import lossless
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
 from adgen.shop.inputs.tables import open_inputs
-from adgen.shop.key_files import DEVELOPMENT_KEYS, load_keys
+from adgen.shop.key_files import load_keys
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from support.runs import CAMPAIGN, begin, commit_plan, make_lineage, make_rows, 
 from support.shops import SmallShop, small_shop
 
 from adgen import records
-from adgen.creatives import compaction, journal, reading
+from adgen.creatives import compaction, journal, parts
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import Storage
@@ -40,7 +40,7 @@ def next_version(monkeypatch):
         manifest, lineage = records.MANIFEST.append(ADDED), records.LINEAGE.append(pa.field("clicks_asked", pa.int32()))
         lineage_only = [field for field in lineage if field.name not in manifest.names]
         published = pa.schema([*manifest, *(field.with_nullable(True) for field in lineage_only)])
-        for module in (records, compaction, journal, reading, plan_rows, buckets):
+        for module in (records, compaction, journal, parts, plan_rows, buckets):
             for name, schema in (("MANIFEST", manifest), ("LINEAGE", lineage)):
                 if hasattr(module, name):
                     monkeypatch.setattr(module, name, schema)
@@ -107,7 +107,7 @@ def test_the_columns_of_the_provenance_may_be_missing_in_lineage(store, monkeypa
 def test_a_table_without_a_column_that_was_always_there_is_refused(store, monkeypatch):
     shards = publish(store, make_rows(store, pair_ids(2)))
     wanted = records.MANIFEST.append(ADDED)
-    monkeypatch.setattr(reading, "MANIFEST", wanted)
+    monkeypatch.setattr(parts, "MANIFEST", wanted)
     monkeypatch.setattr(journal, "MANIFEST", wanted)
     with pytest.raises(ConsumerError, match="column mood is missing"):
         list(open_published(store, CAMPAIGN).rows())

@@ -17,12 +17,12 @@ from adgen.creatives.names import own_entries
 from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.runs import list_runs, start_or_resume
+from adgen.creatives.secrets import DEVELOPMENT_KEYS
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import Tombstones
 from adgen.records import key_id, user_key
 from adgen.shop.catalog.files import named_keys
-from adgen.shop.key_files import DEVELOPMENT_KEYS
 from adgen.store_commands import clean_store
 
 PAIRS = pair_ids(12)

@@ -29,7 +29,7 @@ from adgen.records import FAILED, MANIFEST, OK, REJECTED, bound_key, with_public
 
 ROWS_PER_FILE = 1_000_000
 ROWS_IN_MEMORY = 65_536
-_ROWS_PER_GROUP = 32_768  # of a Parquet file: what a reader of one user decodes
+_ROWS_PER_GROUP = 8_192  # of a Parquet file: what a reader of one user fetches, some MB
 _SAMPLES_PER_RANGE = 64
 _PARTS_IN_FLIGHT = 16
 _MOST_CHUNKS = 256
@@ -124,7 +124,7 @@ class ManifestWriter:
 
     def _write_group(self) -> None:
         if self._parquet is None:
-            self._parquet = pq.ParquetWriter(self._path, MANIFEST, compression="zstd")
+            self._parquet = pq.ParquetWriter(self._path, MANIFEST, compression="zstd", write_page_checksum=True)
             self._bounds[0] = self._pending["user_key"][0].as_py()
         self._bounds[1] = self._pending["user_key"][-1].as_py()
         self._parquet.write_table(self._pending.combine_chunks(), row_group_size=_ROWS_PER_GROUP)

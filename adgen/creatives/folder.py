@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from adgen.creatives.storage import Data, Entry, Storage, Stored, Taken, checked_key, checked_prefix
+from adgen.creatives.storage import Data, Entry, Piece, Storage, Stored, Taken, checked_key, checked_prefix
 from adgen.errors import StoreError
 
 T = TypeVar("T")
@@ -48,6 +48,14 @@ class FolderStorage(Storage):
                 return Stored(data, _etag(generations[-1], data))
         data = _unless_missing(path.read_bytes)
         return None if data is None else Stored(data, hashlib.sha256(data).hexdigest())
+
+    def get_range(self, key: str, start: int, stop: int) -> Piece | None:
+        if key.endswith(".json"):  # its newest generation
+            return super().get_range(key, start, stop)
+        return _unless_missing(lambda: _read_range(self._path(key), start, stop))
+
+    def local_path(self, key: str) -> Path | None:
+        return self._path(key)
 
     def shown(self, key: str) -> bytes | None:
         return _unless_missing(self._path(key).read_bytes)
@@ -237,6 +245,13 @@ def _unless_missing(act: Callable[[], T]) -> T | None:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return None
         raise StoreError(f"{error.filename}: {error.strerror}") from None
+
+
+def _read_range(path: Path, start: int, stop: int) -> Piece:
+    with open(path, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(start)
+        return Piece(file.read(max(0, min(stop, size) - start)), size)
 
 
 def _write_synced(path: Path, data: Data, mode: int) -> Path | None:

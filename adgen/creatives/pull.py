@@ -8,21 +8,24 @@ pull at a time works on a folder, so that none takes what another needs, and non
 
 import fcntl
 import hashlib
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import tempfile
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from adgen.creatives import layout
-from adgen.creatives.documents import ManifestFile, Pointer, parse_document
+from adgen.creatives.ahead import map_ahead
+from adgen.creatives.documents import Pointer, parse_document
 from adgen.creatives.folder import FolderStorage
-from adgen.creatives.journal import from_parquet
+from adgen.creatives.hash_files import SHARDS, HashFiles
+from adgen.creatives.parts import ManifestParts
 from adgen.creatives.reading import ManifestReader, PublishedRun, is_wanted, open_published, open_run
-from adgen.creatives.references import COLUMNS, Reference, inspect, is_content, references_of
+from adgen.creatives.references import COLUMNS, Reference, inspect, references_of
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError, StoreError
 
@@ -31,6 +34,8 @@ MAX_PROBLEMS = 10_000
 _ROWS_AT_ONCE = 4096
 _COLUMNS = ("rank", *COLUMNS)
 _LOCK = ".pull.lock"
+_OBJECT_BYTES = 32 + 8  # a hash and an extension
+_WANTED_BYTES = _OBJECT_BYTES + 8 + 8  # the size that a row says, and the row's number
 
 
 @dataclass
@@ -53,55 +58,79 @@ class Pulled:
 
 
 class _Pull:
-    def __init__(self, published: PublishedRun, folder: FolderStorage, known: set[bytes], threads: int, variants: int | None):
-        self.published, self.folder, self.known, self.threads, self.variants = published, folder, known, threads, variants
+    """One pull's work. What must be known of every object lies in `scratch`, on disk: memory does not grow with the campaign."""
+
+    def __init__(self, published: PublishedRun, folder: FolderStorage, scratch: Path, threads: int, variants: int | None):
+        self.published, self.folder, self.threads, self.variants = published, folder, threads, variants
+        self.known = HashFiles(scratch / "known", _OBJECT_BYTES)
+        self.wanted = HashFiles(scratch / "wanted", _WANTED_BYTES)
+        self.named = HashFiles(scratch / "named", _OBJECT_BYTES)
+        self.suspected = HashFiles(scratch / "suspected", _OBJECT_BYTES)
         self.leaves_some_out = False
         self.done = Pulled(published.run.run_id, published.pointer.generation)
+        self._changed = bytearray(published.run.counts.rows + 1)  # rows that name what `known` lacks
         self._lock = Lock()
 
-    def objects(self) -> None:
-        """Fetch the objects of every row, file by file."""
-        with ThreadPoolExecutor(self.threads) as pool:
-            for file in self.published.run.manifest:
-                table = from_parquet(self.manifest_bytes(file)).select(_COLUMNS)
-                for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-                    for _ in pool.map(self.fetch, self._wanted(batch)):
-                        pass
-
-    def manifest_bytes(self, file: ManifestFile) -> bytes:
-        """From the folder if it is there and right, else from the store and kept in the folder."""
+    def know(self, storage: Storage, run_id: str) -> None:
+        """Take the objects of an older run as there; where it cannot be read all is compared, and the note says so."""
+        known = HashFiles(self.known.folder.with_name("known since"), _OBJECT_BYTES)
         try:
-            return ManifestReader(self.folder, self.published.run).file_bytes(file)
-        except ConsumerError:
-            data = self.published.file_bytes(file)
-            self.folder.put(file.key, data)
-            return data
+            for table in open_run(storage, self.published.run.campaign, run_id).tables(_COLUMNS):
+                known.add(_records_in([table], self.variants))
+            self.known = known
+        except ConsumerError as error:
+            why = f"since run {run_id} cannot be read (erased or cleaned up?): {error}"
+            self.done.note = f"everything was compared, {why}"
 
-    def fetch(self, reference: Reference) -> None:
-        """Bring one object into the folder unless it is there and right; a problem is noted, not raised."""
-        if not reference.is_well_formed:
-            self._note(f"{reference.uri!r} is not the key of an object")
-        elif inspect(self.folder, reference)[0] == "ok":
-            self._count(present=1)
-        else:
-            stored = self.published.storage.get(reference.uri)
-            if stored is None or not is_content(stored.data, reference):
-                self._note(f"{reference.uri} is {'missing' if stored is None else 'not what its row says'}")
-                return
-            self.folder.put(reference.uri, stored.data)
-            self._count(fetched=1, fetched_bytes=len(stored.data))
+    def manifest(self) -> None:
+        """Bring the run's manifest into the folder, where nothing names it yet."""
+        parts = ManifestParts(self.folder, self.published.run.manifest)
+        for file in parts.files:
+            if not parts.has(file):
+                ManifestParts(self.published.storage, ()).mirror(file, self.folder)
 
-    def _wanted(self, batch: pa.RecordBatch) -> list[Reference]:
-        wanted: dict[Reference, None] = {}
-        for row in batch.to_pylist():
+    def objects(self) -> None:
+        """Fetch what the rows name and `known` lacks, in the order of its hashes."""
+        for table in ManifestReader(self.folder, self.published.run).tables(_COLUMNS):
+            self.wanted.add(self._wanted(table))
+        for _ in map_ahead(self.fetch, self._missing(), self.threads):
+            pass
+        self.done.changed_rows = sum(self._changed)
+
+    def _wanted(self, table: pa.Table) -> Iterator[bytes]:
+        for row in table.to_pylist():
             if not is_wanted(row, self.variants):
                 self.leaves_some_out = True
                 continue
-            new = [reference for reference in references_of(row) if _hash_of(reference) not in self.known]
-            self.done.rows += 1
-            self.done.changed_rows += bool(new)
-            wanted.update(dict.fromkeys(new))
-        return list(wanted)
+            number, self.done.rows = self.done.rows, self.done.rows + 1
+            for reference in references_of(row):
+                if reference.is_well_formed:
+                    yield _record(reference) + (reference.bytes or 0).to_bytes(8, "big") + number.to_bytes(8, "big")
+                else:
+                    self._changed[number] = 1
+                    self._note(f"{reference.uri!r} is not the key of an object")
+
+    def _missing(self) -> Iterator[Reference]:
+        for shard in SHARDS:
+            known, found = self.known.read(shard), {}
+            for record in self.wanted.read(shard):
+                if record[:_OBJECT_BYTES] not in known:
+                    self._changed[int.from_bytes(record[-8:], "big")] = 1
+                    found[record[:-8]] = None
+            for record in sorted(found):
+                yield Reference(_uri(record), record[:32].hex(), int.from_bytes(record[_OBJECT_BYTES:], "big"))
+
+    def fetch(self, reference: Reference) -> None:
+        """Bring one object into the folder unless it is there and right; a problem is noted, not raised."""
+        if inspect(self.folder, reference)[0] == "ok":
+            self._count(present=1)
+            return
+        outcome, data = inspect(self.published.storage, reference)
+        if outcome != "ok":
+            self._note(f"{reference.uri} is {'missing' if outcome == 'missing' else 'not what its row says'}")
+            return
+        self.folder.put(reference.uri, data)
+        self._count(fetched=1, fetched_bytes=len(data))
 
     def _count(self, **steps: int) -> None:
         with self._lock:
@@ -129,15 +158,20 @@ class _Pull:
         for entry in self.folder.entries(layout.CAMPAIGNS):
             if layout.manifest_file_hash(entry.key) and entry.key not in current:
                 (old if entry.key.startswith(layout.runs(self.published.run.campaign)) else others).append(entry.key)
-        wanted = (_objects_in(self.folder, key, variants=self.variants) for key in current)
         suspects = [*old, *(current if self.leaves_some_out else ())]
-        named = set().union(*wanted, *(_objects_in(self.folder, key) for key in others)) if suspects else set()
+        for key in (*current, *others) if suspects else ():
+            if not _is_whole(self.folder, key):
+                raise ConsumerError(f"{self.folder.address(key)}: is damaged, so nothing was removed; pull its campaign again")
+            self.named.add(_records(self.folder, key, self.variants if key in current else None))
         for key in suspects:
-            for uri in {uri for sha256, uri in _objects_in(self.folder, key, trusted_only=True).items() if sha256 not in named}:
-                if self.folder.head(uri) is not None:
-                    self.done.withdrawn += 1
-                    keep or self.folder.delete(uri)
-            keep or key in current or self.folder.delete(key)
+            if _is_whole(self.folder, key):
+                self.suspected.add(_records(self.folder, key, None))
+        for record in self.suspected.without(self.named):
+            if self.folder.head(_uri(record)) is not None:
+                self.done.withdrawn += 1
+                keep or self.folder.delete(_uri(record))
+        for key in () if keep else old:
+            self.folder.delete(key)
         if not keep:
             self._remove_old_runs()
 
@@ -176,12 +210,14 @@ def pull(
     with _alone(folder.root):
         published = open_published(storage, campaign)
         _check_forward(folder, published)
-        known, note = _known_hashes(storage, campaign, since, variants) if since else (set(), "")
-        work = _Pull(published, folder, known, threads, variants)
-        work.done.note = note
-        work.objects()
-        work.show()
-        work.withdraw(keep_withdrawn)
+        with tempfile.TemporaryDirectory(prefix="adgen-pull-") as scratch:
+            work = _Pull(published, folder, Path(scratch), threads, variants)
+            if since:
+                work.know(storage, since)
+            work.manifest()
+            work.objects()
+            work.show()
+            work.withdraw(keep_withdrawn)
     return work.done
 
 
@@ -212,34 +248,30 @@ def _check_forward(folder: FolderStorage, published: PublishedRun) -> None:
         )
 
 
-def _objects_in(folder: FolderStorage, key: str, trusted_only: bool = False, variants: int | None = None) -> dict[bytes, str]:
-    """Hash to key of each object that a manifest file in the folder names, of a pair's first `variants`. A file that is not what
-    its name says names nothing where `trusted_only`, or else is a ConsumerError: what it names is not known."""
-    data = folder.read(key)
-    if hashlib.sha256(data).hexdigest()[:16] != layout.manifest_file_hash(key):
-        if trusted_only:
-            return {}
-        raise ConsumerError(f"{folder.address(key)}: is damaged, so nothing was removed; pull its campaign again")
-    found = _references(from_parquet(data), variants)
-    return {_hash_of(reference): reference.uri for reference in found if reference.is_well_formed}
+def _is_whole(folder: FolderStorage, key: str) -> bool:
+    """Whether a manifest file in the folder is what its name says; of another it is not known what it names."""
+    with open(folder.local_path(key), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16] == layout.manifest_file_hash(key)
 
 
-def _references(table: pa.Table, variants: int | None) -> Iterator[Reference]:
-    for batch in table.select(_COLUMNS).to_batches(max_chunksize=_ROWS_AT_ONCE):
-        for row in batch.to_pylist():
+def _records(folder: FolderStorage, key: str, variants: int | None) -> Iterator[bytes]:
+    """Each object that a manifest file in the folder names, of a pair's first `variants`."""
+    with pq.ParquetFile(folder.local_path(key)) as file:
+        batches = file.iter_batches(_ROWS_AT_ONCE, columns=list(_COLUMNS), use_threads=False)
+        yield from _records_in((pa.Table.from_batches([batch]) for batch in batches), variants)
+
+
+def _records_in(tables: Iterable[pa.Table], variants: int | None) -> Iterator[bytes]:
+    for table in tables:
+        for row in table.to_pylist():
             if is_wanted(row, variants):
-                yield from references_of(row)
+                yield from (_record(reference) for reference in references_of(row) if reference.is_well_formed)
 
 
-def _known_hashes(storage: Storage, campaign: str, run_id: str, variants: int | None) -> tuple[set[bytes], str]:
-    """32 bytes for each object of the run (some hundred MB for some millions), and a word where the run is gone."""
-    try:
-        reader = open_run(storage, campaign, run_id)
-        return {_hash_of(reference) for table in reader.tables() for reference in _references(table, variants)}, ""
-    except ConsumerError as error:
-        return set(), f"everything was compared, since run {run_id} cannot be read (erased or cleaned up?): {error}"
+def _record(reference: Reference) -> bytes:
+    """An object as HashFiles keep it: its hash and its extension."""
+    return bytes.fromhex(reference.sha256) + reference.uri.rpartition(".")[2].encode().ljust(8, b"\0")
 
 
-def _hash_of(reference: Reference) -> bytes:
-    sha256 = layout.object_hash(reference.uri)
-    return bytes.fromhex(sha256) if sha256 else b""
+def _uri(record: bytes) -> str:
+    return layout.object_key(record[:32].hex(), record[32:_OBJECT_BYTES].rstrip(b"\0").decode())

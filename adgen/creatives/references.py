@@ -10,6 +10,9 @@ from adgen.creatives.storage import Storage
 # What one needs of a row to know its objects.
 COLUMNS = ("uri", "sha256", "bytes", "renditions")
 
+MOST_BYTES = 2**28
+"""No more of an object is read into memory, whatever its row says."""
+
 
 class Reference(NamedTuple):
     """An object as a row names it."""
@@ -43,7 +46,7 @@ def inspect(storage: Storage, reference: Reference) -> tuple[Outcome, bytes]:
     """Read the object and compare it with the row; its bytes, which are empty unless it is ok."""
     if not reference.is_well_formed:
         return "mismatched", b""
-    stored = storage.get(reference.uri)
-    if stored is None:
+    piece = storage.get_range(reference.uri, 0, min(reference.bytes or 0, MOST_BYTES) + 1)
+    if piece is None:
         return "missing", b""
-    return ("ok", stored.data) if is_content(stored.data, reference) else ("mismatched", b"")
+    return ("ok", piece.data) if is_content(piece.data, reference) else ("mismatched", b"")

@@ -24,6 +24,7 @@ from adgen.creatives.storage import (
     NO_CONDITIONS,
     Data,
     Entry,
+    Piece,
     S3Access,
     Storage,
     Stored,
@@ -37,6 +38,10 @@ from adgen.errors import StoreError
 _CONFLICT_TRIES = 6
 _AWS = re.compile(r"https://s3([.-][a-z0-9-]+)?\.amazonaws\.com(\.cn)?")  # what boto3 says where no endpoint is configured
 _MISSING = ("404", "NoSuchKey", "NotFound")
+_NO_RIGHT = (
+    "these credentials may not do that there: consumers need s3:GetObject on objects/* and campaigns/*, operators on private/* as "
+    "well, and s3:ListBucket (without it S3 says the same of a key that is not there)"
+)
 
 
 def s3_client(access: S3Access) -> Any:
@@ -116,6 +121,18 @@ class S3Storage(Storage):
             return Stored(answer["Body"].read(), answer["ETag"])
 
         return self._unless_missing(key, fetch)
+
+    def get_range(self, key: str, start: int, stop: int) -> Piece | None:
+        def fetch() -> Piece:
+            answer = self._client.get_object(**self._where(key), Range=f"bytes={start}-{max(start, stop - 1)}")
+            if "ContentRange" not in answer:  # a server that does not know ranges
+                return Piece(answer["Body"].read(stop)[start:], answer["ContentLength"])
+            return Piece(answer["Body"].read(), int(answer["ContentRange"].rpartition("/")[2]))
+
+        try:
+            return self._unless_missing(key, fetch)
+        except _BeyondEnd:
+            return Piece(b"", start)
 
     def head(self, key: str) -> Entry | None:
         answer = self._head(key)
@@ -236,6 +253,10 @@ class S3Storage(Storage):
                 raise _NotImplemented(message) from None
             if code in _MISSING:
                 raise _Missing(message) from None
+            if status == 416:
+                raise _BeyondEnd(message) from None
+            if status == 403:
+                raise StoreError(f"{message}; {_NO_RIGHT}") from None
             raise StoreError(f"{message}; check the bucket, the credentials and the endpoint") from None
         except BotoCoreError as error:
             raise StoreError(f"{self.address(key)}: {error}; check the endpoint and the network") from None
@@ -248,6 +269,10 @@ def _write_id(metadata: dict[str, str]) -> str | None:
 
 class _Missing(Taken):
     """404: as the answer to If-Match, the version that was read is gone."""
+
+
+class _BeyondEnd(StoreError):
+    """416: the object ends before the range begins, which holds for every range of an empty one."""
 
 
 class _NotImplemented(StoreError):

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, SecretStr, field_validator
@@ -110,6 +111,14 @@ class Stored:
 
 
 @dataclass(frozen=True)
+class Piece:
+    """Some bytes of an object, and how many it has in all."""
+
+    data: bytes
+    size: int
+
+
+@dataclass(frozen=True)
 class Entry:
     """A key without its bytes; `modified` is in seconds since 1970 by the store's clock."""
 
@@ -165,6 +174,16 @@ class Storage(ABC):
     @abstractmethod
     def sweep(self, older_than_seconds: float, is_ours: Callable[[str], bool]) -> int:
         """Remove what killed writers left half-written in folders that `is_ours`, a path below the root; how many."""
+
+    def get_range(self, key: str, start: int, stop: int) -> Piece | None:
+        """The bytes from `start` to before `stop`, fewer where the object ends earlier; None if there is no such key. However large
+        an object is, no more of it is in memory."""
+        stored = self.get(key)
+        return stored and Piece(stored.data[start:stop], len(stored.data))
+
+    def local_path(self, key: str) -> Path | None:
+        """Where an object is a file of this machine; None in a store that is elsewhere."""
+        return None
 
     def shown(self, key: str) -> bytes | None:
         """The bytes that a plain reader of the document finds under its key: on a folder a copy of the newest version."""

@@ -6,6 +6,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -85,17 +86,20 @@ def _needs_title(reader: ManifestReader) -> bool:
 
 
 def _batches(reader: ManifestReader, file: ManifestFile, found: Verification) -> Iterable[list[dict[str, Any]]]:
+    users, num_rows = [], 0
     try:
-        table = reader.table(file)
+        for table in reader.tables_of(file):
+            num_rows += table.num_rows
+            users = [*users[:1], table["user_key"][0].as_py(), table["user_key"][-1].as_py()]
+            for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
+                yield batch.to_pylist()
     except ConsumerError as error:
         found.report(str(error))
         return
-    if table.num_rows != file.rows:
-        found.report(f"{file.key}: has {table.num_rows} rows, run.json says {file.rows}")
-    if table.num_rows:
-        _verify_range(file, table["user_key"][0].as_py(), table["user_key"][-1].as_py(), found)
-    for batch in table.to_batches(max_chunksize=_ROWS_AT_ONCE):
-        yield batch.to_pylist()
+    if num_rows != file.rows:
+        found.report(f"{file.key}: has {num_rows} rows, run.json says {file.rows}")
+    if users:
+        _verify_range(file, users[0], users[-1], found)
 
 
 def _verify_range(file: ManifestFile, first: str, last: str, found: Verification) -> None:
@@ -227,8 +231,6 @@ def _verify_users(reader: ManifestReader, pairs: array, found: Verification) -> 
 
 def _readable_rows(reader: ManifestReader) -> Iterable[dict[str, Any]]:
     for file in reader.run.manifest:
-        try:
-            table = reader.table(file)
-        except ConsumerError:  # named already
-            continue
-        yield from table.select(["pair_id", "user_key"]).to_pylist()
+        with suppress(ConsumerError):  # named already
+            for table in reader.tables_of(file):
+                yield from table.select(["pair_id", "user_key"]).to_pylist()

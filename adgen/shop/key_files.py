@@ -10,12 +10,9 @@ from pathlib import Path
 from pydantic import Field
 
 from adgen.config import Settings
+from adgen.creatives.secrets import DEVELOPMENT_KEYS, read_key
 from adgen.errors import SettingsError
 from adgen.records import bound_key, key_id
-
-MIN_BYTES = 16
-# For laptops and tests: anyone can compute what these keys make, so they protect nobody.
-DEVELOPMENT_KEYS = {"campaign_key": b"adgen development campaign key", "user_secret": b"adgen development user secret"}
 
 
 class KeySettings(Settings):
@@ -61,20 +58,3 @@ def load_keys(settings: KeySettings, store_uri: str) -> Keys:
             continue
         secrets[name] = read_key(path, f"keys.{name}")
     return Keys(**secrets)
-
-
-def read_key(path: Path, what: str) -> bytes:
-    """The secret in a file. SettingsError: it cannot be read, everybody can read it, or it is too short.
-
-    The group may read it, and another user may own it: so clusters mount secrets. What the path says is never repeated
-    where there is no such file: somebody may have written the secret itself in its place.
-    """
-    try:
-        mode, data = path.stat().st_mode, path.read_bytes().strip()
-    except OSError as error:
-        raise SettingsError(f"{what}: the file that it names: {error.strerror}") from None
-    if mode & 0o007:
-        raise SettingsError(f"{what}: everybody on this machine can use {path}; take the right away with chmod o-rwx")
-    if len(data) < MIN_BYTES:
-        raise SettingsError(f"{what}: {path} holds {len(data)} bytes, needs at least {MIN_BYTES}")
-    return data

@@ -5,9 +5,10 @@ import os
 import secrets
 from pathlib import Path
 
+from adgen.creatives.secrets import DEVELOPMENT_KEYS, read_key
 from adgen.errors import SettingsError
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings
-from adgen.shop.key_files import DEVELOPMENT_KEYS, KeySettings, read_key
+from adgen.shop.key_files import KeySettings
 
 
 def keys_of(settings: ModelEvaluationSettings) -> KeySettings:
