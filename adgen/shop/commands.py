@@ -12,13 +12,14 @@ from adgen.command_line import Dest, Json
 from adgen.terminal import print_summary
 
 File = Annotated[Positional[str], arg(metavar="FILE", help="a file, a folder of files, s3:// or file://; .gz is read, too")]
+_CUTTER = "cut out products of pictures without a near-uniform border: `border` (only say which), an entry point, or a command"
 Map = UseAppendAction[Annotated[tuple[str, ...], arg(metavar="OURS=THEIRS", help="which of its columns is which of ours")]]
 Encoding = Annotated[str | None, arg(metavar="NAME", help="of its text; default: found out")]
 BadShare = Annotated[float, arg(metavar="SHARE", help="of rows that cannot be used; above it nothing is written, exit 1")]
 
 
 def import_feed(
-    file: File,
+    file: Annotated[Positional[str], arg(metavar="FILE", help="a file, a folder of files, s3:// or https://; .gz is read, too")],
     dest: Dest,
     map: Map = (),
     locale: Annotated[str | None, arg(metavar="LOCALE", help="of its texts where it does not say")] = None,
@@ -26,16 +27,26 @@ def import_feed(
     scale: Annotated[float, arg(help="largest share of the frame that a product may take, where it does not say")] = 0.6,
     encoding: Encoding = None,
     max_bad_share: BadShare = 0.1,
+    fetch: Annotated[bool, arg(help="fetch pictures that are https links, once, into DEST/images/web")] = False,
+    fetch_workers: Annotated[int, arg(metavar="N", help="pictures fetched at once")] = 16,
+    cutter: Annotated[str | None, arg(metavar="NAME|COMMAND", help=_CUTTER)] = None,
+    cutter_weights: Annotated[
+        Path | None, arg(metavar="DIR", help="weights of a cutter that has some; none are downloaded")
+    ] = None,
     as_json: Json = False,
 ) -> int:
     """Turn a product feed into the tables products and offers: Google Merchant (TSV, RSS, Atom), Meta (CSV, XML), Shopify's CSV,
     or plain CSV, JSON Lines and Parquet.
 
-    Rows that cannot be used are left out, counted by reason, and named in feed_problems.parquet."""
-    from adgen.shop.inputs.feeds.products import FeedOptions, import_feed
+    Rows that cannot be used are left out, counted by reason, and named in feed_problems.parquet. The same command goes on where
+    fetching stopped."""
+    from adgen.shop.inputs.feeds.products import FeedOptions
+    from adgen.shop.inputs.feeds.with_pictures import PictureOptions, import_with_pictures
 
     options = FeedOptions(map, encoding, locale, currency, scale, max_bad_share)
-    return print_summary(import_feed(file, dest, options), as_json)
+    return print_summary(
+        import_with_pictures(file, dest, options, PictureOptions(fetch, fetch_workers, cutter, cutter_weights)), as_json
+    )
 
 
 def import_clicks(

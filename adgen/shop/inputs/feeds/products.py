@@ -7,17 +7,20 @@ lie on the web are fetched when asked for. Tables of before stay until the new o
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from adgen import records
 from adgen.errors import InputError, SettingsError
+from adgen.progress import Progress
 from adgen.shop.inputs.feeds.columns import PRODUCT_COLUMNS, Columns
 from adgen.shop.inputs.feeds.offers import OFFERS
 from adgen.shop.inputs.feeds.problems import Problems
@@ -27,10 +30,11 @@ from adgen.shop.inputs.feeds.shopify import NOT_FOR_SALE, is_shopify, one_row_a_
 from adgen.shop.inputs.feeds.sources import Source, sources_of
 from adgen.shop.inputs.feeds.staging import local_folder, move_into, open_staged, quoted
 from adgen.shop.inputs.tables import PICTURE_ROOTS
+from adgen.shop.inputs.web.fetcher import Fetcher
 
 PROBLEMS_FILE = "feed_problems.parquet"
 ROWS_PER_BATCH = 4096
-ROWS_PER_BUCKET = 100_000
+ROWS_PER_BUCKET = 1_000_000
 STAGED = pa.schema([*records.PRODUCTS, *list(OFFERS)[1:], pa.field("file", pa.string()), pa.field("line", pa.int64())])
 PicturePass = Callable[[Iterator[pa.RecordBatch], Problems], Iterator[pa.RecordBatch]]
 
@@ -69,11 +73,16 @@ class FeedSummary:
 
 
 def import_feed(
-    file: str, dest: str | Path, options: FeedOptions = FeedOptions(), picture_pass: PicturePass | None = None
+    file: str,
+    dest: str | Path,
+    options: FeedOptions = FeedOptions(),
+    picture_passes: Sequence[PicturePass] = (),
+    fetcher: Fetcher | None = None,
+    progress: Progress | None = None,
 ) -> FeedSummary:
-    """Write products, offers and problems of the feed `file` (a file, a folder, s3://) into the local folder `dest`.
+    """Write products, offers and problems of the feed `file` (a file, a folder, s3://, https://) into the local folder `dest`.
 
-    `picture_pass` turns batches of products into such whose pictures are at hand. InputError names file, line and column of what
+    Each of `picture_passes` gives batches of products other pictures or cut-outs. InputError names file, line and column of what
     cannot be read, and says why where no row, or too few, can be used; the tables of before are then as they were.
     """
     target = local_folder(dest)
@@ -82,10 +91,11 @@ def import_feed(
         problems = Problems(staging / PROBLEMS_FILE)
         summary = FeedSummary()
         try:
-            roots = _stage(file, target, staging, options, problems, summary)
+            roots = _stage(sources_of(file, staging, fetcher), target, staging, options, problems, summary)
             summary.not_for_sale = problems.skipped.pop(NOT_FOR_SALE, 0)
             problems.check(summary.rows - summary.not_for_sale, options.max_bad_share, file)
-            _write_tables(staging, problems, summary, picture_pass)
+            passes = [*picture_passes, *([partial(_advanced, progress, staging)] if progress else [])]
+            _write_tables(staging, problems, summary, passes)
         finally:
             problems.close()
         _write_roots(staging, target, roots)
@@ -94,12 +104,14 @@ def import_feed(
     return summary
 
 
-def _stage(file: str, target: Path, staging: Path, options: FeedOptions, problems: Problems, summary: FeedSummary) -> list[str]:
+def _stage(
+    sources: Iterator[Source], target: Path, staging: Path, options: FeedOptions, problems: Problems, summary: FeedSummary
+) -> list[str]:
     """Write every row that is a product to staged.parquet; the folders outside of `target` where pictures lie."""
     columns, roots = Columns(PRODUCT_COLUMNS, options.mapping), []
     with pq.ParquetWriter(staging / "staged.parquet", STAGED) as writer:
         rows: list[dict[str, Any]] = []
-        for source in sources_of(file, staging):
+        for source in sources:
             pictures = Pictures(source.folder, str(target))
             names, read_on = _rows_of(source, options, problems, summary)
             narrow = columns if is_shopify(names) else columns.within(source.name, names, REQUIRED)
@@ -141,38 +153,56 @@ def _product(read: Reader, source: Source, line: int, row: dict[str, Any], probl
         return None
 
 
-def _write_tables(staging: Path, problems: Problems, summary: FeedSummary, picture_pass: PicturePass | None) -> None:
+def _write_tables(staging: Path, problems: Problems, summary: FeedSummary, passes: Sequence[PicturePass]) -> None:
     with (
         pq.ParquetWriter(staging / "products.parquet", records.PRODUCTS) as products,
         pq.ParquetWriter(staging / "offers.parquet", OFFERS) as offers,
         open_staged(staging) as base,
     ):
         batches = _first_of_each(base, staging, problems)
-        for batch in picture_pass(batches, problems) if picture_pass else batches:
+        for each in passes:
+            batches = each(batches, problems)
+        for batch in batches:
             products.write_batch(batch.select(records.PRODUCTS.names).cast(records.PRODUCTS))
             offers.write_batch(batch.select(OFFERS.names).cast(OFFERS))
             summary.products += batch.num_rows
             summary.on_the_web += sum(1 for image in batch.column("image").to_pylist() if image.lower().startswith("https:"))
 
 
+def _advanced(progress: Progress, staging: Path, batches: Iterator[pa.RecordBatch], _: Problems) -> Iterator[pa.RecordBatch]:
+    progress.phase("products", pq.read_metadata(staging / "staged.parquet").num_rows)
+    for batch in batches:
+        progress.advance(batch.num_rows)
+        yield batch
+
+
 def _first_of_each(base: duckdb.DuckDBPyConnection, staging: Path, problems: Problems) -> Iterator[pa.RecordBatch]:
-    """The first row of each product id; the others are problems."""
+    """The first row of each product id, in the feed's order; the others are problems."""
     staged = staging / "staged.parquet"
+    again, start = _repeated(base, staged), 0
+    for batch in pq.ParquetFile(staged).iter_batches(ROWS_PER_BATCH):
+        inside = again[slice(*np.searchsorted(again, (start, start + batch.num_rows)))] - start
+        start += batch.num_rows
+        for row in batch.take(pa.array(inside)).select(["file", "line", "product_id"]).to_pylist():
+            detail = "the id was there before"
+            problems.add(row["file"], row["line"], "product_id", row["product_id"], "duplicate_product", detail)
+        kept = np.ones(batch.num_rows, bool)
+        kept[inside] = False
+        yield batch.filter(pa.array(kept))
+
+
+def _repeated(base: duckdb.DuckDBPyConnection, staged: Path) -> np.ndarray:
+    """The numbers of the rows whose product id an earlier row has, ascending; int64."""
     buckets = 1 + pq.read_metadata(staged).num_rows // ROWS_PER_BUCKET
+    found = [np.zeros(0, np.int64)]
     for bucket in range(buckets):
         query = (
-            "SELECT *, row_number() OVER (PARTITION BY product_id ORDER BY file_row_number) AS place "
-            f"FROM read_parquet('{quoted(staged)}', file_row_number = true) "
-            f"WHERE md5_number_lower(product_id) % {buckets} = {bucket} ORDER BY file_row_number"
+            f"SELECT file_row_number FROM read_parquet('{quoted(staged)}', file_row_number = true) "
+            f"WHERE hash(product_id) % {buckets} = {bucket} "
+            "QUALIFY row_number() OVER (PARTITION BY product_id ORDER BY file_row_number) > 1"
         )
-        for batch in base.sql(query).to_arrow_reader(ROWS_PER_BATCH):
-            first = pa.compute.equal(batch.column("place"), 1)
-            for again in batch.filter(pa.compute.invert(first)).select(["file", "line", "product_id"]).to_pylist():
-                detail = "the id was there before"
-                problems.add(again["file"], again["line"], "product_id", again["product_id"], "duplicate_product", detail)
-            kept = batch.filter(first).select(STAGED.names)
-            if kept.num_rows:
-                yield kept.cast(STAGED)
+        found += [batch.column(0).to_numpy().astype(np.int64) for batch in base.sql(query).to_arrow_reader(ROWS_PER_BATCH)]
+    return np.sort(np.concatenate(found))
 
 
 def _write_roots(staging: Path, target: Path, roots: list[str]) -> None:

@@ -16,8 +16,9 @@ from typing import BinaryIO
 
 import pyarrow.fs as pafs
 
-from adgen.errors import InputError
+from adgen.errors import FetchError, InputError
 from adgen.shop.inputs.locations import filesystem, is_s3, local_path
+from adgen.shop.inputs.web.fetcher import Fetcher
 
 MAX_BYTES = 64 * 2**30
 """Of one file, decompressed."""
@@ -125,11 +126,14 @@ def _by_bytes(head: bytes) -> str | None:
     return None
 
 
-def sources_of(uri: str, staging: Path) -> Iterator[Source]:
-    """The feed's files: a file, or those of a folder, local or on S3; an S3 object is copied into `staging` while it is read.
+def sources_of(uri: str, staging: Path, fetcher: Fetcher | None = None) -> Iterator[Source]:
+    """The feed's files: a file, or those of a folder, local or on S3, or a file on the web where there is a `fetcher`.
 
-    InputError: there is none, or the scheme is not known.
+    What is not local is copied into `staging` while it is read. InputError: there is none, or the scheme is not known.
     """
+    if uri.lower().startswith("https://") and fetcher:
+        yield _download(uri, staging / "source", fetcher)
+        return
     try:
         files, path = filesystem(uri if is_s3(uri) else local_path(uri))
         infos = _files_at(files, path)
@@ -146,6 +150,21 @@ def sources_of(uri: str, staging: Path) -> Iterator[Source]:
             copy = staging / "source"
             _copy(files, info, copy)
             yield Source(copy, f"s3://{info.path}", f"s3://{os.path.dirname(info.path)}")
+
+
+def _download(uri: str, to: Path, fetcher: Fetcher) -> Source:
+    name = uri.partition("?")[0]  # what follows may be a token
+    with open(to, "wb") as file:
+
+        def begin_again() -> None:
+            file.seek(0)
+            file.truncate()
+
+        try:
+            fetcher.fetch(uri, file.write, begin_again)
+        except FetchError as error:
+            raise InputError(f"{name}: {error.reason}: {error.detail.replace(uri, name)}") from None
+    return Source(to, name, None)
 
 
 def _files_at(files: pafs.FileSystem, path: str) -> list[pafs.FileInfo]:
