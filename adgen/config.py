@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -16,7 +16,13 @@ from adgen.records import digest
 
 log = logging.getLogger(__name__)
 # Names of settings, misspelled ones too, whose values are repeated nowhere.
+_URI = re.compile(r"file:|[A-Za-z][A-Za-z0-9+.-]+:/")  # a Path has one slash of the two left
 _SECRET = re.compile(r"secret|key|token|passw|credential|auth", re.IGNORECASE)
+
+
+PLACE = "names a folder or a file, by path or URI"
+"""Mark of a setting of text that does; a Path does in any case."""
+Place = Annotated[str, PLACE]
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,24 @@ class Settings(BaseModel):
         values = _digested(self, self.model_dump(mode="json"))
         return digest(type(self).__name__, json.dumps(values, sort_keys=True))
 
+    def with_whole_paths(self) -> Self:
+        """The same with absolute local paths: workers of Ray stand in other folders than the command was given in."""
+        fields = type(self).model_fields.items()
+        return self.model_copy(update={name: _whole(getattr(self, name), PLACE in field.metadata) for name, field in fields})
+
     @classmethod
     def table(cls, name: str) -> dict[str, Any]:
         """RENAMED or REMOVED of this class and those that it is made from."""
         return {key: value for base in reversed(cls.__mro__) for key, value in vars(base).get(name, {}).items()}
+
+
+def _whole(value: Any, is_place: bool) -> Any:
+    if isinstance(value, Settings):
+        return value.with_whole_paths()
+    names_local = isinstance(value, Path) or (is_place and value)
+    if not names_local or _URI.match(str(value)):
+        return value
+    return type(value)(Path(value).absolute())
 
 
 def _digested(value: Any, dumped: Any) -> Any:
@@ -260,7 +280,7 @@ class FinishSettings(Settings):
     visible_labels: dict[str, str] = {}
     """Visible label by channel, such as {"douyin": "AI生成"}; the key "*" is every other channel. None by default,
     because some channels refuse pictures with text on them."""
-    label_font: str | None = None
+    label_font: Annotated[str | None, PLACE] = None
     """Font file with the labels' characters; null: Pillow's own, Latin only."""
 
     @model_validator(mode="after")

@@ -37,7 +37,7 @@ def run(settings: Annotated[RunEvaluationSettings, arg(name="")], output: Output
     """How good are the creatives of a published run? Every row scored, means with intervals, a report."""
     from adgen.on_ray.evaluation.job import evaluate_run
 
-    with on_cluster(settings.cluster, settings.s3), progress() as bar:
+    with on_cluster(settings.cluster, settings.s3, output), progress() as bar:
         record = evaluate_run(settings, bar)
     return _with_scores(record, output)
 
@@ -47,7 +47,7 @@ def model(settings: Annotated[ModelEvaluationSettings, arg(name="")], output: Ou
     """How good are the creatives that a model makes of the pairs with a reference? Made, then scored as `run` does."""
     from adgen.on_ray.evaluation.model import evaluate_model
 
-    with on_cluster(settings.cluster, settings.s3), progress() as bar:
+    with on_cluster(settings.cluster, settings.s3, output), progress() as bar:
         record = evaluate_model(settings, bar)
     return _with_scores(record, output)
 
@@ -69,7 +69,7 @@ def proof(
     from adgen.evaluation.proof.table import print_proof
     from adgen.on_ray.proof.job import prove
 
-    with on_cluster(settings.cluster), progress("") as bar:
+    with on_cluster(settings.cluster, output=output), progress("") as bar:
         found = prove(settings, bar)
     record = found.as_dict() | {"command": shlex.join(["python", "jobs/evaluate.py", *sys.argv[1:]])}
     print_proof(error_console(WIDTH), found)

@@ -38,7 +38,7 @@ class Command:
 def train(command: Command) -> Outcome:
     """Train the stage; its summary."""
     command.settings.require()
-    with on_cluster(ClusterSettings(address=command.settings.address)), progress("steps") as bar:
+    with on_cluster(ClusterSettings(address=command.settings.address), output=command.output), progress("steps") as bar:
         summary = pretrain(command.settings, bar)
     print_summary(f"stage {summary.stage}", summary.as_dict())
     return Outcome(summary.as_dict(), command.output)

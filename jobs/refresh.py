@@ -41,11 +41,33 @@ class Command:
 
 def refresh_all(command: Command) -> Outcome:
     """Refresh each campaign. One: its record; several: a record of each by name, and whether all were published."""
-    with on_cluster(command.settings.cluster, command.settings.s3):
-        records = {campaign: attempt(command, campaign) for campaign in command.campaign}
-    succeeded = all(record.get("published", True) for record in records.values())  # a forecast publishes nothing
-    together = {"campaigns": records} | ({} if command.dry_run else {"published": succeeded})
-    return Outcome(together if len(records) > 1 else records[command.campaign[0]], command.output, succeeded)
+    records: dict[str, dict[str, Any]] = {}
+    settings, output = command.settings, command.output
+    with on_cluster(settings.cluster, settings.s3, output, lambda error: when_lost(command, records, error)):
+        for campaign in command.campaign:
+            records[campaign] = attempt(command, campaign)
+    return Outcome(together(command, records), output, succeeded(records))
+
+
+def together(command: Command, records: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """One campaign's record; of several a record of each by name, and whether all were published."""
+    if len(records) == 1:
+        return next(iter(records.values()))
+    return {"campaigns": records} | ({} if command.dry_run else {"published": succeeded(records)})
+
+
+def succeeded(records: dict[str, dict[str, Any]]) -> bool:
+    """Whether every campaign was published; a forecast publishes nothing."""
+    return all(record.get("published", True) for record in records.values())
+
+
+def when_lost(command: Command, done: dict[str, dict[str, Any]], error: AdgenError) -> dict[str, Any]:
+    """What was done when Ray died in the middle of the first of the other campaigns; the rest was not tried."""
+    left = [campaign for campaign in command.campaign if campaign not in done]
+    not_tried = left[1:]
+    errors = {campaign: f"not tried: {error}" if campaign in not_tried else str(error) for campaign in left}
+    told = {campaign: {"published": False, "error": said} for campaign, said in errors.items()}
+    return together(command, done | told) | ({"not_tried": not_tried} if not_tried else {})
 
 
 def attempt(command: Command, campaign: str) -> dict[str, Any]:

@@ -5,12 +5,12 @@ import json
 import logging
 import re
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import pytest
 from pydantic import Field
 
-from adgen.config import FinishSettings, Removed, RenditionSettings, Settings, load_settings, validate_settings
+from adgen.config import PLACE, FinishSettings, Place, Removed, RenditionSettings, Settings, load_settings, validate_settings
 from adgen.errors import SettingsError
 from adgen.records import digest
 
@@ -168,3 +168,25 @@ def test_a_field_that_nobody_listed_is_found():
 def test_a_folder_as_settings_file_is_one_sentence(tmp_path):
     with pytest.raises(SettingsError, match=f"{tmp_path}: no settings file that can be read: Is a directory"):
         load_settings(FinishSettings, tmp_path)
+
+
+class Places(Settings):
+    inputs: Place = ""
+    out: Annotated[str | None, PLACE] = None
+    size: str = "tiny"
+    model: Path | None = None
+    finish: FinishSettings = FinishSettings()
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/shop", "file:///data/shop", "file:shop", "gs://bucket/shop", "s3:/bucket", ""])
+def test_a_uri_is_whole_already(uri):
+    assert Places(inputs=uri, out=uri).with_whole_paths() == Places(inputs=uri, out=uri)
+
+
+def test_local_paths_are_of_the_folder_where_the_command_is_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = Places(inputs="./shop", out="..", size="small", model=Path("model"), finish=FinishSettings(label_font="a.ttf"))
+    whole = given.with_whole_paths()
+    assert (whole.inputs, whole.out, whole.size) == (f"{tmp_path}/shop", f"{tmp_path}/..", "small")
+    assert (whole.model, whole.finish.label_font) == (tmp_path / "model", f"{tmp_path}/a.ttf")
+    assert whole.with_whole_paths() == whole

@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -115,6 +116,31 @@ def test_a_lost_node_costs_nothing(inputs, undisturbed, tmp_path):
         assert kill_last(), "nothing ran on the lost node"
         assert shards_done(store) < NUM_PAIRS // PER_SHARD
         assert end(process)[0]["published"]
+    assert_published_as(undisturbed, store)
+
+
+def test_a_head_that_dies_ends_the_job_with_its_reason_and_the_next_run_goes_on(inputs, undisturbed, address, tmp_path):
+    """One campaign has failed before, one is in work, one was not tried. Paths are of the folder where the command is given."""
+    store = tmp_path / "store"
+    for name in (CAMPAIGN, "last"):
+        (tmp_path / name).symlink_to(inputs / "shop")
+    where = "--inputs", os.path.relpath(tmp_path / "{campaign}")
+    with ray_nodes(1) as (head, kill_last):
+        process = start([*command(inputs, store, *where, "--address", head), "--campaign", "first", CAMPAIGN, "last"])
+        wait_until(process, lambda: shards_done(store) >= 1)
+        kill_last()
+        outcome, told = end(process, 1)
+    assert outcome["not_tried"] == ["last"]
+    assert not outcome["published"]
+    assert "missing" in outcome["campaigns"]["first"]["error"]
+    reason = outcome["campaigns"][CAMPAIGN]["error"]
+    assert "has not answered for" in reason
+    assert f"refresh: {reason}" in told
+    assert outcome["campaigns"]["last"]["error"] == f"not tried: {reason}"
+    done = shards_done(store)
+    relative = [Path(os.path.relpath(folder)) for folder in (inputs, store)]
+    again = refresh(*relative, *where, "--address", address)
+    assert again["engine_calls"] <= NUM_PAIRS - done * PER_SHARD
     assert_published_as(undisturbed, store)
 
 

@@ -79,10 +79,10 @@ def test_slots_are_planned_for_the_smallest_gpu_and_a_set_number_is_kept(tmp_pat
 
 def test_only_lossy_options_change_what_a_creative_is_made_of():
     plain = RefreshSettings()
-    with_engine = lambda **values: RefreshSettings(engine=values).creative_digest(None)  # noqa: E731
-    assert with_engine(num_slots=3, tensor_parallel=2, deepspeed=False) == plain.creative_digest(None)
+    with_engine = lambda **values: RefreshSettings(engine=values).creative_digests(None)  # noqa: E731
+    assert with_engine(num_slots=3, tensor_parallel=2, deepspeed=False) == plain.creative_digests(None)
     lossy = [{"weights": "int8"}, {"cache_dtype": "float8_e4m3fn"}]
-    assert len({plain.creative_digest(None), *(with_engine(**values) for values in lossy)}) == 3
+    assert len({plain.creative_digests(None), *(with_engine(**values) for values in lossy)}) == 3
 
 
 def test_the_model_itself_is_what_the_floor_counts():

@@ -2,22 +2,30 @@
 
 import logging
 import os
+import re
 import socket
 import subprocess
+import sys
+import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from typing import IO
 
 import ray
 
 from adgen.creatives.storage import S3Access
 from adgen.errors import RunError, printable
 from adgen.on_ray.cluster_settings import ClusterSettings
+from adgen.on_ray.head_watch import needed_by_driver, watching
 
 
 @contextmanager
-def connected(settings: ClusterSettings, s3: S3Access | None = None) -> Iterator[None]:
-    """Ray for the duration of the block: the cluster of `address` or RAY_ADDRESS, else a local one of our own.
+def connected(
+    settings: ClusterSettings, s3: S3Access | None = None, on_loss: Callable[[RunError], object] | None = None
+) -> Iterator[None]:
+    """Ray for the duration of the block: the cluster of `address` or RAY_ADDRESS, else a local one of our own. Where it dies in
+    the middle, `on_loss` is called from a thread.
 
     Endpoint and region of `s3` hold in all of its processes, for inputs too. A cluster that is already connected (tests, an
     interactive session) is used and left as it is.
@@ -25,23 +33,28 @@ def connected(settings: ClusterSettings, s3: S3Access | None = None) -> Iterator
     if ray.is_initialized():
         yield
         return
-    with (s3 or S3Access()).exported() as variables, _started(settings, variables):
+    with (
+        (s3 or S3Access()).exported() as variables,
+        _started(settings, variables) as address,
+        watching(needed_by_driver(address), on_loss) if on_loss else nullcontext(),
+    ):
         yield
 
 
 @contextmanager
-def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[None]:
+def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[str]:
+    """Yields the address."""
     quiet_ray()
-    address = settings.address or os.environ.get("RAY_ADDRESS")
+    address = settings.address or os.environ.get("RAY_ADDRESS") or "local"
     # A dashboard that is off makes a Ray Train cleaner warn each second (docs/design.md 7.2), but costs a refresh nothing.
-    local = {} if address else {"include_dashboard": False}
+    local = {"include_dashboard": False} if address == "local" else {}
     if variables:
         local["runtime_env"] = {"env_vars": variables}
     with _joining(address):
-        ray.init(address=address or "local", logging_level="ERROR", log_to_driver=False, **local)
+        ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
     quiet_ray()  # ray.init sets its loggers up anew
     try:
-        yield
+        yield address
     finally:
         ray.shutdown()
 
@@ -50,13 +63,13 @@ JOIN_SECONDS = 25.0  # until an address that answers has to have let us in
 
 
 @contextmanager
-def _joining(address: str | None) -> Iterator[None]:
+def _joining(address: str) -> Iterator[None]:
     """RunError, within `JOIN_SECONDS`, where the address is none of a Ray cluster, nobody answers there, or it does not let us in.
 
     Ray ends the whole process, without a word, where the cluster is another user's, of another version or on another machine's
     network: a child that waits for our end says so then.
     """
-    if not address or address == "local":
+    if address == "local":
         yield
         return
     named = f"the Ray cluster {address} (cluster.address or RAY_ADDRESS)"
@@ -69,13 +82,36 @@ def _joining(address: str | None) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        with _held_back() as said:
+            yield
     except (Exception, SystemExit) as error:
-        raise RunError(f"{named} cannot be joined: {' '.join(str(error).split())[:300]}") from None
+        reasons = [" ".join(reason.split())[:300] for reason in (str(error), _last_words(said)) if reason]
+        raise RunError(f"{named} cannot be joined: {'; '.join(reasons)}") from None
     finally:
         timer.cancel()
         with suppress(OSError):
             witness.communicate(b"joined\n")
+
+
+@contextmanager
+def _held_back() -> Iterator[IO[bytes]]:
+    """A file with what Ray's own threads write to stderr: a line each second, or a page of stack when Ray ends us."""
+    sys.stderr.flush()
+    said, kept = tempfile.TemporaryFile(), os.dup(2)  # noqa: SIM115 read after the block
+    os.dup2(said.fileno(), 2)
+    try:
+        yield said
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _last_words(said: IO[bytes]) -> str:
+    """The last line in it, without Ray's time and place."""
+    said.seek(0)
+    lines = said.read().decode(errors="replace").strip().splitlines()
+    said.close()
+    return re.sub(r"^\[[^\]]*\]\s*(\S+:\d+: )?", "", lines[-1]) if lines else ""
 
 
 def _check_answers(address: str, named: str) -> None:

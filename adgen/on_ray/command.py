@@ -2,6 +2,7 @@
 line on stdout, an exit code."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -15,7 +16,7 @@ from tyro.conf import arg
 
 from adgen.config import Settings, load_settings
 from adgen.creatives.storage import S3Access
-from adgen.errors import AdgenError, SettingsError, printable
+from adgen.errors import AdgenError, RunError, SettingsError, printable
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.display import RichProgress, error_console
 from adgen.terminal import plain_streams
@@ -49,10 +50,7 @@ def run(name: str, job: Callable[[], Outcome], *, always_print: bool = False) ->
     try:
         with plain_streams():
             outcome = job()
-            if outcome.output.json or always_print:
-                print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
-            if outcome.output.save is not None:
-                _save(outcome.record, outcome.output.save)
+            _hand_over(outcome, always_print)
     except (AdgenError, ValidationError, OSError) as error:  # OSError: a full disk, a folder that may not be written
         print_error(name, error)
         return 1
@@ -63,6 +61,13 @@ def run_app(app: tyro.extras.SubcommandApp, name: str, description: str | None, 
     """The same for a job of several commands that measure: their record is printed wherever stdout is no terminal, too."""
     options = {"prog": f"{name}.py", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
     return run(name, lambda: app.cli(args=arguments, **options), always_print=not sys.stdout.isatty())
+
+
+def _hand_over(outcome: Outcome, always_print: bool = False) -> None:
+    if outcome.output.json or always_print:
+        print(json.dumps(outcome.record, ensure_ascii=False), flush=True)  # first: hours of work outlive a full disk
+    if outcome.output.save is not None:
+        _save(outcome.record, outcome.output.save)
 
 
 def _save(record: Any, file: Path) -> None:
@@ -101,11 +106,30 @@ def parse(command: type[C], kind: type[Settings], arguments: list[str]) -> C:
 
 
 @contextmanager
-def on_cluster(cluster: ClusterSettings, s3: S3Access | None = None) -> Iterator[None]:
-    """Ray for the duration of the block, with stdout kept for the record: libraries print there what they like."""
+def on_cluster(
+    cluster: ClusterSettings,
+    s3: S3Access | None = None,
+    output: Output = DEFAULT,
+    record_of_loss: Callable[[RunError], Any] = lambda error: {"error": str(error)},
+) -> Iterator[None]:
+    """Ray for the duration of the block, with stdout kept for the record: libraries print there what they like.
+
+    Where Ray dies in the middle, calls of it hang, and soon it ends this process without a word. So the process ends at once, with
+    the record of the loss; what was done is in the store.
+    """
     from adgen.on_ray.cluster import connected  # the engine's benchmark needs no Ray
 
-    with redirect_stdout(sys.stderr), connected(cluster, s3):
+    stdout = sys.stdout
+
+    def end(error: RunError) -> None:
+        try:
+            print_error(Path(sys.argv[0]).stem, error)
+            sys.stdout = stdout
+            _hand_over(Outcome(record_of_loss(error), output))
+        finally:
+            os._exit(1)
+
+    with redirect_stdout(sys.stderr), connected(cluster, s3, end):
         yield
 
 

@@ -53,6 +53,7 @@ def evaluate_run(settings: RunEvaluationSettings, progress: Progress) -> dict[st
     """Score every creative of a run; the record that summary.json holds. Ray must be connected. Where it was stopped before, the
     same command goes on. SettingsError: another evaluation lies in `out`, or weights are missing; ConsumerError: nothing is
     published; StoreError: the run's private part is not readable."""
+    settings = settings.with_whole_paths()
     storage = open_storage(settings.store, settings.s3)
     reader = open_run(storage, settings.campaign, settings.run) if settings.run else open_published(storage, settings.campaign)
     out = settings.out or f"evaluation-{settings.campaign}-{reader.run.run_id}"

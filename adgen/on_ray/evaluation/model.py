@@ -32,6 +32,7 @@ CAMPAIGN = "evaluation"
 def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dict[str, Any]:
     """Make creatives of every pair that has a reference and score them; the record that summary.json holds. Ray must be
     connected. The creatives stay in out/store: where it stopped before, the same command goes on."""
+    settings = settings.with_whole_paths()
     model = settings.model or shipped_model()
     if model is None:
         raise SettingsError("model: this package holds no trained model: name one with --model")

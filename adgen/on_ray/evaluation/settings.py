@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from tyro.conf import arg
 
-from adgen.config import Settings
+from adgen.config import PLACE, Place, Settings
 from adgen.creatives.storage import S3Access
 from adgen.evaluation.statistics import RESAMPLES
 from adgen.generation.engine_settings import EngineSettings
@@ -28,7 +28,7 @@ def local(folder: Path | None) -> Path | None:
 class ScoringSettings(Settings):
     """How creatives are scored and reported."""
 
-    inputs: str
+    inputs: Place
     """Folder or URI of the tables: products, and references where there are any."""
     encoder: Path | None = None
     """A PBS encoder: a directory of stage pbs, or the published checkpoint file. Default the one that ships with the package;
@@ -63,7 +63,7 @@ class RunEvaluationSettings(ScoringSettings):
 
     ADDED = frozenset({"variants"})
 
-    store: str
+    store: Place
     """Root of the store: a folder or s3://bucket/prefix."""
     campaign: str
     """Its published run is scored."""
@@ -71,7 +71,7 @@ class RunEvaluationSettings(ScoringSettings):
     """Another run of the campaign, such as one that a gate holds."""
     variants: Literal["best", "all"] = "best"
     """Where pairs have several creatives: those that rank first, which consumers show, or all."""
-    out: str | None = None
+    out: Annotated[str | None, PLACE] = None
     """Folder or s3://bucket/prefix to write: rows/*.parquet, summary.json, report.html. Default evaluation-CAMPAIGN-RUN. The same
     command goes on where an earlier one stopped."""
 

@@ -27,7 +27,7 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
     """Everything that `settings` ask for. Ray must be connected; RunError says what is wrong before any work."""
     started = time.time()
     refuse_other_machines(tempfile.gettempdir())
-    settings = with_models(settings)
+    settings = with_models(settings.with_whole_paths())
     models = dict(ablation_models(settings.ablation))
     with tempfile.TemporaryDirectory(prefix="adgen-proof-") as folder:
         scratch = Path(folder)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator
 from tyro.conf import arg
 
-from adgen.config import Settings
+from adgen.config import PLACE, Settings
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.cluster_settings import ClusterSettings
@@ -27,7 +27,7 @@ class ProofSettings(Settings):
     """Of the held-out shop: another one draws other users, products and pictures, that nobody trained on either."""
     pairs: int = Field(default=400, gt=1)
     """Pairs, one a user, each with a reference creative."""
-    inputs: str | None = None
+    inputs: Annotated[str | None, PLACE] = None
     """Measure on these tables (products, histories, references) instead of a shop that is drawn. Where no styles.parquet
     lies in their folder, nothing is known of the users' styles, and what needs it is left out."""
     ablation: Path | None = None

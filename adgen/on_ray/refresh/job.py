@@ -106,7 +106,7 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     (of any kind) says why it stopped."""
     started = time.time()
     prepared = prepare(settings, inputs)
-    storage = prepared.storage
+    settings, storage = prepared.settings, prepared.storage
     check_gate_settings(settings.gate)
     key = prepared.keys.campaign_key
     notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, key))]

@@ -40,14 +40,21 @@ class Prepared:
     """A refresh that was checked, before its run begins: what it was asked for, and what that comes to."""
 
     settings: RefreshSettings
+    """As given, with whole paths."""
     storage: Storage
     inputs: Inputs
     keys: Keys
     model: ModelDirectory
     model_digest: str
     """Of the directory and the engine's version, as manifests name it."""
-    settings_digest: str
+    creative_digests: tuple[str, ...]
+    """Of the settings that change a creative, as they were given: a path that they name is in it."""
     resume_key: str
+
+    @property
+    def settings_digest(self) -> str:
+        """All of them in one."""
+        return digest(*self.creative_digests)
 
     def journal(self, run_id: str) -> Journal:
         """Plan and journal of one of the campaign's runs."""
@@ -68,6 +75,7 @@ class Prepared:
 def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared:
     """Check store, inputs (default those that the settings name), keys and model; RunError before any work. InputError when there
     are no pairs."""
+    given, settings = settings, settings.with_whole_paths()
     storage = open_storage(settings.store, settings.s3)
     probe(storage)
     storage.tighten()
@@ -76,9 +84,9 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared
         raise InputError(f"{settings.inputs}: the table pairs has no rows, so there is nothing to make")
     keys = load_keys(settings.keys, settings.store)
     model = open_model(settings)
-    made_by, chosen = maker_digest(model), settings.creative_digest(model)
+    made_by, chosen = maker_digest(model), given.creative_digests(model)
     # Where and how fast a run works may change between two tries; what it makes may not.
-    identity = digest(chosen, made_by, settings.plan.digest(), rules_digest(), *keys.ids.values())
+    identity = digest(digest(*chosen), made_by, settings.plan.digest(), rules_digest(), *keys.ids.values())
     resumed_by = resume_key(settings.campaign, identity, inputs.stamps)
     return Prepared(settings, storage, inputs, keys, model, made_by, chosen, resumed_by)
 
@@ -145,7 +153,7 @@ def plan_rules(prepared: Prepared, base_run: str | None) -> PlanRules:
         campaign_key=keys.campaign_key,
         user_secret=keys.user_secret,
         campaign_seed=settings.plan.campaign_seed,
-        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*settings.creative_digests(prepared.model), LOOK)),
+        maker=Maker(prepared.model_digest, ENGINE_VERSION, (*prepared.creative_digests, LOOK)),
         history_items=prepared.history_items,
         history_order=prepared.model.config.history_order,
         variants=settings.plan.variants,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import Field
 from tyro.conf import Suppress, arg
 
-from adgen.config import FinishSettings, PictureSettings, Settings
+from adgen.config import FinishSettings, PictureSettings, Place, Settings
 from adgen.creatives.cleanup import KEEP_RUNS
 from adgen.creatives.storage import S3Access
 from adgen.generation.engine_settings import EngineSettings
@@ -109,9 +109,9 @@ class RefreshSettings(Settings):
 
     ADDED = frozenset({"pictures", "allow_untrained"})
 
-    inputs: str = ""
+    inputs: Place = ""
     """Folder or URI of the tables products, histories and pairs; {campaign} in it stands for the campaign's name."""
-    store: str = ""
+    store: Place = ""
     """Root of all outputs: a folder or s3://bucket/prefix."""
     campaign: Suppress[str] = ""
     """Name of the campaign. The command line has a flag of its own, which takes several."""
@@ -147,12 +147,9 @@ class RefreshSettings(Settings):
         sampling, finish = self.sampling.model_copy(update={"attempts": 1}), self.finish.model_copy(update={"fallbacks": False})
         return self.model_copy(update={"sampling": sampling, "finish": finish})
 
-    def creative_digest(self, model: "ModelDirectory | None") -> str:
-        """A hash of the settings that change a creative; where and how fast it is made do not."""
-        return digest(*self.creative_digests(model))
-
     def creative_digests(self, model: "ModelDirectory | None") -> tuple[str, ...]:
-        """The same, part by part: of the engine only the options that trade something of a creative for speed."""
+        """Hashes of the settings that change a creative; where and how fast it is made do not: of the engine only the options that
+        trade something of a creative for speed."""
         return (
             self.sampling.of(model.sampling if model else {}).digest(),
             self.finish.digest(),

@@ -1,14 +1,12 @@
 """Settings of the pretraining job: what is learned (`TrainingSettings`), and where and how fast."""
 
-import os
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from adgen.config import Settings
+from adgen.config import Place, Settings
 from adgen.errors import SettingsError
-from adgen.shop.inputs.locations import is_s3, local_path
 from adgen.training.order import Share
 from adgen.training.settings import LANGUAGE_STAGES, UNTRAINED, TrainingSettings
 
@@ -60,16 +58,16 @@ class CheckpointSettings(Settings):
 class PretrainSettings(TrainingSettings):
     """Train one stage: tables of products, histories and references in, a model directory out."""
 
-    inputs: str = ""
+    inputs: Place = ""
     """Folder or URI of the tables products, histories and references."""
     model: str = ""
     """Where to start: a model directory (path or URI), or the name of a size (tiny, janus-pro-1b, ...) for new weights."""
-    out: str = ""
+    out: Place = ""
     """Folder or URI of the run: checkpoints, logs, samples and in the end OUT/model."""
-    dinov2: str = ""
+    dinov2: Place = ""
     """A DINOv2 directory in Hugging Face layout (path or URI), for a start that has no weights for seeing products: a Janus-Pro
     directory. `random` begins with untrained ones."""
-    cache: str = ""
+    cache: Place = ""
     """Folder or URI of prepared examples, shared by runs; default OUT/examples."""
     join_memory: str = Field(default="2GB", pattern=r"^\d+(\.\d+)?[KMGT]i?B$")
     """Of the driver, while it joins tables; what does not fit is spilled to TMPDIR."""
@@ -80,14 +78,9 @@ class PretrainSettings(TrainingSettings):
     checkpoint: CheckpointSettings = CheckpointSettings()
 
     def with_whole_paths(self) -> Self:
-        """The same with absolute local folders: Ray Train's workers run in a folder of their own."""
-        places = {name: getattr(self, name) for name in ("inputs", "out", "cache", "dinov2")}
-        if self.dinov2 == UNTRAINED:
-            del places["dinov2"]
-        whole: dict[str, Any] = {name: os.path.abspath(local_path(uri)) for name, uri in places.items() if uri and not is_s3(uri)}
-        if self.workers.deepspeed is not None:
-            whole["workers"] = self.workers.model_copy(update={"deepspeed": self.workers.deepspeed.absolute()})
-        return self.model_copy(update=whole)
+        """The same with absolute local paths, but for the model, which may be the name of a size: the driver opens it."""
+        whole = super().with_whole_paths()
+        return whole.model_copy(update={"dinov2": UNTRAINED}) if self.dinov2 == UNTRAINED else whole
 
     @property
     def share(self) -> Share:
