@@ -46,6 +46,19 @@ def print_summary(summary: Any, as_json: bool) -> int:
     return 0
 
 
+def print_record(record: Any, as_json: bool) -> int:
+    """As `print_summary`; what has names of its own gets a line for each of them. 0, the exit code."""
+    values = dataclasses.asdict(record)
+    if as_json:
+        return print_json(values)
+    rows = []
+    for name, value in values.items():
+        inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        rows += [(name, text_of(value))] if inner is None else [(f"{name}.{key}", text_of(each)) for key, each in inner]
+    print_table(("", ""), rows)
+    return 0
+
+
 def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     """Rows of text below the columns' names."""
     from rich import box
@@ -60,6 +73,31 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
         # Text, not str: a title may hold what rich takes for markup.
         table.add_row(*(Text(printable(cell)) for cell in row))
     Console().print(table)
+
+
+class ByteProgress:
+    """`adgen.progress.Progress` over bytes, for commands without Ray: a bar on stderr, and nothing where that is no terminal."""
+
+    def __enter__(self) -> "ByteProgress":
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        console = Console(stderr=True)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def phase(self, name: str, total: int | None = None) -> None:
+        """Its bar below those of earlier phases."""
+        self._task = self._bar.add_task(name, total=total)
+
+    def advance(self, amount: int, numbers: str = "") -> None:
+        """So many bytes more."""
+        self._bar.advance(self._task, amount)
 
 
 def text_of(value: Any) -> str:

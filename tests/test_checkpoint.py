@@ -72,7 +72,7 @@ def test_every_key_of_the_released_fine_tune_is_mapped():
     golden = real_keys("trainable_keys")
     model = on_meta(janus_pro_7b().model_copy(update={"lora": LoRAConfig()}))
     shapes = published_shapes(model)
-    ours = {name: shapes[name] for name in trainable_names(model)}
+    ours = {name: shapes[name] for name in trainable_names(model.state_dict())}
     expected = {plain_name(k): (sorted(v["shapes"]), v["count"]) for k, v in golden["patterns"].items()}
     assert collapsed(ours) == expected
     assert len(ours) == golden["n_tensors"]
@@ -217,7 +217,8 @@ def finetune_tensors(model, rank: int) -> dict[str, torch.Tensor]:
     shapes = published_shapes(tuned)
     generator = torch.Generator().manual_seed(3)
     return {
-        f"vl_gpt.base_model.model.{name}": torch.randn(shapes[name], generator=generator) * 0.1 for name in trainable_names(tuned)
+        f"vl_gpt.base_model.model.{name}": torch.randn(shapes[name], generator=generator) * 0.1
+        for name in trainable_names(tuned.state_dict())
     }
 
 

@@ -78,11 +78,9 @@ class Prompter:
         self._check_segments(source)
 
     @classmethod
-    def load(cls, directory: str | Path, config: ModelConfig) -> "Prompter":
-        """The tokenizer of a model directory and its own template, or ours. ModelError names the file and what it lacks.
-
-        A Janus-Pro tokenizer gets the tokens that the published model adds to it.
-        """
+    def load(cls, directory: str | Path, config: ModelConfig, template: Template | None = None) -> "Prompter":
+        """The tokenizer of a model directory; its own template or ours, unless one is given. ModelError names the file and what
+        it lacks. A Janus-Pro tokenizer gets the tokens that the published model adds to it."""
         directory = Path(directory)
         path = directory / TOKENIZER_FILE
         if not path.is_file():
@@ -99,7 +97,7 @@ class Prompter:
                 )
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        template = load_template(directory / TEMPLATE_FILE if (directory / TEMPLATE_FILE).exists() else None)
+        template = template or load_template(directory / TEMPLATE_FILE if (directory / TEMPLATE_FILE).exists() else None)
         if not (directory / CONFIG_FILE).exists():
             _add_missing(tokenizer, template.tokens)
         return cls(tokenizer, template, config, source=str(path))
@@ -129,6 +127,10 @@ class Prompter:
         pieces = self._fill(self.template.chat, {"user": [self.template.negative], "answer": []})
         ids = [*self._encode(pieces), self._id("begin_of_image")]
         return Prompt(tuple(ids), (-1,) * len(ids))
+
+    def token_id(self, spelling: str) -> int:
+        """The id of a special token. KeyError: the tokenizer has none that is spelled so."""
+        return self._special[spelling]
 
     def history_title_ids(self, title: str) -> list[int]:
         """A clicked title as exactly preference.tokens_per_title ids: cut, or padded on the right; empty is all padding."""

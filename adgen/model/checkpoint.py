@@ -60,7 +60,7 @@ def load_finetune(model: UniAdGen, path: str | Path, lora: LoRAConfig | None = N
     add_lora(model.decoder, lora)
     model.config = model.config.model_copy(update={"lora": lora, "history_order": "published"})
     filled = fill(model, read_tensors(path), str(model.device), model.dtype, source=str(path), only_known=True)
-    missing = sorted(set(trainable_names(model)) - filled)
+    missing = sorted(set(trainable_names(model.state_dict())) - filled)
     if missing:
         raise ModelError(f"{path}: {len(missing)} trainable keys are missing, first {missing[0]}")
     if merge:
@@ -116,10 +116,10 @@ def fill(
     return filled
 
 
-def trainable_names(model: UniAdGen) -> Iterator[str]:
-    """Published names of what the released recipe trains (docs/design.md 6.13): low-rank updates, the token table, and every
-    new module. Heads, the picture-token table and the tokenizer stay frozen."""
-    for own in model.state_dict():
+def trainable_names(owns: Iterable[str]) -> Iterator[str]:
+    """Of a model's own names, those that the released recipe trains (docs/design.md 6.13), as the published model calls them:
+    low-rank updates, the token table, and every new module. Heads, the picture-token table and the tokenizer stay frozen."""
+    for own in owns:
         new = own.startswith(("foreground.", "preference.")) or own == "decoder.embed_tokens.weight"
         if new or own.endswith((".lora_A", ".lora_B")):
             yield published_name(own)
@@ -217,11 +217,15 @@ def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
     return model.get_submodule(path), attribute
 
 
+def is_tied(directory: Path) -> bool:
+    """Whether a Janus-Pro directory holds one tensor for text head and token table."""
+    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    return raw.get("tie_word_embeddings", raw.get("model_type") == "janus")  # transformers leaves its default out
+
+
 def _untie_text_head(model: UniAdGen, directory: Path) -> None:
     """A directory whose config ties the text head to the token table holds one tensor for both; here they are two."""
-    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-    tied = raw.get("tie_word_embeddings", raw.get("model_type") == "janus")  # transformers leaves its default out
-    if tied and model.decoder.lm_head.weight.is_meta and not model.decoder.embed_tokens.weight.is_meta:
+    if is_tied(directory) and model.decoder.lm_head.weight.is_meta and not model.decoder.embed_tokens.weight.is_meta:
         model.decoder.lm_head.weight = nn.Parameter(model.decoder.embed_tokens.weight.detach().clone(), requires_grad=False)
 
 

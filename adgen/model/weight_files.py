@@ -3,6 +3,7 @@
 import json
 import pickle
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -39,39 +40,74 @@ def read_tensors(path: Path, inside: str | None = None) -> Iterator[tuple[str, T
         yield from _read_torch(path, inside)
 
 
+class TensorFile:
+    """The tensors of one file, by name: shapes are known at once, each is read when it is asked for. ModelError names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        if path.suffix != ".safetensors":
+            self._tensors = _checked(_load_torch(path, None), path)  # mapped, where the file can be: nothing is read yet
+            self.shapes = {name: tuple(tensor.shape) for name, tensor in self._tensors.items()}
+            self.dtypes = {str(tensor.dtype).removeprefix("torch.") for tensor in self._tensors.values()}
+            return
+        with _readable_safetensors(path):
+            self._file = safe_open(path, framework="pt")
+            parts = {name: self._file.get_slice(name) for name in self._file.keys()}  # noqa: SIM118
+            self.shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
+            self.dtypes = {part.get_dtype().lower() for part in parts.values()}
+
+    def read(self, name: str) -> Tensor:
+        """One tensor."""
+        if self.path.suffix != ".safetensors":
+            return self._tensors[name].detach()
+        with _readable_safetensors(self.path):
+            return self._file.get_tensor(name)
+
+
 def tensor_names(path: Path) -> list[str]:
     """The names in one file, without reading tensors from safetensors. ModelError as `read_tensors`."""
     if path.suffix != ".safetensors":
         return [name for name, _ in read_tensors(path)]
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys())
-    except SafetensorError as error:
-        raise ModelError(f"{path}: damaged or truncated safetensors file: {error}") from None
-    except FileNotFoundError:
-        raise ModelError(f"{path}: no such file") from None
+    with _readable_safetensors(path), safe_open(path, framework="pt") as file:
+        return list(file.keys())
 
 
 def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: int = 5 * 2**30) -> None:
     """Write `model.safetensors`, or numbered shards and their index where it would be larger than `max_shard_bytes`."""
-    shards: list[dict[str, Tensor]] = [{}]
+    sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
+    shards = plan_shards(sizes, max_shard_bytes)
+    for file, names in shards.items():
+        save_shard(directory / file, {name: tensors[name] for name in names})
+    write_index(directory, shards, sum(sizes.values()))
+
+
+def plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> dict[str, list[str]]:
+    """File names -> the tensors that each holds, of `sizes` bytes, in order of their names."""
+    shards: list[list[str]] = [[]]
     size = 0
-    for name, tensor in sorted(tensors.items()):
-        if shards[-1] and size + tensor.nbytes > max_shard_bytes:
-            shards.append({})
+    for name in sorted(sizes):
+        if shards[-1] and size + sizes[name] > max_shard_bytes:
+            shards.append([])
             size = 0
-        shards[-1][name] = tensor.detach().cpu().contiguous()
-        size += tensor.nbytes
+        shards[-1].append(name)
+        size += sizes[name]
     if len(shards) == 1:
-        save_file(shards[0], directory / _SINGLE[0], metadata={"format": "pt"})
+        return {_SINGLE[0]: shards[0]}
+    return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
+
+
+def save_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write one safetensors file."""
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
+
+
+def write_index(directory: Path, shards: dict[str, list[str]], total_bytes: int) -> None:
+    """Write the index of several shards; a single file has none."""
+    if len(shards) == 1:
         (directory / _INDEXES[0]).unlink(missing_ok=True)  # of an earlier save, which readers would take for this one
         return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    index = {"metadata": {"total_size": sum(t.nbytes for t in tensors.values())}, "weight_map": weight_map}
+    weight_map = {name: file for file, names in shards.items() for name in names}
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     (directory / _INDEXES[0]).write_text(json.dumps(index, indent=1, sort_keys=True) + "\n")
 
 
@@ -89,10 +125,16 @@ def _indexed_files(index: Path) -> list[Path]:
 
 
 def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    with _readable_safetensors(path), safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
+            yield name, file.get_tensor(name)
+
+
+@contextmanager
+def _readable_safetensors(path: Path) -> Iterator[None]:
+    """ModelError where the file is none, or cut short."""
     try:
-        with safe_open(path, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
-                yield name, file.get_tensor(name)
+        yield
     except SafetensorError as error:
         raise ModelError(f"{path}: damaged or truncated safetensors file: {error}") from None
     except FileNotFoundError:
@@ -100,6 +142,23 @@ def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
+    tensors = _load_torch(path, inside)
+    while tensors:  # drop each as it goes: the file may be as large as memory
+        name = next(iter(tensors))
+        [(_, tensor)] = _checked({name: tensors.pop(name)}, path).items()
+        yield name, tensor.detach()
+
+
+def _checked(tensors: dict, path: Path) -> dict[str, Tensor]:
+    """The same; ModelError where one is no tensor."""
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
+    return tensors
+
+
+def _load_torch(path: Path, inside: str | None) -> dict:
+    """The dict that a `.bin`/`.pth` file holds, mapped where the format allows it."""
     try:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
@@ -115,9 +174,4 @@ def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
         tensors = tensors[inside]
     if not isinstance(tensors, dict):
         raise ModelError(f"{path}: holds a {type(tensors).__name__}, not a dict of tensors")
-    while tensors:  # drop each as it goes: the file may be as large as memory
-        name = next(iter(tensors))
-        tensor = tensors.pop(name)
-        if not isinstance(tensor, Tensor):
-            raise ModelError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
-        yield name, tensor.detach()
+    return tensors

@@ -134,7 +134,7 @@ def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:
         total = sum(parameter.numel() for parameter in model.parameters())
         return total, total
     add_lora(model.decoder, config.lora or LoRAConfig())
-    trainable = set(trainable_names(model))
+    trainable = set(trainable_names(model.state_dict()))
     sizes = {published_name(name): parameter.numel() for name, parameter in model.named_parameters()}
     return sum(sizes.values()), sum(size for name, size in sizes.items() if name in trainable)
 

@@ -25,7 +25,7 @@ def choose_trainable(
             if isinstance(module, LoRALinear):
                 module.reset_lora(generator)
         model.config = model.config.model_copy(update={"lora": settings.lora})
-    released = set(trainable_names(model))
+    released = set(trainable_names(model.state_dict()))
     freeze = tuple(map(current_name, settings.freeze))
     frozen = _NEVER_IN_LANGUAGE + freeze
     names = dict(model.named_parameters())
