@@ -51,22 +51,32 @@ class Change:
 def changes(storage: Storage, before: RunDocument, after: RunDocument) -> Iterator[Change]:
     """From one sealed run of a store to another, in no order."""
     with tempfile.TemporaryDirectory(prefix="adgen-changes-") as folder:
-        old, new = _split(storage, before, after, Path(folder))
-        for name in bucket_names(old, new):
-            yield from _compare(old.read(name), new.read(name))
+        compared = Comparison(storage, before, after, Path(folder))
+        for bucket in compared.buckets:
+            yield from compared.changes(bucket)
 
 
-def _split(storage: Storage, before: RunDocument, after: RunDocument, folder: Path) -> tuple[PairBuckets, PairBuckets]:
-    """Both runs' rows in buckets, without those of files that both have."""
-    same = {file.sha256 for file in before.manifest} & {file.sha256 for file in after.manifest}
-    left = [[file for file in run.manifest if file.sha256 not in same] for run in (before, after)]
-    digits = digits_for(max(sum(file.rows for file in files) for files in left))
-    wanted = Selection.of(COLUMNS, None)
-    old, new = (
-        PairBuckets(folder / name, _SCHEMA, digits).add(ManifestParts(storage, files).tables(wanted))
-        for name, files in zip(("old", "new"), left, strict=True)
-    )
-    return old, new
+class Comparison:
+    """Two runs' manifests in buckets, without the files that both have. `folder` is local room, empty."""
+
+    def __init__(self, storage: Storage, before: RunDocument, after: RunDocument, folder: Path):
+        same = {file.sha256 for file in before.manifest} & {file.sha256 for file in after.manifest}
+        left = [[file for file in run.manifest if file.sha256 not in same] for run in (before, after)]
+        self.digits = digits_for(max(sum(file.rows for file in files) for files in left))
+        wanted = Selection.of(COLUMNS, None)
+        self._old, self._new = (
+            PairBuckets(folder / name, _SCHEMA, self.digits).add(ManifestParts(storage, files).tables(wanted))
+            for name, files in zip(("old", "new"), left, strict=True)
+        )
+
+    @property
+    def buckets(self) -> list[str]:
+        """Their names."""
+        return bucket_names(self._old, self._new)
+
+    def changes(self, bucket: str) -> Iterator[Change]:
+        """Those of one bucket."""
+        return _compare(self._old.read(bucket), self._new.read(bucket))
 
 
 def _compare(old: pa.Table, new: pa.Table) -> Iterator[Change]:

@@ -1,15 +1,17 @@
 """The commands of those who read a store or watch over it: of consumers and operators. Each imports what it needs."""
 
 import dataclasses
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
 from adgen.command_line import Dest, Json
-from adgen.errors import ConsumerError, SettingsError
+from adgen.errors import ConsumerError, SettingsError, printable
 from adgen.terminal import print_json, print_summary, print_table, text_of
 
 if TYPE_CHECKING:
+    from adgen.creatives.status import CampaignStatus
     from adgen.creatives.storage import S3Access, Storage
 
 Store = Annotated[Positional[str], arg(metavar="STORE", help="root of the outputs: a folder, file:// or s3://")]
@@ -141,6 +143,66 @@ def pull(
     return 1 if done.problems else 0
 
 
+def status(
+    store: Store,
+    max_age_hours: Annotated[float | None, arg(metavar="H", help="alert where what is published is older")] = None,
+    min_ok: Annotated[float | None, arg(metavar="SHARE", help="alert where a smaller share of rows is ok, 0 to 1")] = None,
+    max_rejected: Annotated[float | None, arg(metavar="SHARE", help="alert where a larger share of rows is rejected")] = None,
+    max_fallback: Annotated[
+        float | None,
+        arg(metavar="SHARE", help="alert where a larger share of ok rows has a title by template, or a plain background"),
+    ] = None,
+    openmetrics: Annotated[Path | None, arg(metavar="FILE", help="write the same for Prometheus, in one step")] = None,
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """How every campaign of a store stands: published run, age, shares of ok, rejected and fallbacks, cost.
+
+    Exit code 0: no alert. 1: the store cannot be read, or holds no campaign. 3: an alert: nothing published, a limit broken, or a
+    newest run that FAILED or is HELD. 4: what is published cannot be read."""
+    from adgen.creatives.status import Limits, store_status, write_openmetrics
+
+    found = store_status(s3.open(store), Limits(max_age_hours, min_ok, max_rejected, max_fallback))
+    if openmetrics is not None:
+        write_openmetrics(found, openmetrics)
+    if as_json:
+        print_json(dataclasses.asdict(found))
+    else:
+        columns = ("campaign", "age", "ok", "rejected", "templates", "plain", "cost", "published run")
+        print_table(columns, [_status_line(each) for each in found.campaigns])
+        for each in found.campaigns:
+            for alert in each.alerts.values():
+                print(printable(f"alert: {each.campaign}: {alert}"))
+    return found.exit_code
+
+
+def diff(
+    store: Store,
+    campaign: Campaign,
+    before: Annotated[Positional[str], arg(metavar="RUN", help="the older run")],
+    after: Annotated[Positional[str], arg(metavar="RUN", help="the newer run")],
+    rows: Annotated[int, arg(metavar="N", help="changes to show one by one")] = 20,
+    out: Annotated[Path | None, arg(metavar="FILE", help="write all changes, one JSON object a line")] = None,
+    s3: S3 = FROM_ENVIRONMENT,
+    as_json: Json = False,
+) -> int:
+    """Which creatives were added, changed or withdrawn between two runs, and why: product, history, model, settings, rules.
+
+    The causes are in private/; who may not read it is told `unknown`, with the reason."""
+    from adgen.creatives.diff import diff_runs
+
+    found = diff_runs(s3.open(store), campaign, before, after, rows, out)
+    if as_json:
+        return print_json(dataclasses.asdict(found))
+    print_table(("", ""), [(name, text_of(getattr(found, name))) for name in ("added", "changed", "withdrawn")])
+    print_table(("kind", "why", "creatives"), [(*name.split(": ", 1), text_of(count)) for name, count in found.why.items()])
+    if found.changes:
+        print_table(("kind", "why", "pair", "product"), [_change_line(change) for change in found.changes])
+    if found.note:
+        print(found.note)
+    return 0
+
+
 def number_of(variants: str) -> int | None:
     """A number of variants as it was typed; None for all. SettingsError: it is neither."""
     if variants == "all":
@@ -157,4 +219,23 @@ def _run_line(run: Any, published: bool) -> tuple[str, ...]:
     return (run.run_id, run.state, *numbers, mark)
 
 
-COMMANDS = {"runs": runs, "show": show, "rollback": rollback, "verify": verify, "pull": pull}
+def _status_line(status: "CampaignStatus") -> tuple[str, ...]:
+    shares = (status.ok_share, status.rejected_share, status.template_share, status.plain_background_share)
+    age = "" if status.age_seconds is None else f"{status.age_seconds / 3600:,.1f} h"
+    cost = "" if status.cost is None else f"{status.cost:,.2f}"
+    return (status.campaign, age, *("" if share is None else f"{share:.1%}" for share in shares), cost, status.run_id or "none")
+
+
+def _change_line(change: dict[str, Any]) -> tuple[str, ...]:
+    return change["kind"], ", ".join(change["why"]), f"{change['pair_id']} variant {change['variant']}", change["product_id"]
+
+
+COMMANDS = {
+    "runs": runs,
+    "status": status,
+    "show": show,
+    "diff": diff,
+    "rollback": rollback,
+    "verify": verify,
+    "pull": pull,
+}

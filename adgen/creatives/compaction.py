@@ -80,6 +80,7 @@ class ManifestWriter:
         self._tally: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._last_pair: str | None = None
+        self._seconds: float | None = None  # none was said
 
     def write(self, table: pa.Table) -> None:
         """Append rows; tables must come in order."""
@@ -100,12 +101,15 @@ class ManifestWriter:
             self._write_group()
         if self._rows:
             self._upload()
-        return tuple(self._files), Counts(**self._tally, reasons=dict(sorted(self._reasons.items())))
+        seconds = None if self._seconds is None else round(self._seconds, 3)
+        return tuple(self._files), Counts(**self._tally, engine_seconds=seconds, reasons=dict(sorted(self._reasons.items())))
 
     def _count(self, table: pa.Table) -> None:
         rows, carried = table.num_rows, table.num_rows - table["carried_from"].null_count
         self._tally.update(rows=rows, carried=carried, generated=rows - carried)
         self._tally["pairs"] += self._new_pairs(table)
+        seconds = pc.sum(table.filter(table["carried_from"].is_null())["seconds"].cast(pa.float64())).as_py()
+        self._seconds = self._seconds if seconds is None else (self._seconds or 0.0) + seconds
         self._tally["stale"] += pc.sum(table["stale"]).as_py() or 0
         for name, rows in creative_sources(table).items():
             self._tally[name] += pc.sum(rows).as_py() or 0

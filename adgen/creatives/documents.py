@@ -69,6 +69,7 @@ class Counts(Document):
     drawn_again: int = 0  # rows whose title or picture took more than one attempt
     templates: int = 0  # ok rows whose title is by template
     plain_backgrounds: int = 0  # ok rows
+    engine_seconds: float | None = None  # engine time of the rows that were generated; null in runs of before 0.2.0
     reasons: dict[str, int] = Field(default_factory=dict)
 
     @property
