@@ -1,57 +1,36 @@
-"""The API of consumers: one run whatever is published meanwhile, few bytes a lookup, checked pictures, changes, bad stores."""
+"""The API of consumers: one run whatever is published meanwhile, few bytes a lookup, checked pictures."""
 
 import hashlib
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.runs import CAMPAIGN, SECRET, WrappedStorage, begin, commit_plan, make_rows, pair_ids, refresh
+from support.requests_of_s3 import counted
+from support.runs import CAMPAIGN, SECRET, WrappedStorage, begin, make_rows, pair_ids, publish_rows, refresh, with_values
 
-from adgen.creatives import changes, compaction, layout, open_campaign
+from adgen.creatives import compaction, layout, open_campaign
 from adgen.creatives.ahead import map_ahead
 from adgen.creatives.cleanup import remove_run
 from adgen.creatives.compaction import ManifestWriter
-from adgen.creatives.publish import finish, read_pointer
+from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import ManifestReader, open_published
-from adgen.creatives.s3 import s3_client
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
-from adgen.errors import ConsumerError, SettingsError, StoreError
-from adgen.records import MANIFEST, REJECTED, bound_key, key_id, pair_id, user_key
+from adgen.errors import ConsumerError, SettingsError
+from adgen.records import REJECTED, bound_key, key_id, pair_id, user_key
 
-TABLE = [("status", "==", "ok")]
-
-
-def publish(store: Storage, rows: pa.Table, rows_per_file: int = 1_000_000, **details):
-    """Publish exactly these rows; the reader of their run."""
-    run = begin(store, **details)
-    journal = commit_plan(run, rows["pair_id"].to_pylist(), rows.num_rows)
-    journal.commit_part(journal.unfinished()[0], rows)
-    finish(run, rows_per_file=rows_per_file)
-    return open_campaign(store.uri, CAMPAIGN, getattr(store, "access", None)).published()
-
-
-def with_values(rows: pa.Table, **columns: list) -> pa.Table:
-    for name, values in columns.items():
-        field = MANIFEST.field(name)
-        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
-    return rows
-
-
-# -- rows ------------------------------------------------------------------------------------------------------
+OK_ONLY = [("status", "==", "ok")]
 
 
 def test_rows_are_filtered_and_projected(store: Storage, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 4)
     rows = make_rows(store, pair_ids(40))
-    run = publish(store, rows, rows_per_file=10)
+    run = publish_rows(store, rows, rows_per_file=10)
     everything = {row["pair_id"]: row for row in run.rows()}
     user, product = (rows[name][7].as_py() for name in ("user_key", "product_id"))
     for where, keeps in (
@@ -83,7 +62,7 @@ def test_rows_are_filtered_and_projected(store: Storage, monkeypatch: pytest.Mon
     ],
 )
 def test_a_wrong_filter_is_named_before_anything_is_read(folder_store, columns, where, said):
-    run = publish(folder_store, make_rows(folder_store, pair_ids(2)))
+    run = publish_rows(folder_store, make_rows(folder_store, pair_ids(2)))
     with pytest.raises(ConsumerError, match=said):
         run.rows(columns, where).__next__()
 
@@ -96,7 +75,7 @@ def test_a_lookup_fetches_a_row_group_of_one_file(s3_uri: str, s3_access: S3Acce
     rows = make_rows(None, pairs)
     noise = [hashlib.sha256(pair.encode()).hexdigest() * 4 for pair in pairs]  # as large as real rows, and as hard to compress
     rows = with_values(rows, title=noise, user_key=[user_key(SECRET, pair) for pair in pairs])
-    published = publish(store, rows, rows_per_file=6000)
+    published = publish_rows(store, rows, rows_per_file=6000)
     assert len(published.run.manifest) == 2
     with counted(s3_access) as requests:
         run = open_campaign(s3_uri, CAMPAIGN, s3_access).published()
@@ -111,41 +90,16 @@ def test_a_lookup_fetches_a_row_group_of_one_file(s3_uri: str, s3_access: S3Acce
     assert sum(piece for piece in requests.bytes) < 3 * sum(file.bytes for file in published.run.manifest) / 6
 
 
-class Requests(list):
-    """(operation, key below the store) of each request, and the bytes of the bodies that came."""
-
-    def __init__(self):
-        super().__init__()
-        self.bytes: list[int] = []
-
-
-@contextmanager
-def counted(access: S3Access) -> Iterator[Requests]:
-    events, seen = s3_client(access).meta.events, Requests()
-
-    def before(params, model, **_):
-        seen.append((model.name, params["url_path"].partition("some/store/")[2]))
-
-    def after(parsed, **_):
-        seen.bytes.append(parsed.get("ContentLength", 0))
-
-    events.register("before-call.s3", before)
-    events.register("after-call.s3", after)
-    yield seen
-    events.unregister("before-call.s3", before)
-    events.unregister("after-call.s3", after)
-
-
 def test_a_filter_by_user_opens_no_other_file(store: Storage):
     rows = make_rows(store, pair_ids(40))
-    run = publish(store, rows, rows_per_file=10)
+    run = publish_rows(store, rows, rows_per_file=10)
     user = rows["user_key"][7].as_py()
     for file in run.run.manifest:
         if not file.first_user_key <= user <= file.last_user_key:
             store.delete(file.key)
     assert {row["user_key"] for row in run.rows(where=[("user_key", "==", user)])} == {user}
     with pytest.raises(ConsumerError, match=r"is gone; read latest\.json again"):
-        list(run.rows(where=TABLE))
+        list(run.rows(where=OK_ONLY))
 
 
 # -- one creative ----------------------------------------------------------------------------------------------
@@ -161,7 +115,7 @@ def test_one_creative_by_key_by_secret_and_by_campaign_key(store: Storage, tmp_p
     user = user_key(secret, "anna")
     rows = make_rows(store, [pair, *pair_ids(3)])
     rows = with_values(rows, user_key=[user, *rows["user_key"].to_pylist()[1:]], product_id=["mug", "a", "b", "c"])
-    run = publish(store, rows, key_ids={"campaign_key": key_id(key), "user_secret": key_id(secret)})
+    run = publish_rows(store, rows, key_ids={"campaign_key": key_id(key), "user_secret": key_id(secret)})
     found = run.creative("mug", user_key=user)
     assert found["pair_id"] == pair
     assert run.creative("mug", user_id="anna", user_secret=tmp_path / "secret") == found
@@ -201,7 +155,7 @@ def open_written(store: Storage, rows: pa.Table):
 def test_pairs_of_one_user_and_product_are_told_apart(folder_store: Storage):
     rows = make_rows(folder_store, pair_ids(3))
     rows = with_values(rows, user_key=["u"] * 3, product_id=["mug"] * 3, locale=["de", "en", "en"], channel=[None, None, "feed"])
-    run = publish(folder_store, rows)
+    run = publish_rows(folder_store, rows)
     with pytest.raises(ConsumerError, match=r"has it 3 times; say which: locale='de' channel=None"):
         run.creative("mug", user_key="u")
     assert run.creative("mug", user_key="u", locale="de")["locale"] == "de"
@@ -316,115 +270,6 @@ def test_a_run_that_is_removed_between_pointer_and_run_json_is_followed_by_the_n
             return found
 
     assert {row["title"] for row in open_published(Late(folder_store), CAMPAIGN).rows()} == {"new", None}
-
-
-# -- changes ---------------------------------------------------------------------------------------------------
-
-
-def test_changes_are_added_changed_and_withdrawn(store: Storage):
-    pairs = pair_ids(8)
-    same, other, gone, refused, mended = ([pairs[number]] for number in range(5))
-    first = publish(
-        store, pa.concat_tables([make_rows(store, same + other + gone + refused), make_rows(store, mended, status=REJECTED)])
-    )
-    new = pa.concat_tables(
-        [
-            make_rows(store, same + mended + pairs[5:7]),
-            make_rows(store, other, "other look"),
-            make_rows(store, refused + pairs[7:], status=REJECTED),
-        ]
-    )
-    new = with_values(new, user_key=[f"rotated {number}" for number in range(new.num_rows)])
-    second = publish(store, new)
-    found = {(change.kind, change.row["pair_id"]): change for change in second.changes_since(first.run.run_id)}
-    assert set(found) == {
-        *(("added", pair) for pair in (*mended, *pairs[5:7])),
-        ("changed", other[0]),
-        *(("withdrawn", pair) for pair in (*gone, *refused)),
-    }
-    assert found["changed", other[0]].before["title"] == "plain"
-    assert found["changed", other[0]].after["title"] == "other look"
-    assert found["withdrawn", gone[0]].after is None
-    assert found["withdrawn", refused[0]].after["status"] == "rejected"
-    assert found["added", mended[0]].before["status"] == "rejected"
-    assert found["added", pairs[5]].before is None
-    assert [change.kind for change in first.changes_since(first.run.run_id)] == []
-    with pytest.raises(ConsumerError, match="there is no such run"):
-        second.changes_since("20200101000000-000000-00000000")
-
-
-@pytest.mark.parametrize("digits", [0, 1, 2])
-def test_changes_are_the_same_however_many_buckets_there_are(folder_store: Storage, monkeypatch: pytest.MonkeyPatch, digits: int):
-    first = publish(folder_store, make_rows(folder_store, pair_ids(60)))
-    rows = pa.concat_tables([make_rows(folder_store, pair_ids(30, 20), "new"), make_rows(folder_store, pair_ids(20))])
-    second = publish(folder_store, rows)
-    monkeypatch.setattr(changes, "digits_for", lambda rows: digits)
-    found = {(change.kind, change.row["pair_id"]) for change in second.changes_since(first.run.run_id)}
-    assert found == {("changed", pair) for pair in pair_ids(30, 20)} | {("withdrawn", pair) for pair in pair_ids(10, 50)}
-
-
-def test_files_that_both_runs_have_are_not_read(folder_store: Storage):
-    rows = make_rows(folder_store, pair_ids(20))
-    first = publish(folder_store, rows, rows_per_file=10)
-    second = publish(folder_store, rows, rows_per_file=10)
-    for file in (*first.run.manifest, *second.run.manifest):
-        folder_store.delete(file.key)
-    assert list(second.changes_since(first.run.run_id)) == []
-
-
-# -- bad stores ------------------------------------------------------------------------------------------------
-
-
-def change_file(store: Storage, run, change: Callable[[bytes], bytes]) -> None:
-    key = run.run.manifest[0].key
-    store.put(key, change(store.read(key)))
-
-
-def flip(data: bytes) -> bytes:
-    """Another bit in the middle of the rows: Parquet's footer stays as it was."""
-    return data[:200] + bytes([data[200] ^ 1]) + data[201:]
-
-
-@pytest.mark.parametrize(
-    "change", [flip, lambda data: data[:-9], lambda data: data + b"x", lambda data: b"", lambda data: b"x" * len(data)]
-)
-def test_a_damaged_manifest_file_is_named_whole_and_in_pieces(store: Storage, change):
-    run = publish(store, make_rows(store, pair_ids(8)))
-    change_file(store, run, change)
-    campaign = open_campaign(store.uri, CAMPAIGN, getattr(store, "access", None))
-    for columns, where in ((None, None), (MANIFEST.names[:-1], None), (None, [("user_key", ">", "")])):
-        with pytest.raises(ConsumerError, match=rf"{run.run.manifest[0].key}: differs from what run\.json says"):
-            list(campaign.published().rows(columns, where))
-
-
-def test_a_pointer_to_a_run_that_is_not_there_says_what_to_do(store: Storage):
-    run = publish(store, make_rows(store, pair_ids(2)))
-    store.drop(layout.run_document(CAMPAIGN, run.run.run_id))
-    with pytest.raises(
-        ConsumerError, match=r"there is no such run, and .*latest\.json names it; `adgen rollback` publishes another run"
-    ):
-        open_campaign(store.uri, CAMPAIGN, getattr(store, "access", None)).published()
-
-
-def test_a_newer_schema_is_named_with_the_way_out(folder_store: Storage):
-    rows = with_values(make_rows(folder_store, pair_ids(2)), schema_version=[1, 2])
-    run = publish(folder_store, rows)
-    for columns in (None, ["title"]):
-        with pytest.raises(ConsumerError, match="has manifest schema 2, this adgen reads 1; update adgen"):
-            list(run.rows(columns))
-    key = layout.run_document(CAMPAIGN, run.run.run_id)
-    folder_store.swap(key, run.run.model_copy(update={"schema_version": 3}).to_bytes(), folder_store.get(key).etag)
-    with pytest.raises(ConsumerError, match=r"run\.json: has manifest schema 3"):
-        open_campaign(folder_store.uri, CAMPAIGN).published()
-
-
-def test_a_campaign_that_is_none_is_named(tmp_path: Path):
-    with pytest.raises(ConsumerError, match="campaign nobody has nothing published; check the store and the name"):
-        open_campaign(tmp_path, "nobody").published()
-    with pytest.raises(StoreError, match="use 1-64 letters"):
-        open_campaign(tmp_path, "../../etc")
-    with pytest.raises(StoreError, match="not a store"):
-        open_campaign("s3:/bucket", "nobody")
 
 
 _BASE = """

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from support.runs import CAMPAIGN, WrappedStorage, begin, commit_plan, make_rows, pair_ids
+from support.runs import CAMPAIGN, WrappedStorage, make_rows, pair_ids, publish_rows, with_values
 from support.shops import small_shop
 
 from adgen.cli import main
 from adgen.creatives.compaction import compact
 from adgen.creatives.diff import diff_runs
 from adgen.creatives.documents import RunDocument, utc_now
-from adgen.creatives.publish import finish
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError, StoreError
-from adgen.records import FAILED, LINEAGE, MANIFEST, REJECTED
+from adgen.records import FAILED, LINEAGE, REJECTED
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
 MADE = {"product_hash": "p", "history_hashes": ["a", "b"], "model_digest": "m", "settings_digest": "s", "seed": 1}
@@ -23,22 +22,11 @@ MADE = {"product_hash": "p", "history_hashes": ["a", "b"], "model_digest": "m", 
 
 def publish(store: Storage, rows: pa.Table, made: dict[str, dict] | None = None, **digests: str) -> str:
     """Publish the rows with their lineage (none: without); `made` by pair is what differs from MADE. The run's id."""
-    pairs = rows["pair_id"].to_pylist()
-    run = begin(store, digests=digests)
-    journal = commit_plan(run, pairs, len(pairs))
     common = {"user_id": "u", "product_id": "p", "attempt": 0, "variant": 0}
+    pairs = rows["pair_id"].to_pylist()
     lineage = [{"pair_id": pair, **common, **MADE, **(made or {}).get(pair, {})} for pair in pairs]
     table = None if made is None else pa.Table.from_pylist(lineage, LINEAGE)
-    journal.commit_part(journal.unfinished()[0], rows, table)
-    finish(run)
-    return run.run_id
-
-
-def with_values(rows: pa.Table, **columns: list) -> pa.Table:
-    for name, values in columns.items():
-        field = MANIFEST.field(name)
-        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
-    return rows
+    return publish_rows(store, rows, table, digests=digests).run.run_id
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
 from PIL import Image
 from support.runs import (
@@ -20,7 +19,9 @@ from support.runs import (
     commit_plan,
     make_rows,
     pair_ids,
+    publish_rows,
     refresh,
+    with_values,
 )
 
 from adgen.creatives import layout
@@ -34,7 +35,7 @@ from adgen.creatives.reading import open_published
 from adgen.creatives.storage import Storage
 from adgen.creatives.verify import verify
 from adgen.errors import ConsumerError, StoreError
-from adgen.records import MANIFEST, digest, user_key
+from adgen.records import digest, user_key
 
 DAYS = 86_400.0
 
@@ -45,19 +46,6 @@ def first_ok(store: Storage) -> dict:
 
 def numbers(found) -> tuple[int, ...]:
     return found.rows, found.ok, found.missing, found.mismatched, found.rejected, found.failed
-
-
-def refresh_with(store: Storage, rows: pa.Table) -> None:
-    """Publish exactly these rows."""
-    run = begin(store)
-    journal = commit_plan(run, rows["pair_id"].to_pylist(), 100)
-    journal.commit_part(journal.unfinished()[0], rows)
-    finish(run)
-
-
-def with_column(rows: pa.Table, name: str, values: list) -> pa.Table:
-    field = MANIFEST.field(name)
-    return rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
 
 
 # -- verify ----------------------------------------------------------------------------------------------------
@@ -93,7 +81,7 @@ def test_verify_finds_a_manifest_file_that_is_gone(store: Storage):
 @pytest.mark.parametrize("uri", ["../../outside", "objects/00/short.webp", "private/campaigns/x", "/etc/passwd"])
 def test_verify_reads_nothing_that_is_not_an_object(store: Storage, uri: str):
     rows = make_rows(store, pair_ids(2))
-    refresh_with(store, with_column(rows, "uri", [uri, rows["uri"][1].as_py()]))
+    publish_rows(store, with_values(rows, uri=[uri, rows["uri"][1].as_py()]))
     found = verify(store, CAMPAIGN)
     assert (found.ok, found.mismatched) == (1, 1)
 
@@ -102,8 +90,8 @@ def test_verify_looks_at_renditions_and_at_rows_without_a_picture(store: Storage
     rows = make_rows(store, pair_ids(3))
     wide = put_object(store, b"wide", "webp")
     one = {"ratio": "2:1", "uri": wide.uri, "sha256": wide.sha256, "bytes": wide.bytes}
-    rows = with_column(rows, "renditions", [[one], [one | {"bytes": 5}], None])
-    refresh_with(store, with_column(rows, "uri", [*rows["uri"].to_pylist()[:2], None]))
+    rows = with_values(rows, renditions=[[one], [one | {"bytes": 5}], None])
+    publish_rows(store, with_values(rows, uri=[*rows["uri"].to_pylist()[:2], None]))
     assert numbers(verify(store, CAMPAIGN)) == (3, 1, 0, 2, 0, 0)
     store.delete(wide.uri)
     assert numbers(verify(store, CAMPAIGN)) == (3, 0, 2, 1, 0, 0)
@@ -121,22 +109,22 @@ def test_verify_finds_a_picture_of_another_size_than_its_row_says(store: Storage
     text = put_object(store, b"no picture", "webp")
     made = [right, wide, text, right]
     for name in ("uri", "sha256", "bytes"):
-        rows = with_column(rows, name, [getattr(each, name) for each in made])
-    rows = with_column(with_column(rows, "width", [30, 30, 30, None]), "height", [20, 20, 20, None])
-    refresh_with(store, rows)
+        rows = with_values(rows, **{name: [getattr(each, name) for each in made]})
+    rows = with_values(rows, width=[30, 30, 30, None], height=[20, 20, 20, None])
+    publish_rows(store, rows)
     found = verify(store, CAMPAIGN)
     assert numbers(found) == (4, 2, 0, 2, 0, 0)
     assert any(f"{wide.uri} is 40 x 20 pixels, its row says 30 x 20" in problem for problem in found.problems)
     assert any(f"{text.uri} is no picture" in problem for problem in found.problems)
     one = {"ratio": "2:1", "uri": wide.uri, "sha256": wide.sha256, "bytes": wide.bytes, "width": 20, "height": 20}
-    refresh_with(store, with_column(rows.slice(0, 1), "renditions", [[one]]))
+    publish_rows(store, with_values(rows.slice(0, 1), renditions=[[one]]))
     assert numbers(verify(store, CAMPAIGN)) == (1, 0, 0, 1, 0, 0)
 
 
 @pytest.mark.parametrize("title", [None, ""])
 def test_verify_finds_ok_rows_without_a_title_unless_they_were_asked_for(store: Storage, title):
     rows = make_rows(store, pair_ids(2))
-    refresh_with(store, with_column(rows, "title", [title, "plain"]))
+    publish_rows(store, with_values(rows, title=[title, "plain"]))
     assert [problem.partition(": ")[2] for problem in verify(store, CAMPAIGN).problems] == ["is ok and has no title"]
     settings = {"finish": {"gates": {"title_empty": "warn"}}}
     change_run(store, settings=settings)
@@ -147,7 +135,7 @@ def test_verify_finds_a_pair_under_two_user_keys(store: Storage):
     rows = make_rows(store, pair_ids(6))
     pairs = [*pair_ids(5), pair_ids(1)[0]]
     users = rows["user_key"].to_pylist()
-    rows = with_column(with_column(rows, "pair_id", pairs), "user_key", users)
+    rows = with_values(rows, pair_id=pairs, user_key=users)
     run = begin(store)
     journal = commit_plan(run, pairs, 100)
     journal.commit_part(journal.unfinished()[0], rows)
@@ -452,7 +440,7 @@ def test_an_older_copy_of_the_store_does_not_move_the_folder_back(tmp_path: Path
 @pytest.mark.parametrize("uri", ["../../outside.webp", "objects/../../outside.webp", "/tmp/outside.webp", "latest.json"])
 def test_a_pull_never_writes_outside_its_folder(store: Storage, tmp_path: Path, uri: str):
     rows = make_rows(store, pair_ids(2))
-    refresh_with(store, with_column(rows, "uri", [uri, rows["uri"][1].as_py()]))
+    publish_rows(store, with_values(rows, uri=[uri, rows["uri"][1].as_py()]))
     done = pull(store, CAMPAIGN, tmp_path / "a" / "b")
     assert (done.fetched, done.unavailable) == (1, 1)
     assert "is not the key of an object" in done.problems[0]

@@ -7,34 +7,19 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
-from support.runs import CAMPAIGN, begin, commit_plan, make_rows, pair_ids, refresh
+from support.runs import CAMPAIGN, begin, make_rows, pair_ids, publish_rows, refresh, with_values
 
 from adgen.cli import main
 from adgen.creatives import layout
 from adgen.creatives.documents import utc_now
-from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.status import Limits, openmetrics, store_status
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import ConsumerError, SettingsError
-from adgen.records import MANIFEST, REJECTED
+from adgen.records import REJECTED
 
 pytestmark = pytest.mark.usefixtures("aws_environment")
-
-
-def publish(store: Storage, rows: pa.Table, **details) -> None:
-    run = begin(store, **details)
-    journal = commit_plan(run, rows["pair_id"].to_pylist(), 100)
-    journal.commit_part(journal.unfinished()[0], rows)
-    finish(run)
-
-
-def with_values(rows: pa.Table, **columns: list) -> pa.Table:
-    for name, values in columns.items():
-        field = MANIFEST.field(name)
-        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
-    return rows
 
 
 def four_rows(store: Storage) -> pa.Table:
@@ -45,7 +30,7 @@ def four_rows(store: Storage) -> pa.Table:
 
 
 def test_status_counts_shares_age_and_cost(store: Storage):
-    publish(store, four_rows(store), settings={"forecast": {"price_an_hour": 4.0}})
+    publish_rows(store, four_rows(store), settings={"forecast": {"price_an_hour": 4.0}})
     published = open_published(store, CAMPAIGN)
     (found,) = store_status(store, now=published.pointer.published_at + timedelta(hours=3)).campaigns
     assert (found.campaign, found.run_id, found.age_seconds, found.rows) == (CAMPAIGN, published.run.run_id, 3 * 3600, 4)
@@ -73,7 +58,7 @@ def test_a_cost_that_is_not_known_is_none(folder_store: Storage):
     ],
 )
 def test_a_broken_limit_is_an_alert(folder_store: Storage, limits, alerts):
-    publish(folder_store, four_rows(folder_store))
+    publish_rows(folder_store, four_rows(folder_store))
     now = open_published(folder_store, CAMPAIGN).pointer.published_at + timedelta(hours=3)
     found = store_status(folder_store, limits, now)
     assert set(found.campaigns[0].alerts) == alerts
@@ -113,7 +98,7 @@ def test_a_store_without_campaigns_is_an_error(tmp_path: Path, capsys: pytest.Ca
 
 
 def test_the_command_prints_text_json_and_openmetrics(store: Storage, tmp_path: Path, capsys: pytest.CaptureFixture):
-    publish(store, four_rows(store), settings={"forecast": {"price_an_hour": 4.0}})
+    publish_rows(store, four_rows(store), settings={"forecast": {"price_an_hour": 4.0}})
     run = open_published(store, CAMPAIGN).run.run_id
     file = tmp_path / "adgen.prom"
     assert main(["status", store.uri, "--json", "--openmetrics", str(file)]) == 0

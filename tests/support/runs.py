@@ -11,6 +11,7 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.objects import put_object
 from adgen.creatives.publish import finish, read_pointer
+from adgen.creatives.reading import PublishedRun, open_published
 from adgen.creatives.runs import Run, start_or_resume
 from adgen.creatives.storage import Data, Entry, Storage, Stored
 from adgen.creatives.tombstones import Tombstones
@@ -111,6 +112,25 @@ def refresh(storage: Storage, pairs: list[str], look: str = "plain", resume_key:
         do_shards(journal, look)
     finish(run, **options)
     return run
+
+
+def with_values(rows: pa.Table, **columns: list) -> pa.Table:
+    """Manifest rows with other values in these columns."""
+    for name, values in columns.items():
+        field = MANIFEST.field(name)
+        rows = rows.set_column(rows.column_names.index(name), field, pa.array(values, field.type))
+    return rows
+
+
+def publish_rows(
+    storage: Storage, rows: pa.Table, lineage: pa.Table | None = None, rows_per_file: int = 1_000_000, **details
+) -> PublishedRun:
+    """Publish exactly these rows, as a consumer then reads them."""
+    run = begin(storage, **details)
+    journal = commit_plan(run, rows["pair_id"].to_pylist(), rows.num_rows)
+    journal.commit_part(journal.unfinished()[0], rows, lineage)
+    finish(run, rows_per_file=rows_per_file)
+    return open_published(storage, CAMPAIGN)
 
 
 class Crash(BaseException):
