@@ -1,6 +1,9 @@
 """Cut-outs at the import: what the border's removal can do, an operator's cutter for the rest, a quality, a sheet, `no_cutout`."""
 
+import base64
 import sys
+import tomllib
+from importlib.metadata import EntryPoint as EntryPointOf
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,11 @@ from adgen.shop.inputs.feeds.with_pictures import SHEET, PictureOptions, import_
 from adgen.shop.inputs.tables import open_inputs
 
 SIDE = 96
+RED_LESS_GREEN = (
+    "CAg6fQoVCgVpbnB1dAoBdxIDb3V0IgRDb252EgNyZWQqGwgBCAMIAQgBEAEiDAAAgD8AAIC/AAAAAEIBd1ohCgVpbnB1dBIYChYIARISCgIIAQoCCAMKAwjAAgoDCMAC"
+    "Yh8KA291dBIYChYIARISCgIIAQoCCAEKAwjAAgoDCMACQgQKABAN"
+)
+"""An ONNX file of one convolution, 1x3x320x320 -> 1x1x320x320."""
 CUTTER = """
 import sys
 from PIL import Image, ImageDraw
@@ -168,6 +176,24 @@ def test_an_entry_point_is_a_cutter_and_a_wrong_answer_of_it_is_none(folder, mon
     monkeypatch.setattr(EntryPoint, "load", lambda self: lambda weights: lambda picture: picture.resize((5, 5)))
     summary, rows, [problem] = imported(folder, "ours", other=photograph((9, 9, 9)))
     assert (summary.no_cutout, problem["detail"]) == (1, "the cutter made RGB 5x5 of 96x96; expected RGBA")
+
+
+def test_rembg_cuts_out_with_a_network_of_the_operators(tmp_path, monkeypatch):
+    """The library itself, with a network of one multiplication: the red of a pixel less its green."""
+    pytest.importorskip("rembg", reason="needs adgen[cutter]")
+    monkeypatch.setenv("U2NET_HOME", "set back after the test")
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    open_rembg = EntryPointOf("rembg", project["entry-points"]["adgen.cutters"]["rembg"], "adgen.cutters").load()
+    with pytest.raises(SettingsError, match=r"holds 0 files \*\.onnx, expected one"):
+        open_rembg(tmp_path)
+    (tmp_path / "red.onnx").write_bytes(base64.b64decode(RED_LESS_GREEN))
+    noise = np.zeros((SIDE, SIDE, 3), np.uint8)
+    noise[..., 2] = np.random.default_rng(3).integers(0, 255, (SIDE, SIDE))
+    picture = Image.fromarray(noise)
+    ImageDraw.Draw(picture).ellipse((24, 24, 72, 72), fill=(255, 0, 0))
+    cut = open_rembg(tmp_path)(picture)
+    assert (cut.mode, cut.size, cut.getpixel((2, 2))[3], cut.getpixel((48, 48))) == ("RGBA", (SIDE, SIDE), 0, (255, 0, 0, 255))
+    assert quality_of(cut).score == 1
 
 
 @pytest.mark.parametrize(

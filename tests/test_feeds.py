@@ -55,9 +55,10 @@ def imported(folder: Path, feed: str | bytes, name: str = "feed.csv", options: F
 # -- formats -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_merchant_feed_with_every_attribute_once(folder):
-    summary, products, offers, problems = imported(folder, merchant_rss(), "feed.xml")
-    assert (summary.rows, summary.products, problems) == (3, 3, [])
+def test_a_merchant_feed_of_two_thousand_with_every_attribute_once(folder):
+    summary, products, offers, problems = imported(folder, merchant_rss(2_000), "feed.xml")
+    assert (summary.rows, summary.products, problems) == (2_000, 2_000, [])
+    assert [each["product_id"] for each in products] == [f"sku-{n}" for n in range(2_000)]
     assert products[0] == {
         "product_id": "sku-0",
         "title": "Plain red & steel mug 0",
@@ -79,7 +80,7 @@ def test_a_merchant_feed_with_every_attribute_once(folder):
         "gtin": MERCHANT["gtin"],
     }
     pictures = open_inputs(str(folder.parent / "tables"), ("products",))
-    assert pictures.resolve(products[2]["image"]) == str(folder / "images" / "2.png")
+    assert pictures.resolve(products[2]["image"]) == str(folder / "images" / "1.png")
 
 
 def test_a_made_title_stands_in_where_there_is_no_other(folder):
@@ -189,6 +190,17 @@ def test_a_feed_on_s3_names_pictures_beside_it(folder, s3_uri):
     import_feed(f"{s3_uri}/feed.csv", folder / "out")
     [product] = read_table(folder / "out", "products")
     assert open_inputs(str(folder / "out"), ("products",)).resolve(product["image"]) == f"{s3_uri}/images/0.png"
+
+
+def test_a_feed_in_the_root_of_the_disk_opens_no_disk(folder, monkeypatch):
+    """Its folder holds every file there is."""
+    monkeypatch.setattr("adgen.shop.inputs.feeds.sources.os.path.dirname", lambda path: "/")
+    _, products, _, problems = imported(
+        folder,
+        table([USUAL | {"image": "https://cdn.example/a.png"}, USUAL | {"id": "b", "image": "/etc/passwd"}]),
+        options=LENIENT,
+    )
+    assert ([each["product_id"] for each in products], [each["reason"] for each in problems]) == (["a"], ["scheme_not_allowed"])
 
 
 # -- what is wrong with a row ------------------------------------------------------------------------------------------

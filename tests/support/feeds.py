@@ -112,7 +112,7 @@ _GROUPS = {
 }
 
 
-def merchant_rss(count: int = 3, **changes: str) -> str:
+def merchant_rss(count: int = 2, **changes: str) -> str:
     """An RSS feed; the first product has every attribute of the specification, the others the usual ones."""
     items = "".join(_item(number, MERCHANT | changes if number == 0 else _usual(changes), number == 0) for number in range(count))
     return (
@@ -143,7 +143,7 @@ def merchant_tsv(count: int = 3, **changes: str) -> str:
 
 def _usual(changes: Mapping[str, str]) -> dict[str, str]:
     names = ("id", "title", "description", "link", "image_link", "availability", "price", "brand", "gtin", "product_type")
-    return {name: MERCHANT[name] for name in names} | changes
+    return {name: MERCHANT[name] for name in names} | {"image_link": "images/1.png"} | changes
 
 
 def _item(number: int, attributes: Mapping[str, str], whole: bool) -> str:

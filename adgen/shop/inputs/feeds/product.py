@@ -45,7 +45,7 @@ class Pictures:
         if link.lower().startswith("https://"):
             return _https(column, link)
         if self.folder is None:
-            raise BadValue(column, link, "scheme_not_allowed", "only https, as the feed came over the network")
+            raise BadValue(column, link, "scheme_not_allowed", "only https: the feed lies on the web, or in the root of the disk")
         try:
             found = resolve_uri(link, self.folder, allowed_roots=(self.dest,))
         except PairError as error:

@@ -48,7 +48,7 @@ class Source:
     name: str
     """As the operator knows it."""
     folder: str | None
-    """What relative picture links mean; None: it came from where no pictures may be named by a relative link."""
+    """What its links may name beside https: files in here. None: no file (a feed on the web, or in the disk's root)."""
 
     @property
     def is_compressed(self) -> bool:
@@ -145,7 +145,8 @@ def sources_of(uri: str, staging: Path, fetcher: Fetcher | None = None) -> Itera
         raise InputError(f"{uri}: there is no such file, and no folder with files")
     for info in infos:
         if isinstance(files, pafs.LocalFileSystem):
-            yield Source(Path(info.path), info.path, os.path.dirname(info.path))
+            folder = os.path.dirname(info.path)
+            yield Source(Path(info.path), info.path, folder if len(Path(folder).parts) > 1 else None)
         else:
             copy = staging / "source"
             _copy(files, info, copy)
