@@ -28,7 +28,7 @@ ALPHA_THRESHOLD = 50  # docs/design.md 6.6: the product's box is where alpha is 
 
 
 class _Limits:
-    """What pictures may be, and the bytes that the process's threads decode into right now."""
+    """What pictures may be, and the bytes that the process's threads decode into, or hold, right now."""
 
     def __init__(self, settings: PictureSettings):
         self.settings = settings
@@ -37,19 +37,47 @@ class _Limits:
 
     @contextmanager
     def decoding(self, size: int) -> Iterator[None]:
-        """Waits until `size` bytes (at most all) are free."""
+        """Waits until `size` bytes (at most all) are free. In a block of `holding` they stay taken to its end."""
+        held = getattr(_thread, "held", None)
         with self._freed:
-            self._freed.wait_for(lambda: self._taken + size <= self.settings.max_decoded_bytes)
+            if not held:  # who holds a picture does not wait for another one, or all might wait for each other
+                self._freed.wait_for(lambda: self._taken + size <= self.settings.max_decoded_bytes)
             self._taken += size
         try:
             yield
-        finally:
-            with self._freed:
-                self._taken -= size
-                self._freed.notify_all()
+        except BaseException:
+            self.free(size)
+            raise
+        if held is None:
+            self.free(size)
+        else:
+            held.append((self, size))
+
+    def free(self, size: int) -> None:
+        """Give back what was taken."""
+        with self._freed:
+            self._taken -= size
+            self._freed.notify_all()
 
 
 _limits = _Limits(PictureSettings())
+_thread = threading.local()
+
+
+@contextmanager
+def holding() -> Iterator[None]:
+    """A block in which a thread works on pictures that it reads: they count as decoded until it ends, so that many threads hold no
+    more of them at once than they may decode. What the block gives away should be small. A block in a block is part of it."""
+    if getattr(_thread, "held", None) is not None:
+        yield
+        return
+    _thread.held = []
+    try:
+        yield
+    finally:
+        held, _thread.held = _thread.held, None
+        for limits, size in held:
+            limits.free(size)
 
 
 def use_limits(settings: PictureSettings) -> None:

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageDraw
 from safetensors.numpy import load_file
+from support.threads import Counted
 
 from adgen import images
 from adgen.config import PictureSettings
@@ -253,6 +254,40 @@ def test_threads_decode_no_more_at_once_than_a_process_may_hold(limits, monkeypa
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(read_picture, [data] * 16))) == 16
     assert max(most) == 2
+
+
+def test_threads_hold_no_more_at_once_than_a_process_may_decode(limits):
+    """Who reads a second picture in a block does not wait for itself."""
+    limits(max_decoded_bytes=200_000)
+    data, counter = saved(Image.new("RGB", (100, 100)), "PNG"), Counted()
+
+    def work(_):
+        with images.holding():
+            read_picture(data)
+            with counter:
+                time.sleep(0.01)
+            read_picture(data)
+            with images.holding():
+                read_picture(data)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, range(16)))
+    assert counter.most == 2
+
+
+def test_a_picture_that_fails_in_a_block_gives_its_bytes_back(limits):
+    limits(max_decoded_bytes=200_000)
+    cut = saved(Image.fromarray(np.random.default_rng(0).integers(0, 255, (100, 100, 3), np.uint8)), "PNG")[:-500]
+
+    def work():
+        with images.holding():
+            assert reason_of(cut) == "truncated"
+            read_picture(saved(Image.new("RGB", (100, 100)), "PNG"))
+            raise ValueError("mine")
+
+    for _ in range(4):
+        with pytest.raises(ValueError, match="mine"):
+            work()
 
 
 def test_sixteen_bits_take_no_memory_beside_the_picture():

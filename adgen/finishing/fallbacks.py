@@ -65,7 +65,7 @@ def plain_background(product: ProductFacts, side: int) -> np.ndarray:
     """(side, side, 3) uint8: the mean colour of the product picture's border, lighter above, darker below. PairError: the picture
     cannot be read."""
     picture = read_picture(product.cutout or product.image, "product picture").convert("RGBA")
-    pixels = np.asarray(picture.crop(picture.getchannel("A").getbbox()), np.float64)
+    pixels = np.asarray(picture.crop(picture.getchannel("A").getbbox()))
     depth = max(1, round(min(pixels.shape[:2]) * _BORDER))
     border = np.ones(pixels.shape[:2], bool)
     border[depth:-depth, depth:-depth] = False

@@ -14,7 +14,7 @@ from adgen.creatives.objects import put_object
 from adgen.creatives.ranking import COLOUR
 from adgen.errors import PairError
 from adgen.finishing.finish import Finished, finish
-from adgen.images import use_limits
+from adgen.images import holding, use_limits
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
 from adgen.on_ray.rows import Row, as_row_error
@@ -69,7 +69,8 @@ class FinishAndCommit:
         if pair["reason"] is not None:
             return base | {"status": FAILED, "reason": pair["reason"]}
         try:
-            done = self.creative(pair, pictures)
+            with holding():
+                done = self.creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason} | dict.fromkeys(SOURCES)
         made = base | done.manifest_fields() | {"seconds": pair["seconds"]}

@@ -23,7 +23,7 @@ from PIL import Image
 from adgen.config import PictureSettings
 from adgen.cutouts import check_product
 from adgen.errors import PairError, RunError
-from adgen.images import read_picture, use_limits
+from adgen.images import holding, read_picture, use_limits
 from adgen.records import digest
 from adgen.shop.inputs.locations import read_bytes, stat
 from adgen.shop.inputs.tables import Inputs
@@ -178,8 +178,11 @@ def encode_products(batch: pa.Table, encoders: Encoders) -> pa.Table:
 
 def _read_and_encode(rows: list[dict[str, Any]], encoders: Encoders) -> None:
     def reduced(row: dict[str, Any]) -> Image.Image | None:
-        picture = _read_files(row)
-        return picture and encoders.reduce(picture)
+        with holding():
+            _read_cutout(row)
+        with holding():
+            picture = _read_image(row)
+            return picture and encoders.reduce(picture)
 
     with ThreadPoolExecutor(min(_THREADS, len(rows))) as pool:
         pictures = list(pool.map(reduced, rows))
@@ -193,10 +196,14 @@ def _read_and_encode(rows: list[dict[str, Any]], encoders: Encoders) -> None:
         row["codes"] = values.tobytes()
 
 
-def _read_files(row: dict[str, Any]) -> Image.Image | None:
-    """Hash and check the files that have to be read; the product's picture if its codes have to be made."""
+def _read_cutout(row: dict[str, Any]) -> None:
+    """Hash and check the cut-out, if it has to be read."""
     if row["read_cutout"]:
         _check_cutout(row, _read_file(row, "cutout", known=row["cutout_checked"]))
+
+
+def _read_image(row: dict[str, Any]) -> Image.Image | None:
+    """Hash and check the picture, if it has to be read; itself if its codes have to be made."""
     if not row["read_image"]:
         return None
     is_product, encoded, before = _is_cut_from_image(row), row["codes"] is not None, row["image_hash"]
