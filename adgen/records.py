@@ -203,6 +203,16 @@ def public_fingerprint(campaign_key: bytes, fingerprint: str | None) -> str | No
     return _keyed(campaign_key, "fingerprint", fingerprint)
 
 
+def public_resume_key(campaign_key: bytes, resume_key: str) -> str:
+    """What run.json says of the digest that two commands share which may go on with each other's run (64 hex digits): its HMAC, 32
+    hex digits.
+
+    Stamps of the histories' files enter the digest; on S3 they are hashes of the files. Up to version 0.1 run.json said the digest
+    itself. What is public already, and what an erasure calls its copies, stays as it is.
+    """
+    return _keyed(campaign_key, "resume", resume_key) if len(resume_key) == 64 else resume_key
+
+
 def with_public_fingerprints(table: pa.Table, campaign_key: bytes) -> pa.Table:
     """Rows with a column `fingerprint`, each made public; the table itself where they are."""
     before = table["fingerprint"].to_pylist()

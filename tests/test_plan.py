@@ -15,7 +15,7 @@ from adgen.creatives.tombstones import user_hash
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.look_up import LookUp
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.records import FAILED, OK, REJECTED, pair_seed, public_fingerprint, user_key
+from adgen.records import FAILED, OK, REJECTED, pair_seed, public_fingerprint, public_resume_key, user_key
 from adgen.shop.history import filled
 from adgen.shop.plan.fingerprint import is_carried
 from adgen.shop.plan.plan import resume_key
@@ -321,6 +321,10 @@ def test_resume_key_is_a_function_of_campaign_settings_and_inputs():
     assert key == resume_key("c", "s", {"b": "2", "a": "1"})
     others = [("d", "s", {"a": "1", "b": "2"}), ("c", "t", {"a": "1", "b": "2"}), ("c", "s", {"a": "1", "b": "3"})]
     assert key not in {resume_key(*each) for each in others}
+    public = public_resume_key(b"key", key)
+    assert len(public) == 32
+    assert public == public_resume_key(b"key", key) != public_resume_key(b"another key", key)
+    assert public_resume_key(b"key", public) == public
 
 
 # -- fingerprints tell nothing of a history ----------------------------------------------------------------------------

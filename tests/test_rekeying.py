@@ -15,7 +15,7 @@ from adgen.creatives.runs import list_runs, read_run
 from adgen.creatives.storage import Storage
 from adgen.creatives.tombstones import Tombstones
 from adgen.creatives.verify import verify
-from adgen.records import bound_key, key_id, public_fingerprint
+from adgen.records import bound_key, key_id, public_fingerprint, public_resume_key
 
 KEY = b"a campaign key, long enough"
 PAIRS = pair_ids(12)
@@ -40,7 +40,8 @@ def test_a_run_that_is_sealed_with_the_key_publishes_keyed_fingerprints_whatever
 
 
 def test_earlier_runs_are_written_again_and_can_still_be_published(store: Storage):
-    old = refresh(store, PAIRS, "old")
+    plain_key = "e" * 64
+    old = refresh(store, PAIRS, "old", resume_key=plain_key)
     before = {row["pair_id"]: row for row in open_run(store, CAMPAIGN, old.run_id).rows()}
     pair = PAIRS[0]
     store.put(layout.unpasted_picture(CAMPAIGN, pair, before[pair]["fingerprint"]), b"painted")
@@ -54,6 +55,7 @@ def test_earlier_runs_are_written_again_and_can_still_be_published(store: Storag
     assert store.get(layout.unpasted_picture(CAMPAIGN, pair, after[pair]["fingerprint"])).data == b"painted"
     plain = [row["fingerprint"].encode() for row in before.values()]
     assert not any(value in store.read(entry.key) for entry in store.entries(layout.CAMPAIGNS) for value in plain)
+    assert read_run(store, CAMPAIGN, old.run_id).resume_key == public_resume_key(bound_key(KEY, CAMPAIGN), plain_key)
     assert verify(store, CAMPAIGN, old.run_id).problems == []
     rollback(store, CAMPAIGN, old.run_id)
     assert verify(store, CAMPAIGN).problems == []

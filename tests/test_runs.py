@@ -66,6 +66,17 @@ def test_the_same_key_resumes_and_another_key_starts_anew(store: Storage):
     assert [run.run_id for run in list_runs(store, CAMPAIGN)] == [other.run_id, first.run_id]
 
 
+def test_a_run_that_an_earlier_version_named_otherwise_is_resumed_and_renamed(store: Storage):
+    """And what stood in run.json, a hash over the histories' files without a key, stands there no more."""
+    first = begin(store, "0" * 64)
+    commit_plan(first, pair_ids(4))
+    assert not begin(store, "1" * 32, formerly="2" * 64, end_planned=False).resumed
+    again = begin(store, "1" * 32, formerly="0" * 64)
+    assert (again.run_id, again.resumed) == (first.run_id, True)
+    assert read_run(store, CAMPAIGN, first.run_id).resume_key == "1" * 32
+    assert begin(store, "1" * 32).run_id == first.run_id
+
+
 def test_who_claims_a_campaign_ends_its_other_unfinished_runs(store: Storage):
     """Their drivers, when they wake, find them ended; they are not resumed by their own command either."""
     first = begin(store)

@@ -13,7 +13,7 @@ from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import ManifestReader
 from adgen.creatives.runs import list_runs
 from adgen.creatives.storage import Storage, Taken
-from adgen.records import bound_key, public_fingerprint, with_public_fingerprints
+from adgen.records import bound_key, public_fingerprint, public_resume_key, with_public_fingerprints
 
 
 def rewrite_old_manifests(storage: Storage, campaign: str, key: bytes) -> int:
@@ -46,7 +46,7 @@ def _rewritten(storage: Storage, run: RunDocument, key: bytes) -> bool:
     try:
         if stored is None or RunDocument.model_validate_json(stored.data) != run:
             return False
-        run = _next(run, manifest=files)
+        run = _next(run, manifest=files, resume_key=public_resume_key(key, run.resume_key))
         etag = storage.swap_or_find(document_key, run.to_bytes(), stored.etag)
         for entry in list(own_entries(storage, f"{layout.run(run.campaign, run.run_id)}manifest/")):
             if entry.key not in {file.key for file in files}:

@@ -80,10 +80,12 @@ def start_or_resume(
     owner: str | None = None,
     patience_seconds: float = PATIENCE_SECONDS,
     end_planned: bool = True,
+    formerly: str | None = None,
     **details: Any,
 ) -> Run:
     """The newest unfinished run with `resume_key` and a committed plan, taken over; else a new run with `details`.
 
+    `formerly` is the resume key that an earlier version gave the same command: its run is taken over, too, and gets the new one.
     `details` are fields of RunDocument: settings, digests, versions, key_ids, base_run. Waits up to `patience_seconds`
     for a sign of life where a driver died; OwnedElsewhere names a living one, whatever run of the campaign it drives.
     All other unfinished runs end as ABANDONED, with `end_planned` False only those without a plan: their drivers, should
@@ -95,7 +97,7 @@ def start_or_resume(
     runs = list_runs(storage, campaign)
     unfinished = [run for run in runs if run.unfinished and not run.erased_from]  # those are an erasure's: it claims nothing
     planned = {run.run_id for run in unfinished if storage.head(layout.plan_document(campaign, run.run_id))}
-    chosen = _resumable(storage, runs, planned, resume_key)
+    chosen = _resumable(storage, runs, planned, {resume_key, formerly})
     watched = {run.run_id for run in unfinished if not has_ended(run.owner)}
     # No run.json yet is no sign of death: its driver may be between its first two writes.
     if slot and slot.run_id not in {run.run_id for run in runs} and not has_ended(slot.owner):
@@ -112,7 +114,7 @@ def start_or_resume(
         if run is None:
             raise RunError(f"run {run_id} of campaign {campaign} was removed meanwhile; start again")
         again = {"state": "RUNNING", "gate": None} if chosen.state == "HELD" else {}
-        run.update(owner=owner, note="", **again)
+        run.update(owner=owner, note="", resume_key=resume_key, **again)
         return run
     now = utc_now()
     document = RunDocument(
@@ -122,9 +124,9 @@ def start_or_resume(
     return Run(storage, document, etag, owner, resumed=False)
 
 
-def _resumable(storage: Storage, runs: list[RunDocument], planned: set[str], resume_key: str) -> RunDocument | None:
+def _resumable(storage: Storage, runs: list[RunDocument], planned: set[str], resume_keys: set[str | None]) -> RunDocument | None:
     """The newest run that the same command goes on with; `planned` are the unfinished ones that have a plan."""
-    same = [run for run in runs if run.resume_key == resume_key]
+    same = [run for run in runs if run.resume_key in resume_keys]
     found = [run for run in same if run.run_id in planned] or [run for run in same if _is_held_still(storage, run)]
     return found[0] if found else None
 

@@ -111,7 +111,8 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     key = prepared.keys.campaign_key
     notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, key))]
     notes += [_waiting_for(other, count) for other, count in sorted(pending_elsewhere(storage, key).items())]
-    run = start_or_resume(storage, settings.campaign, prepared.resume_key, **run_details(prepared))
+    names = {"resume_key": prepared.resume_key, "formerly": prepared.former_resume_key}
+    run = start_or_resume(storage, settings.campaign, **names, **run_details(prepared))
     speed, held = RunSpeed(settings), ""
     with run.beating(), ended_on_failure(run):
         if not run.resumed:

@@ -24,7 +24,7 @@ from adgen.local_cache import user_cache
 from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer, catalog_encoders
 from adgen.on_ray.refresh.plan_tasks import map_buckets
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.records import digest
+from adgen.records import bound_key, digest, public_resume_key
 from adgen.shop.catalog.catalog import Catalog, CatalogPlace, build_catalog, open_catalog
 from adgen.shop.catalog.rows import Encoders
 from adgen.shop.inputs.tables import Inputs, open_inputs
@@ -50,6 +50,8 @@ class Prepared:
     creative_digests: tuple[str, ...]
     """Of the settings that change a creative, as they were given: a path that they name is in it."""
     resume_key: str
+    former_resume_key: str
+    """Without the campaign key, as version 0.1 had it."""
 
     @property
     def settings_digest(self) -> str:
@@ -87,8 +89,9 @@ def prepare(settings: RefreshSettings, inputs: Inputs | None = None) -> Prepared
     made_by, chosen = maker_digest(model), given.creative_digests(model)
     # Where and how fast a run works may change between two tries; what it makes may not.
     identity = digest(digest(*chosen), made_by, settings.plan.digest(), rules_digest(), *keys.ids.values())
-    resumed_by = resume_key(settings.campaign, identity, inputs.stamps)
-    return Prepared(settings, storage, inputs, keys, model, made_by, chosen, resumed_by)
+    former = resume_key(settings.campaign, identity, inputs.stamps)
+    resumed_by = public_resume_key(bound_key(keys.campaign_key, settings.campaign), former)
+    return Prepared(settings, storage, inputs, keys, model, made_by, chosen, resumed_by, former)
 
 
 def maker_digest(model: ModelDirectory) -> str:

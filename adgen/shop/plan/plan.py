@@ -67,7 +67,7 @@ class PlanSummary:
 
 
 def resume_key(campaign: str, settings_digest: str, input_stamps: Mapping[str, str]) -> str:
-    """What two commands share that may continue each other's run."""
+    """What two commands share that may continue each other's run. No file outside `private/` may say it: `public_resume_key`."""
     stamps = (part for uri in sorted(input_stamps) for part in (uri, input_stamps[uri]))
     return digest("resume", campaign, settings_digest, *stamps)
 
