@@ -181,8 +181,20 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise SettingsError(f"{path}: no such settings file") from None
     except OSError as error:
         raise SettingsError(f"{path}: no settings file that can be read: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # of TOML, of UTF-8, of a number or of brackets without end
         raise SettingsError(f"{path}: not TOML: {error}") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """What a JSON file says. JSONDecodeError where it is none, numbers without end and brackets without end included; OSError;
+    UnicodeDecodeError."""
+    text = Path(path).read_text(encoding="utf-8")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise json.JSONDecodeError(str(error), text[:100], 0) from None
 
 
 def load_settings(kind: type[S], path: str | Path) -> S:

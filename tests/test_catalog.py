@@ -1,6 +1,7 @@
 """The catalog: made once a product, found by id, incremental, and never half-written."""
 
 import pickle
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,14 @@ import pytest
 from PIL import Image
 from support.runs import Crash, CrashingStorage
 from support.shops import CAMPAIGN, MODEL, CountingEncoder, SmallShop, encoders, small_shop, tokenize
+from support.threads import Counted
 
+from adgen.config import PictureSettings
 from adgen.creatives import layout
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.errors import InputError, RunError, StoreError
+from adgen.images import use_limits
 from adgen.shop.catalog import rows as catalog_rows
 from adgen.shop.catalog.buckets import bucket_count, product_key, read_products, split_products
 from adgen.shop.catalog.catalog import CatalogPlace, build_catalog, last_catalog, open_catalog
@@ -45,6 +49,35 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def facts_of(catalog, product: str) -> dict:
     return catalog.facts([product]).to_pylist()[0]
+
+
+def test_a_table_that_cannot_be_read_to_its_end_is_named(shop, folder):
+    """Whoever joins it has errors of its own."""
+    inputs = shop.save()
+    path = shop.folder / "histories.parquet"
+    data = path.read_bytes()
+    footer = int.from_bytes(data[-8:-4], "little") + 8
+    path.write_bytes(b"PAR1" + bytes(len(data) - 4 - footer) + data[-footer:])
+    scratch = shop.folder.parent / "scratch"
+    with pytest.raises(InputError, match=r"histories.parquet: cannot be read to its end"):
+        build_catalog(inputs, CatalogPlace(folder, MODEL, CAMPAIGN, scratch / "cache"), encoders(), scratch)
+
+
+def test_pictures_that_wait_to_be_reduced_count_as_decoded(shop, folder):
+    """However many threads read them."""
+    counter = Counted()
+
+    def reduce(picture: Image.Image) -> Image.Image:
+        with counter:
+            time.sleep(0.01)
+        return picture
+
+    one = PictureSettings(max_decoded_bytes=16 * 16 * 8)
+    scratch = shop.folder.parent / "scratch"
+    place = CatalogPlace(folder, MODEL, CAMPAIGN, scratch / "cache")
+    build_catalog(shop.save(), place, replace(encoders(), reduce=reduce, limits=one), scratch)
+    use_limits(PictureSettings())
+    assert counter.most == 1
 
 
 def test_codes_titles_and_embeddings_are_found_by_product(shop, store: Storage):

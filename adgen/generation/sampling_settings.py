@@ -1,6 +1,5 @@
 """How titles and pictures are drawn, as settings. Loads no torch."""
 
-import json
 from collections.abc import Mapping
 from copy import copy
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 from pydantic import Field, create_model
 from pydantic.fields import FieldInfo
 
-from adgen.config import Settings, validate_settings
+from adgen.config import Settings, read_json, validate_settings
 from adgen.errors import ModelError
 
 SAMPLING_FILE = "sampling.json"
@@ -54,7 +53,7 @@ def model_sampling(directory: Path) -> dict[str, Any]:
     if not file.exists():
         return {}
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = read_json(file)
     except (ValueError, OSError) as error:
         raise ModelError(f"{file}: cannot be read as JSON: {error}") from None
     return validate_settings(SamplingSettings, values, str(file)).model_dump(include=set(values))

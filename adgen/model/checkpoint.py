@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from adgen.config import read_json
 from adgen.errors import ModelError
 from adgen.model.config import CONFIG_FILE, DecoderConfig, ImageTokenConfig, LoRAConfig, ModelConfig
 from adgen.model.initialize import initialize_part
@@ -129,7 +130,7 @@ def janus_config(directory: Path) -> ModelConfig:
     """The sizes of a Janus-Pro directory, from its config.json in DeepSeek's or transformers' form."""
     path = directory / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
     except FileNotFoundError:
         raise ModelError(f"{directory}: neither {CONFIG_FILE} nor config.json: not a model directory") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -219,7 +220,7 @@ def _locate(model: nn.Module, name: str) -> tuple[nn.Module, str]:
 
 def is_tied(directory: Path) -> bool:
     """Whether a Janus-Pro directory holds one tensor for text head and token table."""
-    raw = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    raw = read_json(directory / "config.json")
     return raw.get("tie_word_embeddings", raw.get("model_type") == "janus")  # transformers leaves its default out
 
 

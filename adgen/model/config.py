@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from adgen.config import Settings, validate_settings
+from adgen.config import Settings, read_json, validate_settings
 from adgen.errors import ModelError, SettingsError
 
 CONFIG_FILE = "adgen.json"
@@ -219,7 +219,7 @@ class ModelConfig(Settings):
         """Read `adgen.json`, with the names of any version; ModelError names the file, the field and the value."""
         path = Path(directory) / CONFIG_FILE
         try:
-            return validate_settings(cls, _with_current_names(json.loads(path.read_text(encoding="utf-8")), path), str(path))
+            return validate_settings(cls, _with_current_names(read_json(path), path), str(path))
         except FileNotFoundError:
             raise ModelError(f"{path}: no such file: {directory} is not an adgen model directory") from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:

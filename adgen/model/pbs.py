@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from adgen.config import validate_settings
+from adgen.config import read_json, validate_settings
 from adgen.errors import ModelError, SettingsError
 from adgen.model.pbs_config import PBSConfig
 from adgen.model.positions import resample_positions
@@ -118,7 +118,7 @@ def read_pbs_config(directory: Path) -> PBSConfig:
     """The sizes in an encoder directory; ModelError names the file and the field."""
     path = directory / PBS_CONFIG_FILE
     try:
-        return validate_settings(PBSConfig, json.loads(path.read_text(encoding="utf-8")), str(path))
+        return validate_settings(PBSConfig, read_json(path), str(path))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file: {directory} is not an encoder of stage pbs") from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

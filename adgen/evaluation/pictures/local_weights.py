@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 from torch import nn
 
+from adgen.config import read_json
 from adgen.errors import ModelError
 
 M = TypeVar("M", bound=nn.Module)
@@ -53,7 +54,7 @@ def read_model_type(directory: str | Path) -> str:
     path = Path(directory) / CONFIG
     require_files(directory, (CONFIG,))
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = read_json(path)
         return values["model_type"]
     except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: expected a JSON object with model_type: {_first_line(error)}") from None

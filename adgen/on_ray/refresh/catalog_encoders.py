@@ -8,10 +8,14 @@ import ray
 from PIL import Image
 from ray.util import ActorPool
 
+from adgen.errors import EngineLost
 from adgen.generation.model_directory import ModelDirectory
 from adgen.model.config import ModelConfig
 from adgen.on_ray.cluster import num_engines
 from adgen.on_ray.cluster_settings import ClusterSettings
+
+RESTARTS = 3
+"""How often an encoder's process, or its node, may die: it is started again somewhere else, and its batch done again."""
 
 
 class HistoryEncoder:
@@ -57,7 +61,7 @@ class TitleTokenizer:
         return self.model.prompter.history_title_ids(title)
 
 
-@ray.remote(num_cpus=1)
+@ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
 class _Encode:
     def run(self, function: Callable, batch: Any) -> Any:
         return function(batch)
@@ -80,8 +84,20 @@ class catalog_encoders:
             # As many as find room: a batch given to one that waits for a CPU might never start.
             self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
-        return ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches)
+        return _living(ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches))
 
     def __exit__(self, *_: Any) -> None:
         for actor in self.actors:
             ray.kill(actor)
+
+
+def _living(results: Iterator) -> Iterator:
+    """The results; EngineLost where the processes that make them keep dying."""
+    try:
+        yield from results
+    except ray.exceptions.RayActorError as error:
+        said = str(error).strip().splitlines()[0]
+        raise EngineLost(
+            f"the processes that encode product pictures were lost {RESTARTS + 1} times: {said} Start it again when the machines "
+            "are healthy and have memory"
+        ) from None

@@ -6,11 +6,14 @@ that the buckets one after another are the catalog in its order.
 
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
+from adgen.errors import InputError, RunError
 from adgen.shop.inputs.tables import Inputs
 
 PRODUCTS_PER_BUCKET = 65_536
@@ -39,14 +42,15 @@ def split_products(inputs: Inputs, folder: str | Path, num_buckets: int, memory_
     folder.mkdir(parents=True, exist_ok=True)
     shift = 64 - (num_buckets.bit_length() - 1)
     bucket = f"(key >> {shift})::INTEGER" if num_buckets > 1 else "0"
-    with _connect(folder, memory_limit) as connection:
-        connection.register("pairs", inputs["pairs"].reader(["product_id"]))
+    failed: list[InputError] = []
+    with _connect(folder, memory_limit) as connection, _own_errors(failed, folder):
+        connection.register("pairs", inputs["pairs"].reader(["product_id"], failed))
         connection.execute("CREATE TABLE targeted AS SELECT DISTINCT product_id FROM pairs")
-        connection.register("histories", inputs["histories"].reader(["clicks"]))
+        connection.register("histories", inputs["histories"].reader(["clicks"], failed))
         connection.execute(
             "CREATE TABLE clicked AS SELECT DISTINCT click.product_id FROM (SELECT unnest(clicks) AS click FROM histories)"
         )
-        connection.register("products", inputs["products"].reader(_COLUMNS))
+        connection.register("products", inputs["products"].reader(_COLUMNS, failed))
         connection.execute(
             f"""COPY (
                 SELECT *, {bucket} AS bucket FROM (
@@ -66,6 +70,15 @@ def read_products(folder: str | Path, bucket: int, memory_limit: str = "1GB") ->
                 FROM read_parquet('{_quoted(Path(folder))}/buckets/bucket={int(bucket)}/*.parquet', hive_partitioning=false)
                 ORDER BY product_id, title, image, cutout, scale, selling_points"""
         ).to_arrow_table()
+
+
+@contextmanager
+def _own_errors(failed: list[InputError], folder: Path) -> Iterator[None]:
+    """What stopped a stream that DuckDB reads, or RunError of what stopped DuckDB, such as a full disk."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise failed[0] if failed else RunError(f"{folder}: products cannot be sorted there: {error}") from None
 
 
 def _connect(folder: Path, memory_limit: str) -> duckdb.DuckDBPyConnection:

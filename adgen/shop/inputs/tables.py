@@ -70,10 +70,20 @@ class InputTable:
             read = len(schema), left_out  # a file is read more than once: what saw most of its columns counts
             self._left_out[file.uri] = max(read, self._left_out.get(file.uri, read), key=lambda each: each[0])
 
-    def reader(self, columns: Sequence[str] | None = None, batch_rows: int = 65_536) -> pa.RecordBatchReader:
-        """The same stream as one Arrow reader, as DuckDB and Ray Data take it."""
+    def reader(self, columns: Sequence[str] | None = None, failed: list[InputError] | None = None) -> pa.RecordBatchReader:
+        """The same stream as one Arrow reader, as DuckDB takes it. What goes wrong is appended to `failed`: the reader's own reader
+        makes an error of its own of it."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from self.batches(columns)
+            except InputError as error:
+                if failed is not None:
+                    failed.append(error)
+                raise
+
         schema = self.schema if columns is None else pa.schema([self.schema.field(name) for name in columns])
-        return pa.RecordBatchReader.from_batches(schema, self.batches(columns, batch_rows))
+        return pa.RecordBatchReader.from_batches(schema, batches())
 
 
 @dataclass(frozen=True)
@@ -275,7 +285,7 @@ def _picture_roots(folder: str, files: pafs.FileSystem, path: str) -> list[str]:
             roots = json.loads(source.read())
     except FileNotFoundError:
         return []
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{folder}/{PICTURE_ROOTS}: not a JSON list of folders: {error}") from None
     if not isinstance(roots, list) or not all(isinstance(root, str) and root for root in roots):
         raise InputError(f"{folder}/{PICTURE_ROOTS}: expected a JSON list of folders, found {roots!r}")
