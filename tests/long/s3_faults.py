@@ -1,10 +1,12 @@
 """The store behind an S3 that fails: 20% of all requests get 503, a reset, a time-out, or success whose answer is lost.
 
-    PYTHONPATH=tests python tests/long/s3_faults.py --seed 1 [--share 0.2] [--nights 3]
+    PYTHONPATH=tests python tests/long/s3_faults.py --seed 1 [--share 0.2] [--nights 3] [--job]
 
 Nights of refreshes with clean-up, a forgotten user and a pull, once without faults and once with them. What is published, what
 was pulled, and which objects are left must be equal. A command that ends with an error is started again, as an operator would;
-how often is printed. No engine runs: its rows are made by hand, everything from the plan to the pull is the real thing.
+how often is printed. Without --job no engine runs: its rows are made by hand, everything from the plan to the pull is the real
+thing. With --job two nights go through jobs/refresh.py with a Ray of their own and the engine of a small random model; the run that
+they are compared with does its shards in this process.
 """
 
 import argparse
@@ -25,6 +27,11 @@ from threading import Lock, Thread
 
 from moto.server import ThreadedMotoServer
 from pydantic import SecretStr
+from support.kills.checks import texts
+from support.kills.commands import Command
+from support.kills.kill import as_toml
+from support.kills.scene import CAMPAIGN as KILLED
+from support.kills.scene import Scene, environment_of, start_s3
 from support.runs import CAMPAIGN, begin, commit_plan, do_shards, pair_ids
 
 from adgen.creatives import layout
@@ -183,12 +190,84 @@ def run(access: S3Access, bucket: str, count: int, through: str | None) -> tuple
         shutil.rmtree(mirror, ignore_errors=True)
 
 
+# -- through jobs/refresh.py ----------------------------------------------------------------------------------------------
+
+
+def job_nights(scene: Scene, name: str, through: S3Access | None, folder: Path) -> tuple[dict, Counter[str]]:
+    """Two versions of a shop refreshed into a store of that name, then what a night is followed by; through a proxy or directly."""
+    store, again, user = scene.store("s3", name), Counter(), "shop0-u0000001"
+    for version in "AC":
+        if through is None:
+            scene.refresh_here(store, version, "engine")
+            continue
+        settings = folder / f"{name}-{version}.toml"
+        settings.touch(0o600)
+        s3 = {"s3": scene.settings(store, version)["s3"] | {"endpoint_url": through.endpoint_url, "read_timeout_seconds": 5}}
+        settings.write_text(as_toml(scene.settings(store, version, **s3)))
+        give("refresh", [str(settings), "--campaign", KILLED, "--json"], through, folder, again)
+    access = through or scene.access
+    give("forget", ["forget", store, "--user", user], access, folder, again)
+    for _ in range(2):
+        give("clean-up", ["clean-up", store], access, folder, again)
+    give("pull", ["pull", store, KILLED, str(folder / name)], access, folder, again)
+    storage = scene.open(store)
+    found = {
+        "rows": scene.published_rows(store),
+        "problems": verify(storage, KILLED).problems,
+        "objects": sorted(entry.key for entry in storage.entries(layout.OBJECTS)),
+        "pulled": sorted(path.name for path in (folder / name / "objects").rglob("*.webp")),
+        "probes": [entry.key for entry in storage.entries(layout.PROBES)],
+        "forgotten": [key for key, text in texts(storage) if user in text],
+    }
+    return found, again
+
+
+def give(name: str, words: list[str], access: S3Access, folder: Path, again: Counter[str]) -> None:
+    """A command until it succeeds; one that ends in a traceback is a fault of adgen."""
+    for number in range(10):
+        command = Command(name, words, "engine", environment_of(access), folder / f"{name}-{time.monotonic_ns()}.log")
+        command.start()
+        if command.wait(600) == 0:
+            return
+        if "Traceback" in command.said:
+            raise SystemExit(f"{name}, try {number + 1}: {command.said}")
+        again[f"{name}: {command.said.strip().splitlines()[-1][:200]}"] += 1
+    raise SystemExit(f"{name} did not complete in 10 tries: {command.said}")
+
+
+def through_the_job(seed: int, share: float) -> int:
+    """Compare both; exit code 1 where they differ."""
+    with tempfile.TemporaryDirectory(prefix="adgen-faults-") as name:
+        scene = Scene(Path(name), start_s3()).draw()
+        calm, _ = job_nights(scene, "calm", None, Path(name))
+        host, _, port = scene.access.endpoint_url.removeprefix("http://").partition(":")
+        faults, started = Faults(seed, share), time.monotonic()
+        proxy = serve((host, int(port)), faults)
+        through = scene.access.model_copy(update={"endpoint_url": f"http://127.0.0.1:{proxy.server_address[1]}"})
+        found, again = job_nights(scene, "faulty", through, Path(name))
+    return report(seed, faults, time.monotonic() - started, again, calm, found)
+
+
+def report(seed: int, faults: Faults, seconds: float, again: Counter[str], calm: dict, found: dict) -> int:
+    """Print what was dealt and what differs; exit code 1 where anything does."""
+    different = [name for name in calm if calm[name] != found[name]]
+    print(
+        f"seed {seed}: {sum(faults.dealt.values())} requests, {dict(faults.dealt)}, {seconds:.0f} s; "
+        f"started again: {dict(again) or 'nothing'}; {len(found['rows'])} rows; "
+        + (f"DIFFERENT: {', '.join(different)}" if different else "equal to the run without faults")
+    )
+    return 1 if different or found["problems"] else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--share", type=float, default=0.2, help="of requests that get a fault")
     parser.add_argument("--nights", type=int, default=3)
+    parser.add_argument("--job", action="store_true", help="through jobs/refresh.py")
     arguments = parser.parse_args()
+    if arguments.job:
+        return through_the_job(arguments.seed, arguments.share)
     server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
     server.start()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -204,13 +283,7 @@ def main() -> int:
     faults, started = Faults(arguments.seed, arguments.share), time.monotonic()
     proxy = serve(address, faults)
     found, again = run(access, "faulty", arguments.nights, f"http://127.0.0.1:{proxy.server_address[1]}")
-    different = [name for name in calm if calm[name] != found[name]]
-    print(
-        f"seed {arguments.seed}: {sum(faults.dealt.values())} requests, {dict(faults.dealt)}, {time.monotonic() - started:.0f} s; "
-        f"started again: {dict(again) or 'nothing'}; {len(found['rows'])} rows; "
-        + (f"DIFFERENT: {', '.join(different)}" if different else "equal to the run without faults")
-    )
-    return 1 if different or found["problems"] else 0
+    return report(arguments.seed, faults, time.monotonic() - started, again, calm, found)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ OWN_RAY = {"test_pretraining.py": "training", "test_ranks.py": "ranks"}
 
 @functools.cache
 def group_of(name: str) -> str:
-    """The group of a file of tests/."""
-    has_ray = "ray_cluster" in (TESTS / name).read_text(encoding="utf-8")
+    """The group of a file of tests/; those of folders below are groups of their own."""
+    file = TESTS / name
+    has_ray = file.exists() and "ray_cluster" in file.read_text(encoding="utf-8")
     return OWN_RAY.get(name, "ray") if has_ray else name

@@ -1,5 +1,5 @@
-"""A Ray cluster of n nodes: prints its address, then for each line read kills the newest node and prints what ran
-there; ends with its input."""
+"""A Ray cluster of n nodes: prints its address, then for each line read kills the newest node and prints what ran there
+(for `add`: adds a node and prints []); ends with its input."""
 
 import json
 import sys
@@ -20,7 +20,11 @@ if __name__ == "__main__":
     for _ in range(int(sys.argv[1]) - 1):
         cluster.add_node(num_cpus=2)
     print(cluster.address, flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line.strip() == "add":
+            cluster.add_node(num_cpus=2)
+            print("[]", flush=True)
+            continue
         newest = cluster.list_all_nodes()[-1]
         stages = stages_on(newest)
         cluster.remove_node(newest, allow_graceful=False)

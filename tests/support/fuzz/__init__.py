@@ -1,0 +1,1 @@
+"""Random mutations of what adgen reads; tests/long/test_fuzz.py."""
