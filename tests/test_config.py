@@ -10,8 +10,19 @@ from typing import Annotated, ClassVar
 import pytest
 from pydantic import Field
 
-from adgen.config import PLACE, FinishSettings, Place, Removed, RenditionSettings, Settings, load_settings, validate_settings
-from adgen.errors import SettingsError
+from adgen.config import (
+    PLACE,
+    FinishSettings,
+    Place,
+    Removed,
+    RenditionSettings,
+    Settings,
+    load_settings,
+    read_json,
+    validate_settings,
+)
+from adgen.errors import ModelError, SettingsError
+from adgen.model.config import ModelConfig
 from adgen.records import digest
 
 
@@ -190,3 +201,22 @@ def test_local_paths_are_of_the_folder_where_the_command_is_given(tmp_path, monk
     assert (whole.inputs, whole.out, whole.size) == (f"{tmp_path}/shop", f"{tmp_path}/..", "small")
     assert (whole.model, whole.finish.label_font) == (tmp_path / "model", f"{tmp_path}/a.ttf")
     assert whole.with_whole_paths() == whole
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, '{"a": ', ""])
+def test_json_that_does_not_end_is_no_json(tmp_path, text):
+    """The parser itself has other errors for brackets and numbers."""
+    path = tmp_path / "adgen.json"
+    path.write_text(text)
+    with pytest.raises(json.JSONDecodeError):
+        read_json(path)
+    with pytest.raises(ModelError, match=rf"{path}: not JSON"):
+        ModelConfig.load(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["x = " + "[" * 100_000, "x = " + "1" * 5000, "x = ", "\udcff"])
+def test_settings_that_do_not_end_are_no_toml(tmp_path, text):
+    path = tmp_path / "refresh.toml"
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(SettingsError, match=rf"{path}: not TOML"):
+        load_settings(Settings, path)
