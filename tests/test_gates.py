@@ -340,6 +340,66 @@ def test_forbidden_words_are_whole_words(title):
     assert verdict_of("forbidden_words", title) == "ok"
 
 
+@pytest.mark.parametrize(
+    "title",
+    [
+        "中国宴席餐具",
+        "獨特供應鏈",
+        "此处方便携带",
+        "农药用量",
+        "避免费时的操作",
+        "带领先进班组",
+        "十万能量",
+        "主治医师",
+    ],
+)
+def test_a_chinese_term_is_not_read_across_the_end_of_a_word(title):
+    assert verdict_of("forbidden_words", title) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("title", "term"),
+    [
+        ("本品特供货", "特供"),
+        ("可防癌症", "防癌"),
+        ("能消炎症", "消炎"),
+        ("绝无副作用", "无副作用"),
+        ("中医治疗仪", "治疗"),
+        ("根治疗程", "根治"),
+        ("主治疗法", "主治"),
+        ("最优惠", "最优"),
+        ("最好用的锅", "最好"),
+        ("最佳人选", "最佳"),
+        ("送礼之首选", "首选"),
+        ("中国国宴用酒", "国宴"),
+        ("独特而特供", "特供"),
+        ("中国第一款", "第一"),
+        ("全网第一款", "全网第一"),
+        ("完美国风", "完美"),
+        ("唯一一款", "唯一"),
+    ],
+)
+def test_a_chinese_term_is_found_in_unspaced_text(title, term):
+    assert f'"{term}"' in verdict_of("forbidden_words", title)
+    assert f'"{term}"' in verdict_of("forbidden_words", f"纯棉{title}舒适T恤")
+
+
+def test_idioms_hold_for_words_of_a_campaign_but_not_for_themselves():
+    settings = FinishSettings(forbidden_words=("最", "第一"))
+    for title in ("最近流行", "第一次购买", "最后几件"):
+        assert verdict_of("forbidden_words", title, settings) == "ok"
+    for title in ("最新鲜", "最近最火", "第一选择", "最后第一"):
+        assert verdict_of("forbidden_words", title, settings).startswith("reject")
+    assert verdict_of("forbidden_words", "第一次购买", FinishSettings(forbidden_words=("第一次",))).startswith("reject")
+
+
+def test_every_chinese_term_is_found_by_itself_and_among_other_words():
+    for rule in rule_packs()["zh"].rules:
+        for term in (term for term in rule.terms if not term[0].isascii()):
+            for title in (term, f"纯棉{term}舒适", f"这款{term}的杯子", f"T{term}恤"):
+                assert verdict_of("forbidden_words", title) != "ok", title
+
+
 def test_campaign_adds_words_and_exceptions():
     settings = FinishSettings(forbidden_words=("Rival", "竞品"), forbidden_exceptions=("最佳牌",))
     assert verdict_of("forbidden_words", "like RIVAL", settings) == 'reject: "rival" (campaign)'

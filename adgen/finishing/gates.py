@@ -16,7 +16,7 @@ from adgen.finishing.titles import Number, clean_title, display_width, words
 from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
-VERSION = 2  # raised when finishing code changes how a creative is judged
+VERSION = 3  # raised when finishing code changes how a creative is judged
 LOOK = "f98af90a78d8a72ef48bd33649aa088b80f8f579368857382430614582a923b8"
 """What stands for finishing in every fingerprint (the rules of 0.1.0, which stood there first); another value when finishing code
 changes what a creative looks like. Rules are not in it: a creative that they let pass stays, whatever they were before."""

@@ -17,6 +17,7 @@ import regex
 
 from adgen.finishing.normalize import normalized
 from adgen.finishing.rules import RulePack, rule_packs
+from adgen.finishing.segmentation import is_of_other_words
 from adgen.finishing.titles import Number, words
 
 MIN_PIECE = 2
@@ -180,16 +181,18 @@ class Hit(NamedTuple):
 def forbidden_hits(
     title: str, packs: Sequence[RulePack], more_terms: tuple[str, ...] = (), more_exceptions: tuple[str, ...] = ()
 ) -> list[Hit]:
-    """Every forbidden term of `title` that no exception phrase holds; those that may reject come first."""
+    """Every forbidden term of `title` that no exception phrase and no longer idiom holds; those that may reject come first."""
     title = _compact(title)
     rules = [(rule.id, rule.severity, rule.terms, rule.exceptions) for pack in packs for rule in pack.rules]
     rules.append(("campaign", "reject", more_terms, ()))
     rules.sort(key=lambda rule: rule[1] == "warn")  # where two rules name a term, the strict one has it
-    hits, taken = [], []
+    hits, taken, apart = [], [], _spans(title, tuple(idiom for pack in packs for idiom in pack.idioms))
     for rule, severity, terms, exceptions in rules:
         excused = _spans(title, exceptions + more_exceptions)
         for start, end in _spans(title, terms):
-            if not any(a <= start and end <= b for a, b in excused + taken):
+            held = any(a <= start and end <= b for a, b in excused + taken)
+            held = held or any(a <= start and end <= b and b - a > end - start for a, b in apart)
+            if not held and not is_of_other_words(title, start, end):
                 hits.append(Hit(title[start:end], rule, severity))
                 taken.append((start, end))
     return hits
@@ -201,7 +204,7 @@ def _compact(text: str) -> str:
 
 
 def _spans(text: str, terms: tuple[str, ...]) -> list[tuple[int, int]]:
-    return [match.span() for match in _any_of(terms).finditer(text)] if terms else []
+    return [match.span() for match in _any_of(terms).finditer(text, overlapped=True)] if terms else []
 
 
 @lru_cache(maxsize=256)

@@ -5,7 +5,6 @@ that a row cannot have (BLEU without a reference, agreement of numbers without n
 aggregates counts those rows, and no NaN stands for them.
 """
 
-import warnings
 from collections.abc import Sequence
 from functools import cache, lru_cache
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import regex
 
 from adgen.config import FinishSettings
 from adgen.evaluation.titles.bleu import sentence_bleu, written
+from adgen.finishing.segmentation import segmenter
 from adgen.finishing.titles import display_width, words
 from adgen.finishing.wording import Wording, product_wording, stop_words
 
@@ -100,7 +100,7 @@ class TitleTokenizer:
 @lru_cache(maxsize=4096)
 def _tokens(text: str) -> tuple[str, ...]:
     text = regex.sub(r"\s+", " ", text).casefold()
-    pieces = _jieba().cut(text) if _HAN.search(text) else [text]
+    pieces = segmenter().cut(text) if _HAN.search(text) else [text]
     return tuple(word for piece in pieces for word in regex.findall(r"[\p{L}\p{M}\p{N}]+", piece))
 
 
@@ -109,15 +109,3 @@ def _rouge():
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], tokenizer=TitleTokenizer())
-
-
-@cache
-def _jieba():
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # pkg_resources is deprecated, and its regular expressions have old escapes
-        import jieba
-    tokenizer = jieba.Tokenizer()
-    # Its own start would load a marshalled cache from the temporary folder, which any user of the machine may have written.
-    tokenizer.FREQ, tokenizer.total = tokenizer.gen_pfdict(tokenizer.get_dict_file())
-    tokenizer.initialized = True
-    return tokenizer

@@ -17,7 +17,8 @@ class Rule(Settings):
     why: str
     """For people."""
     terms: tuple[str, ...]
-    """Literal words or phrases; a term of letters and digits only matches whole words."""
+    """Literal words or phrases; a term of letters and digits only matches whole words, a Chinese one is found in unspaced text,
+    but not across the end of a word and the beginning of the next."""
     exceptions: tuple[str, ...] = ()
     """Phrases that hold a term and are allowed."""
 
@@ -25,7 +26,7 @@ class Rule(Settings):
 class RulePack(Settings):
     """What is checked for titles of one language."""
 
-    ADDED = frozenset({"negations", "negated_through"})
+    ADDED = frozenset({"negations", "negated_through", "idioms"})
 
     language: str
     """Language subtag of a locale: "zh" of "zh-CN"."""
@@ -35,6 +36,8 @@ class RulePack(Settings):
     """Words that may stand between a negation and what it denies."""
     stop_words: tuple[str, ...]
     """Words that add no claim; a title may use them though no product text does."""
+    idioms: tuple[str, ...] = ()
+    """Words in which no shorter term is meant, of any rule or campaign: 第一 in 第一次."""
     rules: tuple[Rule, ...]
     """In order of precedence in the verdict."""
 
