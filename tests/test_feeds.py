@@ -147,9 +147,28 @@ def test_metas_listings_have_a_picture_with_an_url_inside(folder):
     assert offers[0]["price"] == "9.99 USD"
 
 
-def test_shopifys_rows_of_a_handle_are_one_product(folder):
+LATER_NAMES = {
+    "Handle": "URL handle",
+    "Body (HTML)": "Description",
+    "Published": "Published on online store",
+    "Variant SKU": "SKU",
+    "Variant Inventory Tracker": "Inventory tracker",
+    "Variant Inventory Qty": "Inventory quantity",
+    "Variant Price": "Price",
+    "Variant Inventory Policy": "Continue selling when out of stock",
+    "Variant Barcode": "Barcode",
+    "Image Src": "Product image URL",
+    "Image Position": "Image position",
+}
+"""Shopify's export before and since it gave its columns other names."""
+
+
+@pytest.mark.parametrize("names", [{}, LATER_NAMES], ids=["before", "since"])
+def test_shopifys_rows_of_a_handle_are_one_product(folder, names):
     options = FeedOptions(currency="USD")
-    summary, products, offers, _ = imported(folder, SHOPIFY, "products_export.csv", options)
+    header, _, rest = SHOPIFY.partition("\n")
+    feed = ",".join(names.get(name, name) for name in header.split(",")) + "\n" + rest
+    summary, products, offers, _ = imported(folder, feed, "products_export.csv", options)
     assert [each["product_id"] for each in products] == ["shirt", "cap"]
     assert products[0]["selling_points"] == ["Long cotton", "Machine wash"]
     assert [each["image"] for each in products] == [str(folder / "images" / name) for name in ("0.png", "2.png")]
