@@ -330,6 +330,15 @@ def test_a_small_file_that_holds_much_is_refused(folder, monkeypatch):
         import_feed(str(folder / "feed.csv.gz"), folder / "out")
 
 
+@pytest.mark.parametrize("name", ["feed.csv", "feed.jsonl"])
+def test_a_line_without_an_end_is_refused(folder, monkeypatch, name):
+    monkeypatch.setattr("adgen.shop.inputs.feeds.rows.MAX_LINE", 100_000)
+    start = "{" if name.endswith("jsonl") else table([USUAL])
+    (folder / name).write_text(start + "x" * 300_000)
+    with pytest.raises(InputError, match="has more than 100000 characters"):
+        import_feed(str(folder / name), folder / "out")
+
+
 @pytest.mark.parametrize("inside", ["<title>{}</title>", "<{} />", "<a b='{}' />"])
 def test_a_product_without_an_end_is_refused(folder, monkeypatch, inside):
     monkeypatch.setattr("adgen.shop.inputs.feeds.xml_rows.MAX_ITEM", 100_000)

@@ -20,7 +20,7 @@ from adgen import records
 from adgen.errors import InputError, SettingsError
 from adgen.shop.inputs.feeds.columns import PAIR_COLUMNS, Columns, text_of
 from adgen.shop.inputs.feeds.problems import Problems
-from adgen.shop.inputs.feeds.rows import DELIMITERS, read_rows
+from adgen.shop.inputs.feeds.rows import DELIMITERS, open_text, read_rows, text_lines
 from adgen.shop.inputs.feeds.sources import Source, sources_of
 from adgen.shop.inputs.feeds.staging import local_folder, move_into
 from adgen.shop.inputs.tables import Inputs, open_inputs
@@ -193,11 +193,13 @@ def _ids_of_lines(source: Source) -> list[tuple[int, str]] | None:
     """Each line's id with its number; None where the file has columns."""
     if source.kind() != "table":
         return None
-    with source.open() as file:
-        lines = file.read().decode(source.encoding(), "replace").splitlines()
-    if any(delimiter in lines[0] for delimiter in DELIMITERS):
-        return None
-    found = [(number, line.strip().strip('"')) for number, line in enumerate(lines, 1) if line.strip()]
+    found = []
+    with open_text(source) as text:
+        for number, line in enumerate(text_lines(source, text), 1):
+            if not found and any(delimiter in line for delimiter in DELIMITERS):
+                return None
+            if each := line.strip("\ufeff \r\n").strip('"'):
+                found.append((number, each))
     return found[1:] if found[0][1].lower() in PAIR_COLUMNS["product_id"] else found
 
 

@@ -46,12 +46,27 @@ def read_rows(source: Source, report: Report, encoding: str | None = None) -> tu
         return _parquet_rows(source)
     if kind == "xml":
         return None, xml_rows(source, normal)
-    encoding = _known(encoding or source.encoding())
-    text = io.TextIOWrapper(source.open(), encoding, "replace", newline="")
+    encoding = encoding or source.encoding()
+    text = open_text(source, encoding)
     if kind == "json":
         return None, _json_rows(source, text, report)
-    with io.TextIOWrapper(source.open(), encoding, "replace", newline="") as beginning:
+    with open_text(source, encoding) as beginning:
         return _table_rows(source, text, beginning.readline(MAX_CELL), report)
+
+
+def open_text(source: Source, encoding: str | None = None) -> io.TextIOWrapper:
+    """The text of a source, line ends as they are; what is not of its encoding is U+FFFD."""
+    return io.TextIOWrapper(source.open(), _known(encoding or source.encoding()), "replace", newline="")
+
+
+def text_lines(source: Source, text: io.TextIOWrapper) -> Iterator[str]:
+    """Its lines. InputError: one is longer than MAX_LINE, which would be held in memory whole."""
+    number = 0
+    while line := text.readline(MAX_LINE):
+        number += 1
+        if len(line) == MAX_LINE:
+            raise InputError(f"{source.name}, line {number}: has more than {MAX_LINE} characters")
+        yield line
 
 
 def _known(encoding: str) -> str:
@@ -65,8 +80,7 @@ def _known(encoding: str) -> str:
 def _table_rows(source: Source, text: io.TextIOWrapper, first: str, report: Report) -> tuple[list[str], Iterator[Row]]:
     csv.field_size_limit(MAX_CELL)
     delimiter = max(DELIMITERS, key=first.count)
-    lines = csv.reader(text, delimiter=delimiter)
-    rows = _csv_rows(source, lines)
+    rows = _csv_rows(source, csv.reader(text_lines(source, text), delimiter=delimiter))
     _, header = next(rows)
     names = [normal(name) for name in header]
     if len(names) == 1:
@@ -114,11 +128,7 @@ def _gathered(names: Sequence[str], cells: Sequence[Any]) -> dict[str, Any]:
 
 
 def _json_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterator[Row]:
-    number = 0
-    while line := text.readline(MAX_LINE):
-        number += 1
-        if len(line) == MAX_LINE:
-            raise InputError(f"{source.name}, line {number}: has more than {MAX_LINE} characters; expected one JSON object a line")
+    for number, line in enumerate(text_lines(source, text), 1):
         if not line.strip("\ufeff \t\r\n"):
             continue
         try:
