@@ -124,10 +124,11 @@ LINEAGE = pa.schema(
         pa.field("tokens", pa.string()),
         pa.field("history_items", pa.int32()),  # that the prompt showed: the drawn clicks, repeated; null: as drawn
         pa.field("variant", pa.int32()),
+        pa.field("kernels_off", pa.string()),  # switched off on that device, with commas; null: of a version that checked none
     ]
 )
 SOURCES = ("title_source", "picture_source")
-_NULL_BEFORE = ("num_slots", "num_threads", "device", "versions", "tokens", "history_items", "carried", *SOURCES)
+_NULL_BEFORE = ("num_slots", "num_threads", "device", "versions", "tokens", "history_items", "carried", "kernels_off", *SOURCES)
 LATER_COLUMNS: Mapping[str, Any] = dict.fromkeys(_NULL_BEFORE) | {
     "tried_before": False,
     "variant": 0,

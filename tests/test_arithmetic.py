@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from support.arithmetic import PAGE, ROOT, inputs_and_results, number, tables, value_of
@@ -46,11 +47,13 @@ def test_the_trainable_formula_gives_the_released_count():
     assert names["7B"]["trainable"] == pytest.approx(released, rel=0.002)
 
 
-def test_prices_per_gpu_follow_from_prices_per_machine():
-    [(_, rows)] = [(h, r) for h, r in tables(ROOT / "cluster/README.md") if h[0] == "machine"]
-    per_gpu = {row[0]: number(row[4]) for row in rows if row[4] != "-"}
-    assert per_gpu == {row[0]: pytest.approx(number(row[3]) / number(row[1]), rel=ROUNDING) for row in rows if row[4] != "-"}
-    assert inputs_and_results()[0]["value"]["gpu_hour_price"] == per_gpu["p5en.48xlarge"]
+def test_prices_are_settings_and_none_is_claimed():
+    names = inputs_and_results()[0]["value"]
+    assert {names[name] for name in ("gpu_hour_price", "put_price", "storage_price", "spot_factor")} == {1.0}
+    for page in ("README.md", "ARITHMETIC.md"):
+        assert not re.findall(r"\$ ?[0-9]", (ROOT / "cluster" / page).read_text())
+    prices = {**names, "gpu_hour_price": 8.0, "spot_factor": 0.5}
+    assert value_of("gpu_hours * gpu_hour_price * spot_factor", prices) == 4 * names["cost_first_night"]
 
 
 def test_the_readmes_training_table_repeats_the_page():

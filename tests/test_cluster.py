@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import jsonschema
 import pytest
@@ -22,9 +23,9 @@ CLUSTER = ROOT / "cluster"
 IN_IMAGE = "/opt/adgen/"
 
 # Fields of the CRDs of group ray.io, version v1, read in ray-project/kuberay: ray-operator/apis/ray/v1/raycronjob_types.go
-# (1.6; `timeZone` came with pull request 4762 and is refused by 1.6, `concurrencyPolicy` is in no merged version),
+# (1.7.1; `timeZone` came with pull request 4762 and is refused by 1.6, `concurrencyPolicy` is in no merged version),
 # rayjob_types.go and raycluster_types.go; authOptions: release notes of 1.5.1, "kind: RayCluster ... authOptions: mode".
-CRON_FIELDS = {"schedule", "jobTemplate", "suspend"}
+CRON_FIELDS = {"schedule", "timeZone", "jobTemplate", "suspend"}
 JOB_FIELDS = {
     "activeDeadlineSeconds", "backoffLimit", "rayClusterSpec", "submitterPodTemplate", "metadata", "clusterSelector",
     "submitterConfig", "managedBy", "deletionStrategy", "entrypoint", "runtimeEnvYAML", "jobId", "submissionMode",
@@ -98,6 +99,7 @@ def test_rayjobs_name_only_fields_of_the_crds():
     nightly = documents("refresh-nightly.yaml")[0]
     assert (nightly["apiVersion"], nightly["kind"]) == ("ray.io/v1", "RayCronJob")
     within(nightly["spec"], CRON_FIELDS, "RayCronJob.spec")
+    ZoneInfo(nightly["spec"]["timeZone"])
     for name in RAYJOBS:
         assert documents(name)[0]["apiVersion"] == "ray.io/v1"
         spec = rayjob_spec(name)

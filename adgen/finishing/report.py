@@ -115,12 +115,14 @@ def _sample(reader: ManifestReader, num_cards: int) -> tuple[list[dict[str, Any]
     The lowest pair_ids of some shards: they are keyed hashes, so as good as random, and the same each time.
     """
     histories: dict[str, list[str]] = {}
+    switched_off: dict[str, str] = {}
     try:
         tables = []
         for table, lineage in _shards(reader):
             tables.append(table)
             for row in lineage.to_pylist():
                 histories[row["pair_id"]] = row["history_ids"] or []
+                switched_off[row["pair_id"]] = row.get("kernels_off") or ""
     except (
         StoreError,
         PermissionError,
@@ -132,6 +134,9 @@ def _sample(reader: ManifestReader, num_cards: int) -> tuple[list[dict[str, Any]
     good = pc.equal(rows["status"], OK)
     bad = rows.filter(pc.invert(good)).slice(0, num_cards // 3)
     chosen = [*bad.to_pylist(), *rows.filter(good).slice(0, num_cards - bad.num_rows).to_pylist()]
+    for row in chosen:
+        if off := switched_off.get(row["pair_id"]):
+            row["gates"] = [*(row["gates"] or ()), ("kernels", f"warn: switched off: {off}")]
     shown = {row["pair_id"] for row in chosen}
     return chosen, {pair: clicks for pair, clicks in histories.items() if pair in shown}
 

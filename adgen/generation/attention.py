@@ -9,6 +9,7 @@ Shapes: R rows, H heads, G key/value heads, E head size, W = (H + 2G) E.
 
 import ctypes
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,13 +26,19 @@ def attend(qkv: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch],
     Keys and values are written after each row's length. `CfgBranch.advance` raises the length after the last layer. The output
     of a waiting row is undefined.
     """
-    if qkv.device.type == "cuda":
+    kernel = None if branches[0].plain else attention_kernel(qkv.device, cos.shape[-1])
+    if kernel is None:
+        return _branch_by_branch(attend_torch, qkv, cos, sin, branches, layer)
+    return kernel(qkv, cos, sin, branches, layer)
+
+
+def attention_kernel(device: torch.device, head_size: int) -> Callable | None:
+    """The kernel for a device, which takes what `attend` takes; None: the plain way is the only one."""
+    if device.type == "cuda":
         from adgen.generation.kernels.gpu_attention import attend_gpu
 
-        return _branch_by_branch(attend_gpu, qkv, cos, sin, branches, layer)
-    if not cpu.library() or cos.shape[-1] > cpu.MAX_HEAD_SIZE:
-        return _branch_by_branch(attend_torch, qkv, cos, sin, branches, layer)
-    return attend_cpu(qkv, cos, sin, branches, layer)
+        return partial(_branch_by_branch, attend_gpu)
+    return attend_cpu if cpu.library() and head_size <= cpu.MAX_HEAD_SIZE else None
 
 
 def _branch_by_branch(

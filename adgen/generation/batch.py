@@ -65,13 +65,17 @@ class BatchRunner:
         sampling: SamplingSettings,
         timings: PhaseTimings,
         agree: Callable[[Sequence[bool]], list[bool]] = list,
+        switched_off: frozenset[str] = frozenset(),
     ):
         """capacity: tokens of a conditional row; it grows with a prompt that needs more. agree: what this rank's checks say -> what
-        every rank acts on."""
+        every rank acts on. switched_off: kernels that are not to be used (`engine_settings.KernelName`)."""
+        self._off = switched_off
         self._model, self._prompter, self._layers = model, prompter, layers
         self._settings, self._sampling, self._timings, self._agree = settings, sampling, timings, agree
         cache_dtype = settings.torch_cache_dtype(model.device)
         self.slots = Slots(model.config, layers, num_slots, capacity, model.dtype, cache_dtype)
+        for branch in (self.slots.conditional, self.slots.unconditional):
+            branch.plain = "attention" in switched_off
         with torch.inference_mode():
             self._negative_end = self.slots.share_negative_prompt(embed(model, prompter.negative_prompt(), None))
         self._capture_steps()
@@ -91,7 +95,18 @@ class BatchRunner:
         self._timings.prompt_tokens += prompt_tokens
         made = zip(titles.texts, codes.cpu(), pictures, titles.attempts, painted, titles.are_templates, strict=True)
         size = len(rows.requests)
-        return [Result(title or "", title is not None, row, picture, size, *tries) for title, row, picture, *tries in made]
+        off = ",".join(sorted(self._off))
+        return [Result(title or "", title is not None, row, picture, size, *tries, off) for title, row, picture, *tries in made]
+
+    @torch.inference_mode()
+    def some_codes(self, num_steps: int, captured: bool = True) -> Tensor:
+        """The first codes (B, num_steps) of pictures behind nothing but the negative prompt's end: a trial of the steps."""
+        painter = self._painter
+        if not captured:
+            painter = Painter(self._model, self._layers, self.slots, self._sampling, False, plain_draw="draw" in self._off)
+        self.slots.start(list(range(self.slots.num_slots)))
+        hidden = self._negative_end.expand(2 * self.slots.num_slots, -1)
+        return painter.paint(hidden, False, min(num_steps, self.slots.num_tokens)).clone()
 
     def _read(self, requests: Sequence[Request]) -> tuple[_Rows, Tensor, bool]:
         """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""
@@ -212,6 +227,8 @@ class BatchRunner:
 
     def _capture_steps(self) -> None:
         """The steps over the slots as they lie in memory. Ranks exchange sums inside a step, which stays uncaptured."""
-        parts = (self._layers, self.slots, self._sampling, self._settings.tensor_parallel == 1)
+        # Plain attention asks the device for lengths, which a graph cannot.
+        capture = self._settings.tensor_parallel == 1 and not self._off & {"attention", "captured step"}
+        parts = (self._layers, self.slots, self._sampling, capture)
         self._writer = TitleWriter(self._model, self._prompter, *parts)
-        self._painter = Painter(self._model, *parts)
+        self._painter = Painter(self._model, *parts, plain_draw="draw" in self._off)

@@ -24,6 +24,8 @@ class CfgBranch:
     prefix: KeyValueCache | None = None
     """One row that stands before all of them; full: its capacity is its length."""
 
+    plain: bool = False
+    """Attend without a kernel (adgen/generation/device_check.py)."""
     plans: dict = field(default_factory=dict, repr=False, compare=False)
     """By layer: arguments that `attention` caches between steps."""
 

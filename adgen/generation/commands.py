@@ -63,4 +63,28 @@ def inspect(
     return print_record(inspect_model(ModelDirectory(model), prompt_tokens, gpu, digest), as_json)
 
 
-COMMANDS = {"starter-model": starter_model, "convert": convert, "inspect": inspect}
+def check_device(
+    model: Annotated[
+        Positional[Path | None], arg(metavar="MODEL", help="whose shapes; default the small one of this package")
+    ] = None,
+    device: Annotated[Literal["auto", "cpu", "cuda"], arg(help="which")] = "auto",
+    num_slots: Annotated[int | None, arg(metavar="N", help="creatives at once; default what the device holds")] = None,
+    cache_dtype: Annotated[Literal["same", "float8_e4m3fn"], arg(help="of keys and values")] = "same",
+    as_json: Json = False,
+) -> int:
+    """Compare a device's kernels with the plain path, as an engine on a GPU does at its start. Exit 1 if one differs."""
+    from adgen.errors import SettingsError
+    from adgen.generation.device_report import check_model
+    from adgen.generation.engine_settings import EngineSettings
+    from adgen.shipped import shipped_model
+    from adgen.terminal import print_record
+
+    directory = model or shipped_model()
+    if directory is None:
+        raise SettingsError("MODEL: this package holds no trained model: name a model directory")
+    found = check_model(directory, device, EngineSettings(num_slots=num_slots, cache_dtype=cache_dtype))
+    print_record(found, as_json)
+    return 1 if found.switched_off else 0
+
+
+COMMANDS = {"starter-model": starter_model, "convert": convert, "inspect": inspect, "check-device": check_device}

@@ -8,13 +8,15 @@ others sit in `serve_rank`.
 
 import logging
 from collections.abc import Sequence
+from typing import get_args
 
 import torch
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.batch import BatchRunner
 from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.device_check import Finding, check_engine, failed_kernels
+from adgen.generation.engine_settings import EngineSettings, KernelName
 from adgen.generation.generate import Request, Result
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
@@ -48,8 +50,10 @@ class Engine:
         sampling: SamplingSettings | None = None,
         group: RankGroup | None = None,
         device: str | torch.device | None = None,
+        check: bool | None = None,
     ):
-        """group: this rank's, when settings.tensor_parallel > 1. device: where to run; None is where the model is.
+        """group: this rank's, when settings.tensor_parallel > 1. device: where to run; None is where the model is. check: compare
+        kernels with the plain path first (`device_check`); None: on a CUDA device.
 
         SettingsError: tensor_parallel without its group or without DeepSpeed, or more ranks than the heads allow.
         """
@@ -81,6 +85,12 @@ class Engine:
         if group is not None:
             group.follow_leader(model.decoder.lm_head, model.image_head)
         self._runner: BatchRunner | None = None
+        self.switched_off: frozenset[str] = frozenset(settings.switch_off)
+        """Kernels that are not used: as set, and those that failed their check."""
+        self.findings: list[Finding] = []
+        """What the check found; nothing where there was none."""
+        if self.device.type == "cuda" if check is None else check:
+            self.check()
 
     @property
     def model_config(self) -> ModelConfig:
@@ -117,6 +127,16 @@ class Engine:
             return []
         self._group.send(*pack_requests(requests, self._agreement()))
         return self._generate_together(requests)
+
+    def check(self) -> None:
+        """Compare each kernel with the plain path, and switch off, with a warning, what differs on any rank."""
+        while (found := check_engine(self)) is None:
+            self._halve("in the check of the kernels")
+        self.findings, failed = found, failed_kernels(found, self.device)
+        if self._group is not None:
+            failed = {name for name in get_args(KernelName) if not self._group.smallest(int(name not in failed))}
+        self.switched_off |= failed
+        self._runner = None
 
     def style_agreements(self, requests: Sequence[Request], results: Sequence[Result]) -> list[float | None]:
         """How well each result's picture fits the style of its request's clicks: `adgen.generation.style_agreement`."""
@@ -166,7 +186,8 @@ class Engine:
             parts = (self._model, self._prompter, self._layers)
             sizes = self.num_slots, self._capacity
             agree = self._group.as_leader if self._group else list
-            self._runner = BatchRunner(*parts, *sizes, self.settings, self.sampling, self.timings, agree)
+            more = self.settings, self.sampling, self.timings, agree
+            self._runner = BatchRunner(*parts, *sizes, *more, self.switched_off)
         return self._runner
 
     def _plan_slots(self) -> int:

@@ -1,9 +1,10 @@
 """How an engine runs, as settings; and how many creatives it makes at once. Methods import torch; importing this file does not, so
 that a job's settings are read without it."""
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
+from tyro.conf import Suppress
 
 from adgen.config import Removed, Settings
 
@@ -16,10 +17,15 @@ WeightType = Literal["same", "int8", "float8_e4m3fn"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
 
+KernelName = Literal["attention", "draw", "captured step"]
+"""What has a plain path beside it: attention of a step, the draw of an image token with its guidance, a step as one CUDA graph."""
+
+
 class EngineSettings(Settings):
     """How the model runs. What it draws is not decided here (SamplingSettings), but dtype and num_slots may change the
     last bits of a logit, so both are recorded."""
 
+    ADDED = frozenset({"switch_off"})
     REMOVED: ClassVar = {"drop_masked_history": Removed(False, "0.2.0"), "speculation": Removed(1, "0.2.0")}
 
     num_slots: int | None = Field(None, ge=1)
@@ -35,6 +41,8 @@ class EngineSettings(Settings):
     """Ranks that share one decoder; must divide the model's key/value heads."""
     deepspeed: bool = True
     """Run the decoder layers through DeepSpeed inference. Without it, or where it is not installed, one rank runs plainly."""
+    switch_off: Annotated[tuple[KernelName, ...], Suppress] = ()
+    """Kernels that are not used. On a GPU an engine switches off by itself what differs from the plain path."""
     timeout_seconds: float = Field(60, gt=0)
     """A rank that keeps the others waiting longer has failed."""
     start_timeout_seconds: float = Field(600, gt=0)

@@ -73,6 +73,8 @@ class Result:
     """How often its picture was painted again."""
     is_template: bool = False
     """Whether no attempt at its title passed, and `template_title` stands in for it."""
+    kernels_off: str = ""
+    """Kernels that were switched off when it was made, with commas between them."""
 
 
 @torch.inference_mode()

@@ -100,8 +100,10 @@ def draw_tokens(logits: Tensor, seeds: Tensor, step: int, stream: int, temperatu
     return tokens.gather(1, chosen[:, None])[:, 0]
 
 
-def _draw_kernel(device: torch.device) -> Callable | None:
+def draw_kernel(device: torch.device, sampling: SamplingSettings) -> Callable | None:
     """The kernel that draws from all codes at once, where there is one."""
+    if sampling.picture_top_p < 1 or sampling.picture_top_k:
+        return None
     if device.type == "cuda":
         from adgen.generation.kernels.gpu_draw import draw_gpu
 
@@ -109,9 +111,9 @@ def _draw_kernel(device: torch.device) -> Callable | None:
     return cpu.draw if device.type == "cpu" and cpu.library() else None
 
 
-def draw_codes(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: SamplingSettings, out: Tensor) -> None:
-    """Image tokens out (B,) from logits (2B, V), the conditional rows first, at each row's own step (B,)."""
-    kernel = _draw_kernel(logits.device) if sampling.picture_top_p == 1 and sampling.picture_top_k == 0 else None
+def draw_codes(logits: Tensor, seeds: Tensor, steps: Tensor, sampling: SamplingSettings, out: Tensor, plain: bool = False) -> None:
+    """Image tokens out (B,) from logits (2B, V), the conditional rows first, at each row's step (B,). plain: without a kernel."""
+    kernel = None if plain else draw_kernel(logits.device, sampling)
     if kernel:
         kernel(logits, seeds, steps, PICTURE, sampling.guidance, sampling.picture_temperature, out)
         return

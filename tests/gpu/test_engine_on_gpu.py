@@ -34,7 +34,7 @@ def test_tokens_equal_the_simple_loop_on_the_cpu(sampling):
 def test_a_captured_step_makes_the_bytes_of_an_uncaptured_one(monkeypatch):
     captured = made()
     painter, writer = batch.Painter, batch.TitleWriter
-    monkeypatch.setattr(batch, "Painter", lambda *parts: painter(*parts[:-1], False))
+    monkeypatch.setattr(batch, "Painter", lambda *parts, **more: painter(*parts[:-1], False, **more))
     monkeypatch.setattr(batch, "TitleWriter", lambda *parts: writer(*parts[:-1], False))
     assert_same(captured, made())
 

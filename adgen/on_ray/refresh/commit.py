@@ -33,7 +33,7 @@ class FinishAndCommit:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "floor_seconds", "made_ok",
-        "failed", "judged", "judged_failed", "retried", "committed"}."""
+        "failed", "judged", "judged_failed", "retried", "committed", "kernels_off"}."""
         planned, pictures = unpack(row["shard"])
         gone = self.journal.forgotten_users(
             pair["user_id"] for pair in planned
@@ -54,6 +54,7 @@ class FinishAndCommit:
             "failed": failed,
             **judged_counts(pairs, rows),
             "committed": committed,
+            "kernels_off": row.get("kernels_off", ""),
         }
 
     def _finish(self, pair: Row, pictures: dict[str, bytes]) -> Row:
@@ -138,6 +139,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
         "failed": 0,
         **judged_counts([], []),
         "committed": committed,
+        "kernels_off": "",
     }
 
 

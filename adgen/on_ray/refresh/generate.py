@@ -63,7 +63,8 @@ class Generate:
         if self.context.settings.plan.variants > 1:
             for pair, agreement in zip(wanted, engine.style_agreements(requests, results), strict=True):
                 pair["style_agreement"] = agreement
-        return row | speed | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+        done = {"shard": pack(pairs, pictures), "engine_calls": len(wanted), "kernels_off": ",".join(sorted(engine.switched_off))}
+        return row | speed | done
 
     def made(self, result: "Result", product: ProductFacts) -> tuple[np.ndarray, Row]:
         """The background (H, W, 3) uint8 that the creative gets, and the columns that say how title and picture came about."""

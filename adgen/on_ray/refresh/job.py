@@ -67,6 +67,8 @@ class Summary:
     """Of engines' devices, for 1,000 creatives that are ok; the time of rejected ones is in it."""
     cost_per_1000: float | None = None
     """The same engines' hours times forecast.price_an_hour."""
+    kernels_off: list[str] = field(default_factory=list)
+    """Kernels that engines switched off, since they differed from the plain path on their GPU."""
     note: str = ""
 
     @classmethod
@@ -93,6 +95,7 @@ class Summary:
             seconds=round(seconds, 1),
             engine_calls=speed.pictures,
             **speed.report(),
+            kernels_off=sorted(speed.kernels_off),
             note=note,
         )
 

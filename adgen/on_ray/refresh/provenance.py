@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from adgen.generation.generate import Result
     from adgen.on_ray.refresh.settings import RefreshSettings
 
-PROVENANCE = ("num_slots", "num_threads", "device", "versions", "tokens")
+PROVENANCE = ("num_slots", "num_threads", "device", "versions", "tokens", "kernels_off")
 """Columns of a lineage row that the engine's worker fills."""
 
 _LIBRARIES = ("torch", "transformers", "deepspeed", "triton", "torchao")
@@ -28,6 +28,7 @@ def provenance(result: "Result", settings: "RefreshSettings") -> dict[str, Any]:
         "device": device_text(pick_device(settings.device), settings.engine.tensor_parallel),
         "versions": versions_text(),
         "tokens": tokens_digest(result),
+        "kernels_off": result.kernels_off,
     }
 
 

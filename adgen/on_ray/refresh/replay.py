@@ -162,7 +162,8 @@ def _settings(source: Source, storage: Storage, model: Path | None, device: str,
     values |= {"model": model or values.get("model"), "s3": {}}
     settings = validate_settings(RefreshSettings, values, f"settings of run {source.run.run_id}")
     slots = source.lineage["num_slots"] or settings.engine.num_slots
-    engine = settings.engine.model_copy(update={"num_slots": slots, "tensor_parallel": 1})
+    off = tuple(filter(None, (source.lineage["kernels_off"] or "").split(",")))
+    engine = settings.engine.model_copy(update={"num_slots": slots, "tensor_parallel": 1, "switch_off": off})
     settings = settings.model_copy(update={"engine": engine, "s3": access or S3Access()})
     _require_model(source, settings)
     return settings
@@ -213,7 +214,8 @@ def _compare(source: Source, made: Finished, here: Row) -> Replay:
     before = {name: source.lineage[name] for name in PROVENANCE}
     same_files = _files(made) == _published_files(source.row)
     same_tokens = before["tokens"] in (None, here["tokens"])
-    changed = [name for name in ("device", "versions", "num_threads", "num_slots") if before[name] not in (None, here[name])]
+    made_by = ("device", "versions", "num_threads", "num_slots", "kernels_off")
+    changed = [name for name in made_by if before[name] not in (None, here[name])]
     differs = "; ".join(f"{name} was {before[name]}, is {here[name]}" for name in changed)
     if same_files and source.row["status"] == OK:
         outcome, detail = "equal_bytes", differs

@@ -1,6 +1,6 @@
 """How fast a run's engines were, and the least time that their machines could have taken (the roofline)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -67,6 +67,8 @@ class RunSpeed:
     floor_seconds: float = 0.0
     pictures: int = 0
     num_ok: int = 0
+    kernels_off: set[str] = field(default_factory=set)
+    """What engines switched off on their devices (adgen/generation/device_check.py)."""
 
     def count(self, done: Row) -> None:
         """Take a shard's counts."""
@@ -74,6 +76,7 @@ class RunSpeed:
         self.floor_seconds += done["floor_seconds"]
         self.pictures += done["engine_calls"]
         self.num_ok += done["made_ok"]
+        self.kernels_off |= set(filter(None, done.get("kernels_off", "").split(",")))
 
     def report(self) -> Row:
         """share_of_roofline (0..1), device_seconds_per_1000 creatives that are ok, and their cost_per_1000 in the price's
