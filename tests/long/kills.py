@@ -1,6 +1,6 @@
 """Kills at random moments: nothing is lost, nothing doubled, nobody who is forgotten stays.
 
-    PYTHONPATH=tests python tests/long/kills.py --kills 100 --seed 1 [--work DIR] [--from N] [--only N]
+    PYTHONPATH=tests python tests/long/kills.py --kills 100 --seed 1 [--work DIR] [--from N] [--only N] [--no-refresh]
 
 Each kill copies a store with four nights in it (half of them a folder, half S3, which is moto on loopback), runs commands beside
 each other on it (refresh, forget, rollback, clean-up), and sends SIGKILL to a driver, an actor, a node or a rank at a random
@@ -33,9 +33,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--from", type=int, default=0, dest="first", help="number of the first kill")
     parser.add_argument("--only", type=int, help="do this kill alone")
+    parser.add_argument("--no-refresh", action="store_true", help="only kills in which no refresh takes part: they start no Ray")
     parser.add_argument("--work", type=Path, help="folder that stays; default one that goes")
     arguments = parser.parse_args()
     numbers = [arguments.only] if arguments.only is not None else range(arguments.first, arguments.kills)
+    if arguments.no_refresh:
+        numbers = [number for number in numbers if "refresh" not in Draw.of(arguments.seed, number).commands]
     with nullcontext(str(arguments.work)) if arguments.work else tempfile.TemporaryDirectory(prefix="adgen-kills-") as folder:
         return kill_all(Path(folder), arguments.seed, numbers, again=arguments.only is not None)
 
@@ -50,8 +53,9 @@ def kill_all(folder: Path, seed: int, numbers, again: bool) -> int:
     if left:
         with tempfile.TemporaryDirectory(prefix="scene-", dir=folder) as room:
             say(f"{len(left)} kills; a shop, a store of four nights and an undisturbed run are made first")
-            scene = Scene(Path(room), start_s3()).prepare()
-            with TwoNodes() as cluster:
+            draws = [Draw.of(seed, number) for number in left]
+            scene = Scene(Path(room), start_s3()).prepare(with_engine=any(draw.engine == "engine" for draw in draws))
+            with TwoNodes() if any("refresh" in draw.commands for draw in draws) else nullcontext() as cluster:
                 for place, number in enumerate(left):
                     done.append(outcome := do_kill(scene, cluster, Draw.of(seed, number)))
                     with open(results, "a") as file:
