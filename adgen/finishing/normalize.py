@@ -11,9 +11,10 @@ _THIN_GROUPS = regex.compile(r"(?<=\d)[\u00a0\u2009\u202f](?=\d{3}(?!\d))")
 
 
 def normalized(text: str) -> str:
-    """`text` as NFKC, casefolded, with simplified characters: 國 is 国, Ａ is a, 1½ is 1 1⁄2, 1 000 with a thin space is 1000."""
+    """`text` as NFKC, casefolded, with simplified characters: 國 is 国, Ａ is a, 1½ is 1 1⁄2, 1 000 with a thin space is 1000, a
+    hyphen that does not break is one that does."""
     text = _VULGAR.sub(" ", _THIN_GROUPS.sub("", text))
-    return unicodedata.normalize("NFKC", text).casefold().translate(_simplified())
+    return unicodedata.normalize("NFKC", text).replace("\u2010", "-").casefold().translate(_simplified())
 
 
 @cache

@@ -25,10 +25,14 @@ _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9
 _ONE_WORD = "|".join(sorted((*_WORDS, *_SCALES), key=len, reverse=True))
 _DECIMAL = r"\d{1,30}(?:[.,]\d{1,30})*"
 
+_HAN_PART = r"\d{1,3}|[一二两三四五六七八九十百]{1,5}"
+_PART_OF = regex.compile(rf"(?<![\d第])({_HAN_PART})分之({_HAN_PART})")
+_HALF = regex.compile(rf"(?<![\d一二两三四五六七八九十])半(?={_MEASURE.pattern})")
+_MIXED = regex.compile(r"(?<![\d.,])(\d{1,9})万(\d)千(?!\d)")
 _PERCENT = regex.compile(r"百分之(\d[\d.]{0,29}|[零〇一二两三四五六七八九十百]{1,30})")
 _HAN = regex.compile(
-    r"(?<![第唯统之单每\d])(?:[一二两三四五六七八九][十百千万亿零〇一二两三四五六七八九]{0,30}|十[一二三四五六七八九]?)"
-    rf"(?:(?={_HAN_UNITS})|(?<=[一二两三四五六七八九][十百千万亿]+))"
+    r"(?<![第唯统之单每\d])(?:[一二两三四五六七八九][十百千万亿零〇一二两三四五六七八九]{0,30}+|十[一二三四五六七八九]?+)"
+    rf"(?P<unit>(?=\s?(?:{_HAN_UNITS})))?"
 )
 _ENGLISH = regex.compile(rf"(?<![\p{{L}}\d])(?:{_ONE_WORD})(?:(?:[\s-]+|\s+and\s+)(?:{_ONE_WORD}))*(?![\p{{L}}\d])")
 _SCALED = regex.compile(rf"(?<![\d.,])({_DECIMAL})\s?(?:(万亿|万|亿)|(thousand|million|billion)(?![\p{{L}}\d]))")
@@ -40,9 +44,11 @@ _BELOW_ZERO = regex.compile(r"(?:零下|(?<![\p{L}\d])minus)\s?(?=\d)")
 def spelled_in_digits(text: str) -> str:
     """`text`, which is normalized, with its numbers in digits: 三件 is 3件, 3万 is 30000, "two hundred" is 200, ½ is 0.5."""
     text = _PERCENT.sub(lambda match: f"{_han_or_digits(match[1])}%", text)
-    text = _HAN.sub(_of_han, text)
+    text = _PART_OF.sub(lambda match: f"{_han_or_digits(match[2])}/{_han_or_digits(match[1])}", text)
+    text = _HAN.sub(_of_han, _HALF.sub("0.5", text))
+    text = _MIXED.sub(lambda match: str(int(match[1]) * 10**4 + int(match[2]) * 1000), text)
+    text = _SCALED.sub(_of_scaled, text)  # before words: 120 million is one number
     text = _ENGLISH.sub(_of_english, text)
-    text = _SCALED.sub(_of_scaled, text)
     text = _DOZEN.sub(lambda match: str(12 * int(match[1] or 1)), text)
     text = _FRACTION.sub(_of_fraction, text)
     return _BELOW_ZERO.sub("-", text)
@@ -71,7 +77,10 @@ def _shown(value: Fraction) -> str:
 
 
 def _of_han(match: regex.Match) -> str:
+    has_unit = match["unit"] is not None
     if match[0] == "一" and not _MEASURE.match(match.string, match.end()):
+        return match[0]
+    if not has_unit and (match[0][0] == "十" or not set(match[0]) & {*_TENS, *_MYRIADS}):
         return match[0]
     return str(_read_han(match[0]))
 

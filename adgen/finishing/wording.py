@@ -40,7 +40,7 @@ class Wording(NamedTuple):
     @classmethod
     def of(cls, texts: Sequence[str], stop_words: Iterable[str]) -> Self:
         """What `texts` allow, with `stop_words` of any language."""
-        tokens = [words(text) for text in texts]
+        tokens = [words(_with_negations_closed(text)) for text in texts]
         stops = [words(stop) for stop in stop_words]
         runs = [run for token in tokens for run in token.runs]
         said = Counter(word for token in tokens for word in token.words)
@@ -57,7 +57,7 @@ class Wording(NamedTuple):
 
     def coverage(self, title: str) -> tuple[float, list[str]]:
         """(share of the title's words and run characters that is allowed, what is not); numbers have their own gate."""
-        tokens = words(title)
+        tokens = words(_with_negations_closed(title))
         denied = set(denied_words(title))
         unknown = [word for word in tokens.words if not self._knows(word) or (word not in denied and self._only_denies(word))]
         missing = len(unknown)
@@ -115,13 +115,22 @@ def _forms(word: str) -> tuple[str, ...]:
 
 def denied_words(text: str) -> list[str]:
     """The words of spaced scripts that a negation before them denies, as often as it does."""
-    return [word for match in _spaced_negation().finditer(normalized(text)) for word in words(match["denied"]).words]
+    found = [word for match in _spaced_negation().finditer(normalized(text)) for word in words(match["denied"]).words]
+    return [word for word in found if word not in ("or", "nor")]
 
 
 @cache
 def _spaced_negation() -> regex.Pattern:
     negations, through = (_alternatives(field, spaced=True) for field in ("negations", "negated_through"))
-    return regex.compile(rf"(?<![\p{{L}}\d])(?:{negations})(?:[\s-]+(?:{through}))*[\s-]+(?P<denied>\p{{L}}[\p{{L}}\p{{M}}'’]*)")
+    word = r"\p{L}[\p{L}\p{M}'’]*"
+    before = rf"(?:{negations})(?:[\s-]+(?:{through}))*[\s-]+(?P<denied>{word}(?:\s+n?or\s+{word})*)"
+    return regex.compile(rf"(?<![\p{{L}}\d])(?:{before}|(?P<denied>{word})-free(?!\p{{L}}))")
+
+
+def _with_negations_closed(text: str) -> str:
+    """The text with a Chinese negation drawn to what follows it after a space: 不 防水 is 不防水."""
+    negations = _alternatives("negations", spaced=False)
+    return regex.sub(rf"((?:{negations}))\s+(?=\p{{Han}})", r"\1", normalized(text))
 
 
 @cache
