@@ -45,6 +45,7 @@ def test_rows_are_filtered_and_projected(store: Storage, monkeypatch: pytest.Mon
             lambda row: user == row["user_key"] or product == row["product_id"],
         ),
         ([("title_source", "==", "model")], lambda row: False),
+        ([["user_key", "==", user]], lambda row: row["user_key"] == user),  # as JSON has it
         ([], lambda row: True),
     ):
         found = list(run.rows(["title", "pair_id"], where))
@@ -59,6 +60,8 @@ def test_rows_are_filtered_and_projected(store: Storage, monkeypatch: pytest.Mon
         (None, [("colour", "==", "red")], "'colour' is no column"),
         (None, [("status", "~", "ok")], "where: .*~"),
         (None, [("bytes", ">", "many")], "where: "),
+        (None, [("status", "ok")], "is no list of \\(column, operator, value\\)"),
+        (None, [[]], "is no list of"),
     ],
 )
 def test_a_wrong_filter_is_named_before_anything_is_read(folder_store, columns, where, said):

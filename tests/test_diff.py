@@ -97,6 +97,9 @@ def test_without_lineage_the_public_part_says_what_it_can(store: Storage):
     after = publish(store, other_model, settings="s")
     causes = {row["pair_id"]: row["why"] for row in diff_runs(store, CAMPAIGN, before, after).changes}
     assert causes == {pairs[0]: ["unknown"], pairs[1]: ["model"]}
+    for entry in list(store.entries(f"private/campaigns/{CAMPAIGN}/runs/{before}/")):
+        store.delete(entry.key)
+    assert f"run {before} has none in private/" in diff_runs(store, CAMPAIGN, before, after).note
     other = publish(store, with_values(make_rows(store, pairs, "newest"), model_digest=["m", "n"]), settings="t")
     assert {tuple(row["why"]) for row in diff_runs(store, CAMPAIGN, after, other).changes} == {("settings",)}
 

@@ -43,7 +43,7 @@ class PairBuckets:
         return pa.concat_tables([self.schema.empty_table(), *tables])
 
     def _write(self, table: pa.Table) -> None:
-        table = table.sort_by("pair_id")
+        table = table.combine_chunks().sort_by("pair_id")
         start = 0
         for name, count in self._runs(table["pair_id"]):
             number = self._files.get(name, 0)

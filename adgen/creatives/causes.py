@@ -21,7 +21,7 @@ from adgen.records import OK
 
 CAUSES = {
     "product": "title, selling points, scale or picture of the product",
-    "history": "the clicks that were drawn for the prompt",
+    "history": "the drawn clicks, or title or picture of a clicked product",
     "model": "the model directory, or the version of the engine",
     "settings": "sampling, finishing, engine options that change creatives, or campaign_seed",
     "rules": "the rule packs: the same creative was judged anew",
@@ -31,7 +31,7 @@ CAUSES = {
     "pair_gone": "the newer run does not have the pair",
     "rejected": "a gate rejects it now",
     "failed": "its input is bad now",
-    "unknown": "no lineage says so: it was not to be read, or an earlier version wrote it",
+    "unknown": "the lineage does not say: it could not be read, or an earlier version wrote it",
 }
 _PARTS_AT_ONCE = 16
 _COLUMNS = ("product_hash", "history", "model_digest", "settings_digest", "seed")
@@ -79,7 +79,10 @@ class Diff:
     def _lineage(self, run: RunDocument) -> Iterator[pa.Table]:
         journal = Journal(self.storage, run.campaign, run.run_id)
         try:
-            for lineage in map_ahead(journal.read_lineage, sorted(journal.done()), _PARTS_AT_ONCE):
+            shards = sorted(journal.done())
+            if not shards:
+                self.note = f"causes are unknown where only the lineage has them: run {run.run_id} has none in private/"
+            for lineage in map_ahead(journal.read_lineage, shards, _PARTS_AT_ONCE):
                 if lineage is not None:
                     yield _components(lineage)
         except StoreError as error:

@@ -195,7 +195,7 @@ def diff(
     if as_json:
         return print_json(dataclasses.asdict(found))
     print_table(("", ""), [(name, text_of(getattr(found, name))) for name in ("added", "changed", "withdrawn")])
-    print_table(("kind", "why", "creatives"), [(*name.split(": ", 1), text_of(count)) for name, count in found.why.items()])
+    print_table(("kind", "why", "creatives", ""), [_cause_line(*name.split(": "), count) for name, count in found.why.items()])
     if found.changes:
         print_table(("kind", "why", "pair", "product"), [_change_line(change) for change in found.changes])
     if found.note:
@@ -224,6 +224,12 @@ def _status_line(status: "CampaignStatus") -> tuple[str, ...]:
     age = "" if status.age_seconds is None else f"{status.age_seconds / 3600:,.1f} h"
     cost = "" if status.cost is None else f"{status.cost:,.2f}"
     return (status.campaign, age, *("" if share is None else f"{share:.1%}" for share in shares), cost, status.run_id or "none")
+
+
+def _cause_line(kind: str, cause: str, count: int) -> tuple[str, ...]:
+    from adgen.creatives.causes import CAUSES
+
+    return kind, cause, text_of(count), CAUSES[cause]
 
 
 def _change_line(change: dict[str, Any]) -> tuple[str, ...]:

@@ -46,8 +46,12 @@ class Selection:
     @classmethod
     def of(cls, columns: Collection[str] | None, where: Where | None) -> "Selection":
         """What was asked for; None: all. ConsumerError names a column that there is not, or a filter that is none."""
-        groups = [where] if where and not isinstance(where[0], list) else where or ()
-        found = cls(tuple(MANIFEST.names if columns is None else columns), tuple(tuple(map(tuple, group)) for group in groups))
+        try:
+            groups = [where] if where and isinstance(where[0][0], str) else where or ()
+            filters = tuple(tuple((name, operator, value) for name, operator, value in group) for group in groups)
+        except (IndexError, TypeError, ValueError):
+            raise ConsumerError(f"where: {where!r} is no list of (column, operator, value)") from None
+        found = cls(tuple(MANIFEST.names if columns is None else columns), filters)
         if unknown := [name for name in (*found.columns, *found.compared) if name not in MANIFEST.names]:
             raise ConsumerError(f"{unknown[0]!r} is no column of a manifest; it has {', '.join(MANIFEST.names)}")
         if found.filters:
