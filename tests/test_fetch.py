@@ -244,6 +244,17 @@ def test_a_feed_itself_may_lie_on_the_web_but_names_no_files_here(web, tmp_path)
     assert "secret" not in str(raised.value)
 
 
+def test_a_feed_may_be_larger_than_a_picture_and_has_a_limit_too(web, tmp_path, monkeypatch):
+    rows = [{"id": f"p{number}", "title": "Mug " * 20, "image_link": web.url("/a.png")} for number in range(1_500)]
+    web.pages["/feed.csv"] = (200, {"Content-Type": "text/csv"}, table(rows).encode())
+    assert len(web.pages["/feed.csv"][2]) > QUICK.max_bytes
+    summary = import_with_pictures(web.url("/feed.csv"), tmp_path / "shop", FeedOptions(), PictureOptions(), web.fetcher())
+    assert (summary.products, summary.on_the_web) == (1_500, 1_500)
+    monkeypatch.setattr("adgen.shop.inputs.web.fetcher.FEED_BYTES", 100_000)
+    with pytest.raises(InputError, match="too_large_file"):
+        import_with_pictures(web.url("/feed.csv"), tmp_path / "shop", FeedOptions(), PictureOptions(), web.fetcher())
+
+
 def test_the_command_asks_no_inside_address(web, tmp_path, capsys):
     """What an operator can say opens no inside address."""
     feed = feed_of(tmp_path / "feed", f"https://localhost:{web.port}/a.png", "images/0.png")

@@ -11,7 +11,7 @@ import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urljoin
 
 import urllib3
@@ -28,13 +28,15 @@ _TRY_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
 _POOLS = 64
 _HOST_IS_DOWN = 10
 _CHUNK = 2**16
+FEED_BYTES = 64 * 2**30
+FEED_SECONDS = 6 * 3600
 _NO_PICTURE = "text/", "application/json", "application/xml", "application/pdf", "application/xhtml", "video/", "audio/"
 HEADERS = {"User-Agent": "adgen", "Accept": "image/*, */*;q=0.5", "Accept-Encoding": "identity"}
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one file."""
+    """Of one picture."""
 
     max_bytes: int = MAX_PICTURE_BYTES
     connect_seconds: float = 10
@@ -84,15 +86,17 @@ class Fetcher:
         return data
 
     def fetch(self, url: str, take: Callable[[bytes], object], begin_again: Callable[[], object], is_picture: bool = False) -> None:
-        """Give the file's bytes to `take`, in pieces; `begin_again` before a further attempt.
+        """Give the file's bytes to `take`, `begin_again` before a further attempt. What is no picture is a feed and may be
+        larger.
 
         FetchError: scheme_not_allowed, credentials_in_link, bad_link, inside_address, unreachable, tls_error, too_many_redirects,
         too_large_file, too_slow, not_a_picture, http_404 and its like.
         """
-        deadline = time.monotonic() + self.bounds.total_seconds
+        bounds = self.bounds if is_picture else replace(self.bounds, max_bytes=FEED_BYTES, total_seconds=FEED_SECONDS)
+        deadline = time.monotonic() + bounds.total_seconds
         for attempt in range(1, self.bounds.attempts + 1):
             try:
-                return self._attempt(url, take, deadline, is_picture)
+                return self._attempt(url, take, deadline, bounds, is_picture)
             except _Again as error:
                 if attempt == self.bounds.attempts or time.monotonic() > deadline:
                     raise FetchError(error.reason, f"{url}: {error}") from None
@@ -100,7 +104,7 @@ class Fetcher:
                 self._sleep(min(max(error.wait, self.bounds.wait_seconds * 2 ** (attempt - 1)), self.bounds.longest_wait_seconds))
         raise AssertionError("attempts are 1 or more")
 
-    def _attempt(self, url: str, take: Callable[[bytes], object], deadline: float, is_picture: bool) -> None:
+    def _attempt(self, url: str, take: Callable[[bytes], object], deadline: float, bounds: Bounds, is_picture: bool) -> None:
         for _ in range(self.bounds.redirects + 1):
             with closing(self._ask(checked_url(url))) as answer:
                 if answer.status in _REDIRECTS and (to := answer.headers.get("Location")):
@@ -109,7 +113,7 @@ class Fetcher:
                 _check_status(url, answer)
                 if is_picture:
                     _check_type(url, answer.headers.get("Content-Type", ""))
-                return self._read(url, answer, take, deadline)
+                return _read(url, answer, take, deadline, bounds)
         raise FetchError("too_many_redirects", f"{url}: more than {self.bounds.redirects}")
 
     def _ask(self, url: Url) -> urllib3.BaseHTTPResponse:
@@ -160,23 +164,6 @@ class Fetcher:
             self._failed_in_a_row[host] += 1
             self._pools.pop((host, port), None)
 
-    def _read(self, url: str, answer: urllib3.BaseHTTPResponse, take: Callable[[bytes], object], deadline: float) -> None:
-        limit, size = self.bounds.max_bytes, 0
-        if (length := answer.headers.get("Content-Length", "")).isdecimal() and int(length) > limit:
-            raise FetchError("too_large_file", f"{url}: has {length} bytes, limit {limit}")
-        if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
-            raise FetchError("unreadable", f"{url}: is compressed, which was not asked for")
-        try:
-            while chunk := answer.read1(_CHUNK, decode_content=False):
-                size += len(chunk)
-                if size > limit:
-                    raise FetchError("too_large_file", f"{url}: has more than {limit} bytes")
-                if time.monotonic() > deadline:
-                    raise FetchError("too_slow", f"{url}: {size} bytes in {self.bounds.total_seconds:g} seconds")
-                take(chunk)
-        except HTTPError as error:  # also an answer that ends before its length
-            raise _Again("unreachable", str(error)) from None
-
 
 def checked_url(url: str) -> Url:
     """The parts of an https link. FetchError: scheme_not_allowed, credentials_in_link, bad_link."""
@@ -191,6 +178,24 @@ def checked_url(url: str) -> Url:
     if not parts.host:
         raise FetchError("bad_link", f"{url}: no host")
     return parts
+
+
+def _read(url: str, answer: urllib3.BaseHTTPResponse, take: Callable[[bytes], object], deadline: float, bounds: Bounds) -> None:
+    limit, size = bounds.max_bytes, 0
+    if (length := answer.headers.get("Content-Length", "")).isdecimal() and int(length) > limit:
+        raise FetchError("too_large_file", f"{url}: has {length} bytes, limit {limit}")
+    if answer.headers.get("Content-Encoding", "identity").lower() not in ("identity", ""):
+        raise FetchError("unreadable", f"{url}: is compressed, which was not asked for")
+    try:
+        while chunk := answer.read1(_CHUNK, decode_content=False):
+            size += len(chunk)
+            if size > limit:
+                raise FetchError("too_large_file", f"{url}: has more than {limit} bytes")
+            if time.monotonic() > deadline:
+                raise FetchError("too_slow", f"{url}: {size} bytes in {bounds.total_seconds:g} seconds")
+            take(chunk)
+    except HTTPError as error:  # also an answer that ends before its length
+        raise _Again("unreachable", str(error)) from None
 
 
 def _check_status(url: str, answer: urllib3.BaseHTTPResponse) -> None:
