@@ -98,11 +98,11 @@ def assert_published_as(undisturbed: Path, store: Path, unequal: set[str] = UNEQ
 
 @contextmanager
 def ray_nodes(count: int, **environment: str):
-    """A Ray cluster in a process of its own, started in another folder, two slots a node: its address, and an act that kills
+    """A Ray cluster in a process of its own, two slots a node: its address, and an act that kills
     its newest node (of one: the head) and says which stages ran there."""
     script, pipe = str(Path(__file__).parent / "ray_nodes.py"), subprocess.PIPE
     words = [sys.executable, script, str(count)]
-    nodes = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, cwd="/", env=os.environ | environment)
+    nodes = subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=os.environ | environment)
 
     def kill_last() -> list[str]:
         print("kill", file=nodes.stdin, flush=True)
