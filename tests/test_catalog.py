@@ -51,6 +51,14 @@ def facts_of(catalog, product: str) -> dict:
     return catalog.facts([product]).to_pylist()[0]
 
 
+def test_a_shop_whose_pairs_and_clicks_name_none_of_its_products_is_planned_night_after_night(shop, folder):
+    """As with ids of another system: the catalog is empty, and each pair says why there is no creative."""
+    shop.products = {f"other-{name}": row for name, row in shop.products.items()}
+    for _ in range(2):
+        night = shop.night(folder)
+        assert {row["reason"] for row in night.generate} == {"unknown_product"}
+
+
 def test_a_table_that_cannot_be_read_to_its_end_is_named(shop, folder):
     """Whoever joins it has errors of its own."""
     inputs = shop.save()

@@ -30,7 +30,7 @@ from adgen.errors import InputError
 from adgen.shop.catalog.buckets import bucket_count, product_key, read_products, split_products
 from adgen.shop.catalog.files import CatalogBucket, CatalogFile, CatalogIndex, fetch_file, last_index, read_index, write_bucket
 from adgen.shop.catalog.files import write_catalog as write_catalog
-from adgen.shop.catalog.rows import Changes, Encoders, changed_products, encode_products, row_schema
+from adgen.shop.catalog.rows import FACT_NAMES, ID_NAMES, Changes, Encoders, changed_products, encode_products, row_schema
 from adgen.shop.inputs.tables import Inputs
 from adgen.shop.similarity import EMBEDDING_SIZE
 
@@ -125,7 +125,7 @@ class Catalog:
         start = 0
         for chunk in facts.table["embedding"].chunks:
             here = (positions >= start) & (positions < start + len(chunk))
-            values = chunk.flatten().to_numpy().reshape(len(chunk), -1)
+            values = chunk.flatten().to_numpy().reshape(len(chunk), out.shape[1])  # 0 rows where no product is asked for
             out[here] = values[positions[here] - start]
             start += len(chunk)
         return out
@@ -147,7 +147,8 @@ class Catalog:
     def _rows(self, kind: Literal["ids", "facts"]) -> _Rows:
         if kind not in self._opened:
             files = [getattr(bucket, kind) for bucket in self.index.buckets]
-            self._opened[kind] = _Rows(map(self._path, files), self._schema)
+            names = ID_NAMES if kind == "ids" else [*FACT_NAMES, "embedding"]
+            self._opened[kind] = _Rows(map(self._path, files), pa.schema([self._schema.field(name) for name in names]))
         return self._opened[kind]
 
     def _path(self, file: CatalogFile) -> Path:

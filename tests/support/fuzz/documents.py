@@ -1,5 +1,6 @@
 """Mutations of bytes, and of JSON as JSON."""
 
+import copy
 import json
 from typing import Any
 
@@ -59,9 +60,9 @@ def mutated_json(sound: bytes) -> draw.SearchStrategy[bytes]:
             if act == "remove":
                 del holder[name]
             elif act == "add" and isinstance(holder, dict):
-                holder[choose(draw.text(max_size=8))] = choose(draw.sampled_from(ODD))
+                holder[choose(draw.text(max_size=8))] = copy.deepcopy(choose(draw.sampled_from(ODD)))
             else:
-                holder[name] = float("nan") if act == "NaN" else choose(draw.sampled_from(ODD))
+                holder[name] = float("nan") if act == "NaN" else copy.deepcopy(choose(draw.sampled_from(ODD)))
         return json.dumps(changed).encode("utf-8", "surrogatepass")
 
     return mutate()
