@@ -21,6 +21,8 @@ from adgen.shop.synthetic.synth import synthesize
 
 # Workers side by side, each with as many threads as cores, would wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers are nice to all others (15), so that beside other tests they would stand still.
+os.environ.setdefault("RAY_worker_niceness", "0")
 LONGEST_FIRST = ("ray", "test_kill.py", "training", "ranks", "test_deepspeed_step.py")
 
 
