@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from adgen.errors import SettingsError
 from adgen.records import digest
@@ -105,19 +105,35 @@ def _digested(value: Any, dumped: Any) -> Any:
 S = TypeVar("S", bound=BaseModel)
 
 
-def validate_settings(kind: type[S], values: dict[str, Any], source: str) -> S:
+def validate_settings(kind: type[S], values: dict[str, Any], source: str, missing: Any = None) -> S:
     """`values`, of this version or an earlier one, as `kind`; SettingsError names the source, each field, its value and what is
     wrong with it."""
     values = current_values(kind, values, source)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
+        problems = error.errors(include_url=False)
+        absent = {problem["loc"][0] for problem in problems if problem["type"] == "missing" and len(problem["loc"]) == 1}
+        if missing is not None and len(absent) == len(problems):
+            return _without_what_is_missing(kind, values, dict.fromkeys(absent, missing))
         lines = []
-        for problem in error.errors(include_url=False):
+        for problem in problems:
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"
             said = "unknown key" if problem["type"] == "extra_forbidden" else problem["msg"]
             lines.append(f"{field}: {said}{_shown(field, problem['input'])}")
         raise SettingsError(f"{source}: " + "; ".join(lines)) from None
+
+
+def _without_what_is_missing(kind: type[S], values: dict[str, Any], stand_ins: dict[str, Any]) -> S:
+    """All fields of `kind` valid, but the stand-ins."""
+    fields = {name: field for name, field in kind.model_fields.items() if name not in stand_ins}
+    known = {
+        name: TypeAdapter(Annotated[field.annotation, field]).validate_python(values[name])
+        if name in values
+        else field.get_default(call_default_factory=True)
+        for name, field in fields.items()
+    }
+    return kind.model_construct(**known, **stand_ins)
 
 
 def _shown(field: str, value: Any) -> str:
@@ -197,9 +213,10 @@ def read_json(path: str | Path) -> Any:
         raise json.JSONDecodeError(str(error), text[:100], 0) from None
 
 
-def load_settings(kind: type[S], path: str | Path) -> S:
-    """Read `path` (TOML) as `kind`."""
-    return validate_settings(kind, read_toml(path), str(path))
+def load_settings(kind: type[S], path: str | Path, *, missing: Any = None) -> S:
+    """Read `path` (TOML) as `kind`. With `missing`, that stands where the file lacks what `kind` requires, and what fields say
+    together is not checked yet: the command line has not spoken."""
+    return validate_settings(kind, read_toml(path), str(path), missing)
 
 
 # -- finishing -------------------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ new GPU is asked, `data` everything around it.
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
 bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
-measured in the same run, and the formula is printed. Progress and tables go to stderr; the last line of stdout is one JSON
+measured in the same run, and the formula is printed. A TOML file after the command's name holds its settings; flags override
+them. Progress and tables go to stderr; the last line of stdout is one JSON
 object (on a terminal with `--json`).
 """
 
@@ -20,22 +21,22 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import tyro
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
 
-from adgen.generation.benchmark.settings import EngineBenchmarkSettings
+from adgen.generation.benchmark.settings import EngineBenchmarkSettings, OptionsBenchmarkSettings
 from adgen.on_ray import command
+from adgen.on_ray.benchmark.settings import DataBenchmarkSettings
 from adgen.on_ray.command import Outcome, progress
 from adgen.on_ray.display import error_console
 
-app = tyro.extras.SubcommandApp()
+commands = command.Commands()
 Output = OmitArgPrefixes[command.Output]
 WIDTH = 150  # columns of the engine's table: whole numbers, in a log file too
 
 
-@app.command
+@commands.add
 def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """Pictures a second, ms a step, share of the roofline, and how many times as fast as other loops."""
     import torch
@@ -58,28 +59,22 @@ def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], output: O
     return Outcome(as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]])), output)
 
 
-@app.command
-def options(
-    size: Annotated[str, arg(help="of the model, as for `engine`")] = "bench-30m",
-    batch: Annotated[int, arg(help="creatives made at once")] = 4,
-    prompt_tokens: Annotated[int, arg(help="tokens before the first image token")] = 400,
-    pairs: Annotated[int, arg(help="interleaved batches, plain and with the option")] = 3,
-    device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cpu",
-    output: Output = command.DEFAULT,
-) -> Outcome:
+@commands.add
+def options(settings: Annotated[OptionsBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """Speed of each lossy option against the plain engine, and how far it moves the distributions of image tokens."""
     import torch
 
     from adgen.generation.benchmark.options import measure_options
 
+    size, device = settings.size, torch.device(settings.device)
     with progress("") as bar:
-        costs = measure_options(size, batch, prompt_tokens, pairs, torch.device(device), bar.phase)
+        costs = measure_options(size, settings.batch, settings.prompt_tokens, settings.pairs, device, bar.phase)
     table = Table("option", "x speed", "x speed of a picture", "distribution moved", "argmax kept")
     for cost in costs:
         speeds = (f"{cost.speed_up:.2f}", f"{cost.step_speed_up:.2f}")
         table.add_row(cost.name, *speeds, f"{cost.moved:.5f}", f"{cost.argmax_kept:.1%}")
     error_console().print(table)
-    about = {"benchmark": "options", "size": size, "batch": batch, "prompt_tokens": prompt_tokens, "device": device}
+    about = {"benchmark": "options"} | settings.model_dump(mode="json", exclude={"pairs"})
     return Outcome(about | {"options": [dataclasses.asdict(cost) for cost in costs]}, output)
 
 
@@ -107,14 +102,7 @@ def gpu(
 
 
 @app.command
-def data(
-    pairs: Annotated[tuple[int, ...], arg(help="sizes, each a refresh of its own without pictures")] = (10_000, 200_000),
-    finished_pairs: Annotated[int, arg(help="pairs of one more refresh, with pictures pasted, judged and encoded; 0: none")] = 2000,
-    side: Annotated[int, arg(help="pixels of those pictures")] = 512,
-    products: Annotated[int, arg(help="products of the synthetic shop")] = 2000,
-    pairs_per_shard: Annotated[int, arg(help="pairs of a shard")] = 256,
-    output: Output = command.DEFAULT,
-) -> Outcome:
+def data(settings: Annotated[DataBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.benchmark.refresh import as_record, marginal_rates, run_benchmark
 
@@ -124,11 +112,11 @@ def data(
             bar.print(json.dumps(as_record([run])[0]))
             bar.advance(1)
 
-        bar.phase("measure", len(pairs) + (finished_pairs > 0))
-        measured = run_benchmark(pairs, finished_pairs, side, products, pairs_per_shard, each=done)
+        bar.phase("measure", len(settings.pairs) + (settings.finished_pairs > 0))
+        measured = run_benchmark(**settings.model_dump(), each=done)
     runs, marginal = as_record(measured), marginal_rates(measured)
     print_runs(error_console(), runs, marginal)
-    about = {"benchmark": "data", "products": products, "pairs_per_shard": pairs_per_shard}
+    about = {"benchmark": "data", "products": settings.products, "pairs_per_shard": settings.pairs_per_shard}
     return Outcome(about | {"runs": runs, "marginal": marginal}, output)
 
 
@@ -153,7 +141,7 @@ def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str,
 
 def main(arguments: list[str]) -> int:
     """Run a command; the exit code."""
-    return command.run_app(app, "benchmark", __doc__, arguments)
+    return commands.run("benchmark", __doc__, arguments)
 
 
 if __name__ == "__main__":

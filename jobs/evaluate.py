@@ -10,14 +10,13 @@
 with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. Stopped, the same command goes
 on with what is missing. `proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how
 far PBS moves when a picture changes and its background does not; `photographs` how well scores separate labelled kinds
-of background. Progress and tables go to stderr; the last line of stdout is one JSON object (on a terminal with `--json`).
+of background. A TOML file after the command's name holds its settings, and flags override them. Progress and tables go to stderr; the last line of stdout is one JSON object (on a terminal with `--json`).
 """
 
 import shlex
 import sys
 from typing import Annotated, Any
 
-import tyro
 from tyro.conf import OmitArgPrefixes, arg
 
 from adgen.evaluation.robustness.settings import PhotographsSettings, RobustnessSettings
@@ -27,12 +26,12 @@ from adgen.on_ray.display import error_console
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluationSettings
 from adgen.on_ray.proof.settings import ProofSettings
 
-app = tyro.extras.SubcommandApp()
+commands = command.Commands()
 Output = OmitArgPrefixes[command.Output]
 WIDTH = 120  # columns of the tables
 
 
-@app.command
+@commands.add
 def run(settings: Annotated[RunEvaluationSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """How good are the creatives of a published run? Every row scored, means with intervals, a report."""
     from adgen.on_ray.evaluation.job import evaluate_run
@@ -42,7 +41,7 @@ def run(settings: Annotated[RunEvaluationSettings, arg(name="")], output: Output
     return _with_scores(record, output)
 
 
-@app.command
+@commands.add
 def model(settings: Annotated[ModelEvaluationSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """How good are the creatives that a model makes of the pairs with a reference? Made, then scored as `run` does."""
     from adgen.on_ray.evaluation.model import evaluate_model
@@ -59,7 +58,7 @@ def _with_scores(record: dict[str, Any], output: command.Output) -> Outcome:
     return Outcome(record, output)
 
 
-@app.command
+@commands.add
 def proof(
     settings: Annotated[ProofSettings, arg(name="")],
     require_goals: Annotated[bool, arg(help="exit with 1 where a goal is missed, undecided or not measured")] = False,
@@ -76,7 +75,7 @@ def proof(
     return Outcome(record, output, not (require_goals and found.falls_short))
 
 
-@app.command
+@commands.add
 def robustness(settings: Annotated[RobustnessSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """How far does PBS move when a picture changes and its background does not? Compared with the score of other backgrounds."""
     from adgen.evaluation.report.tables import print_robustness
@@ -88,7 +87,7 @@ def robustness(settings: Annotated[RobustnessSettings, arg(name="")], output: Ou
     return Outcome(record, output)
 
 
-@app.command
+@commands.add
 def photographs(settings: Annotated[PhotographsSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """How well do scores separate labelled kinds of background in real photographs? Retrieval over other products."""
     from adgen.evaluation.report.tables import print_photographs
@@ -102,7 +101,7 @@ def photographs(settings: Annotated[PhotographsSettings, arg(name="")], output: 
 
 def main(arguments: list[str]) -> int:
     """Run a command; the exit code."""
-    return command.run_app(app, "evaluate", __doc__, arguments)
+    return commands.run("evaluate", __doc__, arguments)
 
 
 if __name__ == "__main__":

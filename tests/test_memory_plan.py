@@ -6,9 +6,8 @@ from support.engine import SAMPLED, requests
 from support.models import small_config, small_model, small_prompter
 
 from adgen.generation.engine import Engine
-from adgen.generation.engine_settings import EngineSettings
+from adgen.generation.engine_settings import CPU_SLOTS, EngineSettings
 from adgen.generation.memory_plan import (
-    CPU_SLOTS,
     MAX_SLOTS,
     bytes_per_cached_token,
     bytes_per_slot,

@@ -10,8 +10,8 @@ from support.models import save_small_model, small_config, small_model, small_pr
 
 from adgen.generation.benchmark.machine import Machine
 from adgen.generation.benchmark.roofline import Workload, roofline
-from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.memory_plan import CPU_SLOTS, plan_num_slots, row_capacity
+from adgen.generation.engine_settings import CPU_SLOTS, EngineSettings
+from adgen.generation.memory_plan import plan_num_slots, row_capacity
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.generation.timings import PhaseTimings
@@ -27,6 +27,7 @@ MACHINE = Machine(read_gb_s=10, copy_gb_s=10, triad_gb_s=10, gflops=100)
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
     monkeypatch.setattr(speed_module, "_machine", lambda *_: MACHINE)
+    monkeypatch.setattr(speed_module, "ENOUGH_SECONDS", 0.0)
 
 
 def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
@@ -42,7 +43,17 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
     )  # fmt: skip
     expected = roofline(work, MACHINE).seconds / 2 * 5
     assert shard_speed(engine, spent, 5) == {"engine_seconds": spent.seconds, "floor_seconds": pytest.approx(expected)}
-    assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": 0.0}
+    assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": None}
+
+
+def test_an_engine_that_worked_for_a_moment_is_not_compared_with_its_machine(monkeypatch):
+    monkeypatch.setattr(speed_module, "ENOUGH_SECONDS", 1.0)
+    engine = small_engine(num_slots=2)
+    short = PhaseTimings(picture=0.4, rows=2)
+    engine.timings = PhaseTimings(picture=0.9, rows=4)
+    assert shard_speed(engine, short, 2) == {"engine_seconds": 0.4, "floor_seconds": None}
+    engine.timings = PhaseTimings(picture=1.3, rows=6)
+    assert shard_speed(engine, short, 2)["floor_seconds"] > 0
 
 
 def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
@@ -52,9 +63,11 @@ def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
         run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures, "made_ok": ok})
     speed = {"share_of_roofline": 0.5, "share_of_floor": 0.5, "device_seconds_per_1000": 800.0, "cost_per_1000": 0.4}
     assert run.report() == speed
-    assert RunSpeed(RefreshSettings(), 1.0, 0.5, 10, 10).report()["cost_per_1000"] is None
+    run.count({"engine_seconds": 8.0, "floor_seconds": None, "engine_calls": 40, "made_ok": 20})
+    assert run.report() == speed, "a share of what was compared"
+    assert RunSpeed(RefreshSettings(), 1.0, 1.0, 0.5, 10, 10).report()["cost_per_1000"] is None
     assert set(RunSpeed(priced).report().values()) == {None}
-    all_rejected = RunSpeed(priced, 1.0, 0.5, 10).report()
+    all_rejected = RunSpeed(priced, 1.0, 1.0, 0.5, 10).report()
     assert (all_rejected["device_seconds_per_1000"], all_rejected["cost_per_1000"]) == (None, None)
 
 

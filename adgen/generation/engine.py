@@ -16,7 +16,7 @@ from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.batch import BatchRunner
 from adgen.generation.deepspeed_layers import wrap_decoder
 from adgen.generation.device_check import Finding, check_engine, failed_kernels
-from adgen.generation.engine_settings import EngineSettings, KernelName
+from adgen.generation.engine_settings import ENGINE_VERSION, EngineSettings, KernelName
 from adgen.generation.generate import Request, Result
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
@@ -32,9 +32,6 @@ from adgen.generation.timings import PhaseTimings
 from adgen.model.config import ModelConfig
 from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
-
-ENGINE_VERSION = "2"
-"""Changes whenever the same request may give another creative; part of every fingerprint."""
 
 log = logging.getLogger(__name__)
 

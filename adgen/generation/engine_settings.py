@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 WeightType = Literal["same", "int8", "float8_e4m3fn"]
 DTypeName = Literal["auto", "float32", "bfloat16", "float16"]
 
+ENGINE_VERSION = "2"
+"""Changes whenever the same request may give another creative; part of every fingerprint."""
+CPU_SLOTS = 4
+"""On a CPU eight rows already keep the matrix units busy (two Zen 5 cores): more slots only add memory."""
+
 
 KernelName = Literal["attention", "draw", "captured step"]
 """What has a plain path beside it: attention of a step, the draw of an image token with its guidance, a step as one CUDA graph."""
@@ -65,8 +70,6 @@ class EngineSettings(Settings):
     def slots_on(self, device: "torch.device", config: "ModelConfig", capacity: int) -> int:
         """num_slots, or what the device's memory holds when a conditional row has `capacity` tokens."""
         import torch
-
-        from adgen.generation.memory_plan import CPU_SLOTS
 
         if self.num_slots is not None:
             return self.num_slots

@@ -10,8 +10,6 @@ from adgen.generation.sampling_settings import SamplingSettings
 from adgen.model.checkpoint import on_meta
 from adgen.model.config import ModelConfig
 
-CPU_SLOTS = 4
-"""On a CPU eight rows already keep the matrix units busy (two Zen 5 cores): more slots only add memory."""
 MAX_SLOTS = 256
 MAX_PREFILL_TOKENS = 1024
 """Tokens of a prompt that go through the layers at once: enough to fill a GPU, and memory stays small."""

@@ -1,6 +1,8 @@
 """What the `main()` of every job has in common: settings file and overrides in, progress, tables and errors on stderr, one JSON
 line on stdout, an exit code."""
 
+import functools
+import inspect
 import json
 import os
 import sys
@@ -8,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar, get_args
 
 import tyro
 from pydantic import ValidationError
@@ -57,10 +59,45 @@ def run(name: str, job: Callable[[], Outcome], *, always_print: bool = False) ->
     return 0 if outcome.succeeded else 1
 
 
-def run_app(app: tyro.extras.SubcommandApp, name: str, description: str | None, arguments: list[str]) -> int:
-    """The same for a job of several commands that measure: their record is printed wherever stdout is no terminal, too."""
-    options = {"prog": f"{name}.py", "description": description, "config": (tyro.conf.FlagCreatePairsOff,)}
-    return run(name, lambda: app.cli(args=arguments, **options), always_print=not sys.stdout.isatty())
+class Commands:
+    """A job of several commands that measure: `JOB COMMAND [SETTINGS.toml] [OVERRIDES]`. Each returns an Outcome, whose record is
+    printed wherever stdout is no terminal, too."""
+
+    def __init__(self) -> None:
+        self.acts: dict[str, Callable[..., Outcome]] = {}
+
+    def add(self, act: Callable[..., Outcome]) -> Callable[..., Outcome]:
+        """A decorator: the function is the command of its name."""
+        self.acts[act.__name__] = act
+        return act
+
+    def run(self, name: str, description: str | None, arguments: list[str]) -> int:
+        """Do what the command line says; the exit code."""
+        return run(name, lambda: self._do(f"{name}.py", description, arguments), always_print=not sys.stdout.isatty())
+
+    def _do(self, prog: str, description: str | None, arguments: list[str]) -> Outcome:
+        acts, app = dict(self.acts), tyro.extras.SubcommandApp()
+        command, file = [*arguments, "", ""][:2]
+        if command in acts and file and not file.startswith("-"):
+            acts[command], arguments = _with_file(acts[command], file), [command, *arguments[2:]]
+        for known, act in acts.items():
+            app.command(name=known)(act)
+        return app.cli(prog=prog, description=description, config=(tyro.conf.FlagCreatePairsOff,), args=arguments)
+
+
+def _with_file(act: Callable[..., Outcome], file: str) -> Callable[..., Outcome]:
+    """The command with the file's settings as its defaults; what it requires and the file does not say stays required."""
+    signature = inspect.signature(act)
+    kind = get_args(signature.parameters["settings"].annotation)[0]
+    default = load_settings(kind, file, missing=tyro.MISSING)
+    parameters = [each.replace(default=default) if name == "settings" else each for name, each in signature.parameters.items()]
+
+    @functools.wraps(act)
+    def with_file(*given: Any, **named: Any) -> Outcome:
+        return act(*given, **named)
+
+    with_file.__signature__ = signature.replace(parameters=sorted(parameters, key=lambda each: each.default is not each.empty))
+    return with_file
 
 
 def _hand_over(outcome: Outcome, always_print: bool = False) -> None:

@@ -13,7 +13,7 @@ import adgen
 from adgen.generation.benchmark.machine import Machine, device_name
 from adgen.generation.benchmark.measure import Measurement, typical_machine
 from adgen.generation.benchmark.roofline import FORMULA, Roofline, per_thousand, picture_work, roofline
-from adgen.generation.engine import ENGINE_VERSION
+from adgen.generation.engine_settings import ENGINE_VERSION
 
 PHASES = ("prefill", "title", "picture", "vq")
 COLUMNS = {

@@ -1,4 +1,4 @@
-"""What `jobs/benchmark.py engine` measures."""
+"""What `jobs/benchmark.py engine` and `options` measure."""
 
 from typing import Annotated, Literal
 
@@ -39,3 +39,17 @@ class EngineBenchmarkSettings(Settings):
     """Of torch on the CPU; default all cores."""
     engine: EngineSettings = EngineSettings()
     """Its num_slots and dtype are set by batch and dtype."""
+
+
+class OptionsBenchmarkSettings(Settings):
+    """The plain engine beside each lossy option."""
+
+    size: str = "bench-30m"
+    """Of the model, as for `engine`."""
+    batch: int = Field(default=4, ge=1)
+    """Creatives made at once."""
+    prompt_tokens: int = Field(default=400, ge=1)
+    """Tokens before the first image token."""
+    pairs: int = Field(default=3, ge=1)
+    """Interleaved batches, plain and with the option."""
+    device: Literal["cpu", "cuda"] = "cpu"

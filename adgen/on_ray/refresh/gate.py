@@ -10,13 +10,10 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.journal import Journal
 from adgen.creatives.runs import Run
 from adgen.errors import SettingsError
-from adgen.evaluation.scoring.networks import NetworkPaths
-from adgen.model.pbs import load_pbs
 from adgen.on_ray.cluster import cluster_device
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 from adgen.on_ray.rows import Row
 from adgen.on_ray.scoring.sampling import by_part, read_panel, spread_places
-from adgen.on_ray.scoring.workers import ScoringContext, score
 from adgen.progress import Progress
 from adgen.records import OK
 from adgen.shipped import shipped_encoder
@@ -52,6 +49,8 @@ def check_gate_settings(gate: GateSettings) -> None:
     if encoder is not None and not encoder.exists():
         raise SettingsError(f"gate.encoder: {encoder}: there is no such file or folder")
     if encoder is not None:
+        from adgen.model.pbs import load_pbs
+
         load_pbs(encoder)
 
 
@@ -65,6 +64,10 @@ def why_held(settings: RefreshSettings, run: Run, inputs: Inputs, progress: Prog
     gate = settings.gate
     if not gate.is_on:
         return ""
+    # Networks and their libraries are loaded for a gate that is on alone.
+    from adgen.evaluation.scoring.networks import NetworkPaths
+    from adgen.on_ray.scoring.workers import ScoringContext, score
+
     journal = Journal(run.storage, run.campaign, run.run_id)
     # So many rows that about `sample` of them rank first: others are not scored.
     items = sample_items(journal.read_plan().parts, gate.sample * settings.plan.variants, run.run_id)

@@ -60,7 +60,8 @@ class Summary:
     seconds: float = 0.0
     engine_calls: int = 0
     share_of_roofline: float | None = None
-    """The least time that its pictures can take on the engines' machines (bytes, operations), as a share of what they took."""
+    """The least time that its pictures can take on the engines' machines (bytes, operations), as a share of what they took; null
+    where no engine worked long enough to be compared."""
     share_of_floor: float | None = None
     """The old name of share_of_roofline; goes away with 0.3.0."""
     device_seconds_per_1000: float | None = None

@@ -2,10 +2,9 @@
 
 import tempfile
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import ray
 
 import adgen
 from adgen.creatives.documents import PlanPart
@@ -18,7 +17,7 @@ from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import Tombstones
 from adgen.errors import InputError, ModelError, SettingsError
 from adgen.finishing.gates import LOOK, TitleRules, rules_digest
-from adgen.generation.engine import ENGINE_VERSION
+from adgen.generation.engine_settings import ENGINE_VERSION
 from adgen.generation.model_directory import ModelDirectory
 from adgen.local_cache import user_cache
 from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer, catalog_encoders
@@ -101,12 +100,8 @@ def maker_digest(model: ModelDirectory) -> str:
 
 def run_details(prepared: Prepared) -> dict[str, Any]:
     """What run.json says of a new run apart from its protocol; no secret is among it."""
-    import deepspeed
-    import torch
-    import transformers
-
     settings = prepared.settings
-    versions = {m.__name__: m.__version__ for m in (adgen, ray, torch, transformers, deepspeed)}
+    versions = {"adgen": adgen.__version__} | {name: version(name) for name in ("ray", "torch", "transformers", "deepspeed")}
     drawn = {"sampling": settings.sampling.of(prepared.model.sampling).model_dump(mode="json")}  # with what the model says itself
     return {
         "settings": settings.model_dump(mode="json", exclude={"keys"}) | drawn,

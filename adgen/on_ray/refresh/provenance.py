@@ -50,7 +50,7 @@ def device_text(device: str, ranks: int = 1) -> str:
 @lru_cache
 def versions_text() -> str:
     """The engine's version and those of the libraries that compute, as `engine/1 torch/2.11.0`."""
-    from adgen.generation.engine import ENGINE_VERSION
+    from adgen.generation.engine_settings import ENGINE_VERSION
     from adgen.generation.kernels import cpu
 
     found = {"engine": ENGINE_VERSION}

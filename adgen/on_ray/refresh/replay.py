@@ -170,7 +170,7 @@ def _settings(source: Source, storage: Storage, model: Path | None, device: str,
 
 
 def _require_model(source: Source, settings: RefreshSettings) -> None:
-    from adgen.generation.engine import ENGINE_VERSION
+    from adgen.generation.engine_settings import ENGINE_VERSION
 
     with _gone(f"the model directory {settings.model} is not here (say where it is with --model)"):
         found = ModelDirectory(settings.model).digest

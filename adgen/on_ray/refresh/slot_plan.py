@@ -3,7 +3,7 @@
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from adgen.generation.memory_plan import CPU_SLOTS, row_capacity
+from adgen.generation.engine_settings import CPU_SLOTS
 from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.refresh.settings import RefreshSettings
 
@@ -16,6 +16,8 @@ def plan_slots(settings: RefreshSettings, model: ModelDirectory, device: str) ->
         return settings.engine.num_slots
     if device != "cuda":
         return CPU_SLOTS
+    from adgen.generation.memory_plan import row_capacity
+
     capacity = row_capacity(model.config, model.prompter, settings.sampling.of(model.sampling))
     return settings.engine.slots_in(smallest_memory(), model.config, capacity)
 

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
     from adgen.generation.timings import PhaseTimings
 
 
+ENOUGH_SECONDS = 5.0
+"""An engine that has worked for less is not compared with its machine: measuring that takes as long."""
+
+
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
-    """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine. The
-    pictures that were asked for count; rows that only fill the slots are time lost."""
+    """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine (None: not
+    compared). The pictures that were asked for count; rows that only fill the slots are time lost."""
+    if not spent.rows or engine.timings.seconds < ENOUGH_SECONDS:
+        return {"engine_seconds": spent.seconds, "floor_seconds": None}
     from adgen.generation.benchmark.roofline import Workload, roofline
 
-    if not spent.rows:
-        return {"engine_seconds": 0.0, "floor_seconds": 0.0}
     model, settings = engine.model_config, engine.settings
     num_batches = spent.rows / engine.num_slots
     work = Workload(
@@ -64,6 +68,8 @@ class RunSpeed:
 
     settings: RefreshSettings
     engine_seconds: float = 0.0
+    compared_seconds: float = 0.0
+    """Of engine_seconds, those of shards with floor_seconds."""
     floor_seconds: float = 0.0
     pictures: int = 0
     num_ok: int = 0
@@ -73,18 +79,21 @@ class RunSpeed:
     def count(self, done: Row) -> None:
         """Take a shard's counts."""
         self.engine_seconds += done["engine_seconds"]
-        self.floor_seconds += done["floor_seconds"]
+        if done["floor_seconds"] is not None:
+            self.compared_seconds += done["engine_seconds"]
+            self.floor_seconds += done["floor_seconds"]
         self.pictures += done["engine_calls"]
         self.num_ok += done["made_ok"]
         self.kernels_off |= set(filter(None, done.get("kernels_off", "").split(",")))
 
     def report(self) -> Row:
         """share_of_roofline (0..1), device_seconds_per_1000 creatives that are ok, and their cost_per_1000 in the price's
-        currency; null where none was generated or no price is known. share_of_floor is share_of_roofline's name until 0.3.0."""
+        currency; null where none was generated, engines worked for seconds only, or no price is known. share_of_floor is
+        share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
             return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
         spent = engine_cost(self.engine_seconds, self.num_ok, self.settings)
-        share = round(self.floor_seconds / self.engine_seconds, 4)
+        share = round(self.floor_seconds / self.compared_seconds, 4) if self.compared_seconds else None
         return {
             "share_of_roofline": share,
             "share_of_floor": share,
