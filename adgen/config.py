@@ -113,9 +113,11 @@ def validate_settings(kind: type[S], values: dict[str, Any], source: str, missin
         return kind.model_validate(values)
     except ValidationError as error:
         problems = error.errors(include_url=False)
-        absent = {problem["loc"][0] for problem in problems if problem["type"] == "missing" and len(problem["loc"]) == 1}
-        if missing is not None and len(absent) == len(problems):
-            return _without_what_is_missing(kind, values, dict.fromkeys(absent, missing))
+        if missing is not None:
+            absent = {problem["loc"][0] for problem in problems if problem["type"] == "missing" and len(problem["loc"]) == 1}
+            problems = [problem for problem in problems if problem["loc"][:1] not in {(name,) for name in absent}]
+            if not problems:
+                return _without_what_is_missing(kind, values, dict.fromkeys(absent, missing))
         lines = []
         for problem in problems:
             field = ".".join(str(part) for part in problem["loc"]) or "(whole file)"

@@ -1,10 +1,8 @@
-"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `gpu` all that a
-new GPU is asked, `data` everything around it.
+"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `data` everything around it.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
     python jobs/benchmark.py options --size bench-30m
-    python jobs/benchmark.py gpu --minutes 10
     python jobs/benchmark.py data --pairs 10000 200000
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
@@ -18,14 +16,13 @@ import dataclasses
 import json
 import shlex
 import sys
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
-from tyro.conf import OmitArgPrefixes, UseAppendAction, arg
+from tyro.conf import OmitArgPrefixes, arg
 
-from adgen.generation.benchmark.settings import EngineBenchmarkSettings, OptionsBenchmarkSettings
+from adgen.generation.benchmark.settings import EngineBenchmarkSettings, GpuBenchmarkSettings, OptionsBenchmarkSettings
 from adgen.on_ray import command
 from adgen.on_ray.benchmark.settings import DataBenchmarkSettings
 from adgen.on_ray.command import Outcome, progress
@@ -78,30 +75,21 @@ def options(settings: Annotated[OptionsBenchmarkSettings, arg(name="")], output:
     return Outcome(about | {"options": [dataclasses.asdict(cost) for cost in costs]}, output)
 
 
-@app.command
-def gpu(
-    minutes: Annotated[float, arg(help="begin no measurement that does not fit what is left of them")] = 10,
-    out: Annotated[Path, arg(metavar="FILE", help="the one JSON; the same command goes on with what it lacks")] = Path("gpu.json"),
-    size: UseAppendAction[Annotated[tuple[str, ...], arg(help="the smaller one first; default janus-pro-1b, janus-pro-7b")]] = (),
-    batch: UseAppendAction[Annotated[tuple[int, ...], arg(help="creatives made at once; default 16 and 64")]] = (),
-    prompt_tokens: UseAppendAction[Annotated[tuple[int, ...], arg(help="default 1200 and 600")]] = (),
-    only: UseAppendAction[Annotated[tuple[str, ...], arg(help="measurements whose name begins so")]] = (),
-    device: Annotated[Literal["cpu", "cuda"], arg(help="where")] = "cuda",
-    output: Output = command.DEFAULT,
-) -> Outcome:
+@commands.add
+def gpu(settings: Annotated[GpuBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """All that an hour on a GPU should answer: tests/gpu, kernels, bandwidth, memory planner, engine against others, training."""
     from adgen.generation.benchmark.measure import available_device
     from adgen.on_ray.benchmark.gpu import measurements, run
 
-    available_device(EngineBenchmarkSettings(device=device))
-    chosen = measurements(size or ("janus-pro-1b", "janus-pro-7b"), device, batch or (16, 64), prompt_tokens or (1200, 600))
-    chosen = [each for each in chosen if not only or each.name.startswith(only)]
+    available_device(EngineBenchmarkSettings(device=settings.device))
+    chosen = measurements(settings.size, settings.device, settings.batch, settings.prompt_tokens)
+    chosen = [each for each in chosen if not settings.only or each.name.startswith(settings.only)]
     with progress("measurements") as bar:
-        document = run(chosen, out, minutes, device, bar)
+        document = run(chosen, settings.out, settings.minutes, settings.device, bar)
     return Outcome(document, output, not any(each["rc"] for each in document["measurements"].values()))
 
 
-@app.command
+@commands.add
 def data(settings: Annotated[DataBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
     """A whole refresh with a null generator: speed of plan and execution by core, memory of each kind of process."""
     from adgen.on_ray.benchmark.refresh import as_record, marginal_rates, run_benchmark

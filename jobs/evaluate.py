@@ -10,7 +10,8 @@
 with intervals as JSON, a report, and with `--against` a comparison with an earlier evaluation. Stopped, the same command goes
 on with what is missing. `proof` measures what is claimed of personalization on a shop that nobody trained on; `robustness` how
 far PBS moves when a picture changes and its background does not; `photographs` how well scores separate labelled kinds
-of background. A TOML file after the command's name holds its settings, and flags override them. Progress and tables go to stderr; the last line of stdout is one JSON object (on a terminal with `--json`).
+of background. A TOML file after the command's name holds its settings, and flags override them. Progress and tables go to
+stderr; the last line of stdout is one JSON object (on a terminal with `--json`).
 """
 
 import shlex

@@ -23,6 +23,8 @@ from adgen.shop.synthetic.synth import synthesize
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Ray's workers are nice to all others (15), so that beside other tests they would stand still.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Its log monitors look for new files all the time: a core's tenth of each Ray.
+os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")
 LONGEST_FIRST = ("ray", "test_kill.py", "training", "ranks", "test_deepspeed_step.py")
 
 

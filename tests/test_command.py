@@ -9,11 +9,10 @@ from typing import Annotated
 import pytest
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from tyro.conf import OmitArgPrefixes, Positional, arg
-from tyro.extras import SubcommandApp
 
 from adgen.config import Settings
 from adgen.errors import RunError, SettingsError
-from adgen.on_ray.command import DEFAULT, Outcome, Output, parse, progress, run, run_app
+from adgen.on_ray.command import DEFAULT, Commands, Outcome, Output, parse, progress, run
 
 
 def test_the_json_is_printed_before_it_is_saved(tmp_path, capsys):
@@ -40,14 +39,68 @@ def test_a_job_that_did_not_succeed_has_its_record_and_exit_code_1(capsys):
     assert json.loads(capsys.readouterr().out) == {"published": False}
 
 
+class Bounds(Settings):
+    low: int
+    high: int
+    name: str = ""
+    place: str = Field(default="here", min_length=1)
+
+
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_job_that_measures_prints_what_it_found_to_a_pipe(terminal, monkeypatch, capsys):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: terminal, raising=False)
-    app = SubcommandApp()
-    app.command(name="sizes")(lambda: Outcome({"a": 1}))
-    app.command(name="other")(lambda: Outcome({"a": 2}))
-    assert run_app(app, "job", None, ["sizes"]) == 0
-    assert capsys.readouterr().out == ("" if terminal else '{"a": 1}\n')
+    assert measuring().run("job", None, ["other"]) == 0
+    assert capsys.readouterr().out == ("" if terminal else '{"a": 2}\n')
+
+
+def measuring() -> Commands:
+    commands = Commands()
+
+    @commands.add
+    def bounds(settings: Annotated[Bounds, arg(name="")], output: OmitArgPrefixes[Output] = DEFAULT) -> Outcome:
+        return Outcome(settings.model_dump(), output)
+
+    @commands.add
+    def other(output: OmitArgPrefixes[Output] = DEFAULT) -> Outcome:
+        return Outcome({"a": 2}, output)
+
+    return commands
+
+
+def test_a_command_takes_a_settings_file_and_flags_override_it(tmp_path, capsys):
+    file = tmp_path / "bounds.toml"
+    file.write_text('high = 5\nname = "a"\n')
+    assert measuring().run("job", None, ["bounds", str(file), "--low", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"low": 2, "high": 5, "name": "a", "place": "here"}
+    assert measuring().run("job", None, ["bounds", str(file), "--low", "2", "--name", "b", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["name"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("high = 'x'", "bounds.toml: high: Input should be a valid integer, unable to parse string as an integer (value 'x')"),
+        ("hihg = 3", "bounds.toml: hihg: unknown key (value 3)"),
+        (None, "bounds.toml: no such settings file"),
+    ],
+)
+def test_what_is_wrong_in_a_commands_settings_file_is_named(text, sentence, tmp_path, capsys):
+    file = tmp_path / "bounds.toml"
+    if text is not None:
+        file.write_text(text)
+    assert measuring().run("job", None, ["bounds", str(file), "--low", "2"]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_what_neither_file_nor_flags_say_is_asked_for(tmp_path, capsys):
+    file = tmp_path / "bounds.toml"
+    file.write_text("high = 5")
+    with pytest.raises(SystemExit) as ended:
+        measuring().run("job", None, ["bounds", str(file)])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "--low" in said
+    assert "--high" not in said
 
 
 class Sizes(BaseModel):

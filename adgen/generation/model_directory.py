@@ -80,8 +80,11 @@ class ModelDirectory:
         """Which modules are trained, and from which files they are: what `modules.json` says, else what can be told without it. A
         module whose tensors are missing is untrained; one that a Janus-Pro directory holds, or that the stages in `training.json`
         trained, is trained; of any other nobody knows. ModelError: a damaged file. Of safetensors it reads headers only."""
+        said = ModelFacts.load(self.path)
+        if said and said.is_complete:
+            return said  # without torch
         there = self._modules_there()
-        if said := ModelFacts.load(self.path):
+        if said:
             return said.model_copy(update={"modules": dict.fromkeys(there, "unknown") | said.modules})
         trained = {name for name, is_there in there.items() if is_there} if self.is_janus else self._modules_of_training(there)
         states = {name: "trained" if name in trained else "unknown" if there[name] else "untrained" for name in there}
@@ -137,12 +140,12 @@ class ModelDirectory:
     def check(self) -> None:
         """ModelError if it has no sizes, tokenizer or weights, or if a weight file is cut short; SettingsError if its own sampling
         is wrong. Loads no weights."""
-        from adgen.model.weight_files import read_tensors, weight_files
+        from adgen.model.weight_files import tensor_names, weight_files
 
         _ = self.prompter, self.sampling
         for path in weight_files(self.path):
             if path.suffix == ".safetensors":  # its header says how long it must be
-                next(read_tensors(path), None)
+                tensor_names(path)
 
 
 def directory_digest(directory: str | Path) -> str:

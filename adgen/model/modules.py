@@ -15,6 +15,8 @@ MODULES_FILE = "modules.json"
 State = Literal["trained", "untrained", "unknown"]
 """untrained: freshly initialised, or not there; unknown: its files do not say."""
 
+ROOMS = ("decoder", "foreground", "image_embedding", "image_head", "image_tokenizer", "preference")
+"""UniAdGen's children."""
 _PART_BY_PART = ("foreground", "preference")
 
 
@@ -51,6 +53,11 @@ class ModelFacts(Settings):
     """Where the weights came from, before any training."""
     stages: tuple[TrainedStage, ...] = ()
     """What was trained here since, the first stage first."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it speaks of each of ROOMS."""
+        return {name.partition(".")[0] for name in self.modules} >= set(ROOMS)
 
     def save(self, directory: str | Path) -> None:
         """Write `modules.json` into `directory`."""

@@ -1,18 +1,22 @@
-"""Weight files of a directory, read a tensor at a time: safetensors, or `.bin`/`.pth` without unpickling objects."""
+"""Weight files of a directory, read a tensor at a time: safetensors, or `.bin`/`.pth` without unpickling objects.
+
+Names and headers are read without torch.
+"""
 
 import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 
 from adgen.config import read_json
 from adgen.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SINGLE = ("model.safetensors", "pytorch_model.bin")
@@ -30,7 +34,7 @@ def weight_files(directory: Path) -> list[Path]:
     raise ModelError(f"{directory}: no weights; looked for {', '.join(_SINGLE + _INDEXES)}")
 
 
-def read_tensors(path: Path, inside: str | None = None) -> Iterator[tuple[str, Tensor]]:
+def read_tensors(path: Path, inside: str | None = None) -> "Iterator[tuple[str, Tensor]]":
     """(name, tensor) of one file, each read when it is asked for. ModelError names the file.
 
     inside: the key of a `.bin`/`.pth` file that may hold the tensors, where the file holds other things too.
@@ -57,7 +61,7 @@ class TensorFile:
             self.shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
             self.dtypes = {part.get_dtype().lower() for part in parts.values()}
 
-    def read(self, name: str) -> Tensor:
+    def read(self, name: str) -> "Tensor":
         """One tensor."""
         if self.path.suffix != ".safetensors":
             return self._tensors[name].detach()
@@ -69,11 +73,11 @@ def tensor_names(path: Path) -> list[str]:
     """The names in one file, without reading tensors from safetensors. ModelError as `read_tensors`."""
     if path.suffix != ".safetensors":
         return [name for name, _ in read_tensors(path)]
-    with _readable_safetensors(path), safe_open(path, framework="pt") as file:
+    with _readable_safetensors(path), safe_open(path, framework="numpy") as file:
         return list(file.keys())
 
 
-def write_tensors(directory: Path, tensors: dict[str, Tensor], max_shard_bytes: int = 5 * 2**30) -> None:
+def write_tensors(directory: Path, tensors: "dict[str, Tensor]", max_shard_bytes: int = 5 * 2**30) -> None:
     """Write `model.safetensors`, or numbered shards and their index where it would be larger than `max_shard_bytes`."""
     sizes = {name: tensor.nbytes for name, tensor in tensors.items()}
     shards = plan_shards(sizes, max_shard_bytes)
@@ -97,8 +101,10 @@ def plan_shards(sizes: dict[str, int], max_shard_bytes: int) -> dict[str, list[s
     return {f"model-{number:05}-of-{len(shards):05}.safetensors": names for number, names in enumerate(shards, start=1)}
 
 
-def save_shard(path: Path, tensors: dict[str, Tensor]) -> None:
+def save_shard(path: Path, tensors: "dict[str, Tensor]") -> None:
     """Write one safetensors file."""
+    from safetensors.torch import save_file
+
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"})
 
 
@@ -125,7 +131,7 @@ def _indexed_files(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _read_safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+def _read_safetensors(path: Path) -> "Iterator[tuple[str, Tensor]]":
     with _readable_safetensors(path), safe_open(path, framework="pt") as file:
         for name in file.keys():  # noqa: SIM118 - safe_open is no mapping
             yield name, file.get_tensor(name)
@@ -142,7 +148,7 @@ def _readable_safetensors(path: Path) -> Iterator[None]:
         raise ModelError(f"{path}: no such file") from None
 
 
-def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
+def _read_torch(path: Path, inside: str | None) -> "Iterator[tuple[str, Tensor]]":
     tensors = _load_torch(path, inside)
     while tensors:  # drop each as it goes: the file may be as large as memory
         name = next(iter(tensors))
@@ -150,8 +156,10 @@ def _read_torch(path: Path, inside: str | None) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor.detach()
 
 
-def _checked(tensors: dict, path: Path) -> dict[str, Tensor]:
+def _checked(tensors: dict, path: Path) -> "dict[str, Tensor]":
     """The same; ModelError where one is no tensor."""
+    from torch import Tensor
+
     for name, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise ModelError(f"{path}: {name} is a {type(tensor).__name__}, not a tensor")
@@ -160,6 +168,8 @@ def _checked(tensors: dict, path: Path) -> dict[str, Tensor]:
 
 def _load_torch(path: Path, inside: str | None) -> dict:
     """The dict that a `.bin`/`.pth` file holds, mapped where the format allows it."""
+    import torch
+
     try:
         try:
             tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

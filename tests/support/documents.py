@@ -102,11 +102,15 @@ def parse(words: list[str]) -> None:
     if words[:3] == ["ray", "job", "submit"]:
         parse(words[words.index("--") + 1 :])
     elif words[0] == "adgen":
-        _parse_subcommand(cli.app, words[1:])
+        spec = cli.app._subcommands[words[1]]
+        _parse_act(getattr(spec, "target", spec), words[2:])  # a plain function in older versions of tyro
     elif job := job_of(words):
         module = load_job(job)
         arguments = [word.removeprefix("/opt/adgen/") for word in words[2:]]
-        _parse_subcommand(module.app, arguments) if hasattr(module, "app") else _parse_settings(module, arguments)
+        if hasattr(module, "commands"):
+            _parse_act(module.commands.acts[arguments[0]], arguments[1:])
+        else:
+            _parse_settings(module, arguments)
     elif words[0] == "make":
         assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(), re.M), f"the Makefile has no target {words[1]}"
     elif words[:2] == ["pip", "install"]:
@@ -118,10 +122,8 @@ def parse(words: list[str]) -> None:
         assert words[0] in FOREIGN, f"{words[0]}: neither ours nor a known program of others"
 
 
-def _parse_subcommand(app, arguments: list[str]) -> None:
-    spec = app._subcommands[arguments[0]]
-    command = getattr(spec, "target", spec)  # a plain function in older versions of tyro
-    tyro.cli(_doing_nothing(command), args=arguments[1:], config=(tyro.conf.FlagCreatePairsOff,))
+def _parse_act(act: Callable, arguments: list[str]) -> None:
+    tyro.cli(_doing_nothing(act), args=arguments, config=(tyro.conf.FlagCreatePairsOff,))
 
 
 def _parse_settings(module, arguments: list[str]) -> None:

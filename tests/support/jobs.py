@@ -26,7 +26,7 @@ UNEQUAL = {"generated_at", "seconds"}
 def make_inputs(folder: Path) -> Path:
     """A shop and a small random model, slow enough to be killed while it works."""
     synthesize(folder / "shop", num_users=6, num_products=30, num_pairs=NUM_PAIRS, num_references=0, picture_side=64)
-    save_small_model(folder / "model", num_layers=60)
+    save_small_model(folder / "model", num_layers=16)
     return folder
 
 
