@@ -39,10 +39,10 @@ def run(made: RefreshSettings) -> Summary:
     store, known = Path(made.store), _CATALOGS / ModelDirectory(made.model).digest
     is_new = not made.store.startswith("s3://") and not (store.exists() and any(store.iterdir()))
     if is_new and known.exists():
-        shutil.copytree(known, store / "catalogs")
+        shutil.copytree(known, store / "catalog")
     done = refresh(made, Silent())
-    if is_new and not known.exists():
-        shutil.copytree(store / "catalogs", known)
+    if is_new and not known.exists() and (store / "catalog").exists():
+        shutil.copytree(store / "catalog", known)
     return done
 
 
