@@ -1,15 +1,16 @@
-"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `data` everything around it.
+"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `gpu` all that a
+new GPU is asked, `data` everything around it.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
     python jobs/benchmark.py options --size bench-30m
+    python jobs/benchmark.py gpu --minutes 10
     python jobs/benchmark.py data --pairs 10000 200000
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
 bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
-measured in the same run, and the formula is printed. A TOML file after the command's name holds its settings; flags override
-them. Progress and tables go to stderr; the last line of stdout is one JSON
-object (on a terminal with `--json`).
+measured in the same run, and the formula is printed. A TOML file after the command's name holds its settings, and flags
+override them. Progress and tables go to stderr; the last line of stdout is one JSON object (on a terminal with `--json`).
 """
 
 import dataclasses
@@ -82,7 +83,8 @@ def gpu(settings: Annotated[GpuBenchmarkSettings, arg(name="")], output: Output 
     from adgen.on_ray.benchmark.gpu import measurements, run
 
     available_device(EngineBenchmarkSettings(device=settings.device))
-    chosen = measurements(settings.size, settings.device, settings.batch, settings.prompt_tokens)
+    sizes = settings.size or ("janus-pro-1b", "janus-pro-7b")
+    chosen = measurements(sizes, settings.device, settings.batch or (16, 64), settings.prompt_tokens or (1200, 600))
     chosen = [each for each in chosen if not settings.only or each.name.startswith(settings.only)]
     with progress("measurements") as bar:
         document = run(chosen, settings.out, settings.minutes, settings.device, bar)

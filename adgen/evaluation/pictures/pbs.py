@@ -1,4 +1,5 @@
-"""PBS of pictures: what the encoder is shown, and its features. docs/design.md 6.11."""
+"""PBS (personalized background similarity) of pictures: what the encoder is shown, and its features (docs/design.md 6.11). Their
+cosine is `model.pbs.pbs`; a creative's scores are made of it in evaluation/scoring/backgrounds.py."""
 
 import io
 from collections.abc import Iterable

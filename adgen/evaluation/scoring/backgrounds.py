@@ -6,13 +6,13 @@ from functools import cache
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from adgen.errors import PairError
 from adgen.evaluation.pictures.pbs import pbs_features
 from adgen.evaluation.scoring.facts import CreativeFacts, Shown
 from adgen.evaluation.scoring.other_users import OtherUser, seats_of_others
 from adgen.evaluation.scoring.shop_pictures import Features, Seen, ShopPicture, ShopPictures, background_of
+from adgen.model.pbs import pbs
 
 
 class BackgroundScorer:
@@ -86,4 +86,4 @@ def _compare(network: str, feature: Tensor, each: Shown, other_user: Sequence[Fe
 def _mean_cosine(network: str, feature: Tensor, others: Sequence[Features]) -> float | None:
     """Over those that have one; None where none has."""
     theirs = [each[network] for each in others if network in each]
-    return float(F.cosine_similarity(feature[None], torch.stack(theirs)).mean()) if theirs else None
+    return float(pbs(feature[None], torch.stack(theirs)).mean()) if theirs else None

@@ -1,5 +1,6 @@
-"""What `jobs/benchmark.py engine` and `options` measure."""
+"""What `jobs/benchmark.py engine`, `options` and `gpu` measure."""
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -53,3 +54,21 @@ class OptionsBenchmarkSettings(Settings):
     pairs: int = Field(default=3, ge=1)
     """Interleaved batches, plain and with the option."""
     device: Literal["cpu", "cuda"] = "cpu"
+
+
+class GpuBenchmarkSettings(Settings):
+    """All measurements of a GPU: give a flag of several values again for a further one."""
+
+    minutes: float = Field(default=10, gt=0)
+    """No measurement begins that does not fit what is left of them."""
+    out: Path = Path("gpu.json")
+    """The one JSON; the same command goes on with what it lacks."""
+    size: UseAppendAction[tuple[str, ...]] = ()
+    """The smaller one first. Default janus-pro-1b, janus-pro-7b."""
+    batch: UseAppendAction[tuple[int, ...]] = ()
+    """Creatives made at once. Default 16, 64."""
+    prompt_tokens: UseAppendAction[tuple[int, ...]] = ()
+    """Tokens before the first image token. Default 1200, 600."""
+    only: UseAppendAction[tuple[str, ...]] = ()
+    """Measurements whose name begins so."""
+    device: Literal["cpu", "cuda"] = "cuda"
