@@ -36,12 +36,14 @@ def settings(inputs: Path, store: str, model: Path, access: S3Access | None = No
 
 def run(made: RefreshSettings) -> Summary:
     """A refresh. Of each model one makes a catalog; stores that are new begin with that, since encoding pictures takes seconds."""
-    store, known = Path(made.store), _CATALOGS / ModelDirectory(made.model).digest
-    is_new = not made.store.startswith("s3://") and not (store.exists() and any(store.iterdir()))
-    if is_new and known.exists():
+    store = Path(made.store)
+    if made.store.startswith("s3://") or not made.model.is_dir() or (store.exists() and any(store.iterdir())):
+        return refresh(made, Silent())
+    known = _CATALOGS / ModelDirectory(made.model).digest
+    if known.exists():
         shutil.copytree(known, store / "catalog")
     done = refresh(made, Silent())
-    if is_new and not known.exists() and (store / "catalog").exists():
+    if not known.exists() and (store / "catalog").exists():
         shutil.copytree(store / "catalog", known)
     return done
 
