@@ -195,11 +195,12 @@ def diff(
     if as_json:
         return print_json(dataclasses.asdict(found))
     print_table(("", ""), [(name, text_of(getattr(found, name))) for name in ("added", "changed", "withdrawn")])
-    print_table(("kind", "why", "creatives", ""), [_cause_line(*name.split(": "), count) for name, count in found.why.items()])
+    if found.why:
+        print_table(("kind", "why", "creatives", ""), [_cause_line(*name.split(": "), count) for name, count in found.why.items()])
     if found.changes:
         print_table(("kind", "why", "pair", "product"), [_change_line(change) for change in found.changes])
     if found.note:
-        print(found.note)
+        print(printable(found.note))
     return 0
 
 
