@@ -28,7 +28,7 @@ from adgen.shop.synthetic.people import COLOUR_NAMES, KIND_NAMES
 from adgen.training.batches import LanguageCollator
 from adgen.training.codebook import MovingCodebook
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
-from adgen.training.cost import count_parameters, training_cost
+from adgen.training.cost import count_parameters, state_bytes, training_cost
 from adgen.training.language import LanguageTask
 from adgen.training.order import Order, Share, held_out
 from adgen.training.pictures import PictureCollator, TokenizerTask, as_png
@@ -341,6 +341,22 @@ def test_costs_are_those_of_the_arithmetic_page():
         assert released.epoch_hours == pytest.approx(page["epoch_hours"], rel=0.02)
         assert full.epoch_hours == pytest.approx(page["full_epoch_hours"], rel=0.02)
         assert released.checkpoint_bytes == pytest.approx(page["checkpoint"], rel=0.02)
+
+
+def test_a_workers_state_has_the_bytes_of_the_formula():
+    """What 1B and 7B are computed with, on a model that is small enough to be measured."""
+    model, settings = small_model(), TrainingSettings(stage="personal", trainable={"preset": "released"})
+    expected = state_bytes(*count_parameters(model.config, "released"))
+    choose_trainable(model, "personal", settings.trainable)
+    step = TorchStep(LanguageTask(model, small_prompter(), settings), settings.optimizer, 1)
+    collator = LanguageCollator(small_prompter(), model.config, settings)
+    loss, _ = step.forward(collator([example(number, model.config) for number in range(2)], None))
+    step.backward(loss)
+    gradients = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    step.apply(1e-4)
+    weights = sum(p.nbytes for p in model.parameters())
+    moments = sum(t.nbytes for state in step.optimizer.state.values() for t in state.values() if t.dim())
+    assert weights + gradients + moments == pytest.approx(expected, rel=0.1)
 
 
 def test_the_released_set_has_the_published_size():

@@ -71,7 +71,6 @@ def failed_kernels(findings: list[Finding], device: torch.device) -> set[str]:
 
 
 def _checked(engine: "Engine") -> list[Finding]:
-    runner = engine._ready_runner()
     device, dtype, off, slots = engine.device, engine.dtype, engine.switched_off, engine.num_slots
     found: list[Finding | None] = []
     if "attention" not in off:
@@ -80,7 +79,7 @@ def _checked(engine: "Engine") -> list[Finding]:
         found += check_draw(slots, engine.model_config.image.codebook_size, engine.sampling, dtype, device)
     off = off | {each.kernel for each in found if each and each.trouble}
     if device.type == "cuda" and engine.settings.tensor_parallel == 1 and not off & {"attention", "captured step"}:
-        found.append(check_capture(runner))
+        found.append(check_capture(engine._ready_runner()))  # last: until now the slots' memory is free for the comparisons
     return [each for each in found if each]
 
 
@@ -178,12 +177,12 @@ def _attended(
     """One layer's attention over both branches, of the first `rows` rows of each: outputs (2 * rows, H * E), and the keys and
     values as they are written. The same numbers each time, rounded to `drawn_as`."""
     rows, layer, drawn_as = rows or num_slots, layers.layers[0], drawn_as or dtype
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator(device).manual_seed(0)  # there, since a CPU would take a minute for a large model's rows
     largest = min(len(layers.rope.cos) - _NUM_SHARED - 1, max(_LENGTHS))
     lengths = torch.tensor([min(_LENGTHS[row % len(_LENGTHS)], largest) for row in range(num_slots)])[:rows].to(device)
 
     def drawn(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(device)
+        return torch.randn(shape, generator=generator, device=device)
 
     branches = []
     for shared in (0, _NUM_SHARED):

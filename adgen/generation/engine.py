@@ -133,7 +133,8 @@ class Engine:
         if self._group is not None:
             failed = {name for name in get_args(KernelName) if not self._group.smallest(int(name not in failed))}
         self.switched_off |= failed
-        self._runner = None
+        if failed:
+            self._runner = None
 
     def style_agreements(self, requests: Sequence[Request], results: Sequence[Result]) -> list[float | None]:
         """How well each result's picture fits the style of its request's clicks: `adgen.generation.style_agreement`."""

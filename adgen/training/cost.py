@@ -127,6 +127,11 @@ def checkpoint_bytes(total: int, trained: int, zero_stage: int = 2, bf16: bool =
     return (2.0 if bf16 else 4.0) * weights + 12.0 * trained
 
 
+def state_bytes(total: int, trained: int) -> float:
+    """Bytes of weights, gradients and two moments on one worker of the torch engine: all in fp32, activations left out."""
+    return 4.0 * total + 12.0 * trained
+
+
 def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:
     """All parameters, and the trainable ones, low-rank updates among both; no memory is taken."""
     model = on_meta(config)
