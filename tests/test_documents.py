@@ -1,14 +1,18 @@
 """What the documents say is so: their commands are taken or run, their columns, reasons, links and cited sections exist."""
 
 import re
-import shutil
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from support.documents import DOCUMENTS, ROOT, blocks, job_of, load_job, parse
 
 from adgen import cli, records
+from adgen.creatives.reading import open_published
+from adgen.creatives.stores import open_storage
 from adgen.finishing.gates import GATES
+from adgen.records import OK, REJECTED
+from adgen.shop.inputs.feeds.offers import OFFERS
 from adgen.shop.inputs.tables import open_inputs
 
 NAMES = [document.relative_to(ROOT).as_posix() for document in DOCUMENTS]
@@ -58,7 +62,7 @@ def table_under(document: Path, heading: str) -> list[str]:
 
 
 def test_inputs_names_every_column_of_every_table():
-    for table, schema in records.INPUT_TABLES.items():
+    for table, schema in (records.INPUT_TABLES | {"offers": OFFERS}).items():
         assert table_under(ROOT / "docs" / "inputs.md", table) == schema.names
 
 
@@ -111,20 +115,20 @@ def smaller(words: list[str]) -> list[str]:
     return [SMALLER.get(before, word) for before, word in zip(["", *words], words, strict=False)]
 
 
-def give_pictures(shop: Path, drawn: Path) -> None:
-    """The pictures that docs/inputs.md tells to copy: some of a drawn shop."""
-    for kind in ("images", "cutouts"):
-        pictures = sorted(path for path in (drawn / kind).rglob("*") if path.is_file())
-        (shop / kind).mkdir(parents=True)
-        for name, picture in zip(("mug-1", "mug-2", "lamp-7"), pictures, strict=False):
-            shutil.copy(picture, shop / kind / f"{name}.png")
+def assert_pulled(folder: Path) -> None:
+    """The feed and the log of README.md have become creatives that were pulled."""
+    assert pq.read_table(folder / "myshop" / "offers.parquet")["price"].to_pylist() == ["49.00 EUR", "129.00 EUR", "89.00 EUR"]
+    rows = list(open_published(open_storage(folder / "creatives"), "spring").rows())
+    assert sorted(row["product_id"] for row in rows) == ["lamp-1", "lamp-1"]
+    assert {row["status"] for row in rows} <= {OK, REJECTED}
+    assert any(row["status"] == OK for row in rows)
+    assert "html" in (folder / "report.html").read_text(encoding="utf-8")[:100]
 
 
-def test_the_documents_run_from_their_first_line_to_their_last(ray_cluster, tmp_path, monkeypatch, shop, capsys):
+def test_the_documents_run_from_their_first_line_to_their_last(ray_cluster, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("jobs", "adgen", "cluster"):
         (tmp_path / name).symlink_to(ROOT / name)
-    give_pictures(tmp_path / "myshop", shop)
     for name in filter(NAMES.__contains__, IN_ORDER):
         for block in blocks(ROOT / name):
             where = f"{name}, line {block.line}"
@@ -135,6 +139,8 @@ def test_the_documents_run_from_their_first_line_to_their_last(ray_cluster, tmp_
             elif block.language == "bash" and block.is_run:
                 for words in block.commands:
                     assert run(words) == 0, f"{where}: {' '.join(words)}: {capsys.readouterr()}"
+        if name == "README.md":
+            assert_pulled(tmp_path)
         if name == "docs/inputs.md":
             tables = open_inputs("myshop").tables
             assert {table: tables[table].num_rows for table in tables} == {"products": 3, "histories": 2, "pairs": 2}
