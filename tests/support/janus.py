@@ -45,9 +45,10 @@ def transformers_config(config: ModelConfig, tied: bool = False) -> JanusConfig:
     )
 
 
-def save_janus(directory: Path, tied: bool) -> JanusForConditionalGeneration:
+def save_janus(directory: Path, tied: bool, max_positions: int = 800) -> JanusForConditionalGeneration:
     torch.manual_seed(0)
     config = small_config()
+    config = small_config(decoder=config.decoder.model_copy(update={"max_positions": max_positions}))
     config = config.model_copy(update={"image": config.image.model_copy(update={"head_size": config.decoder.hidden_size})})
     model = JanusForConditionalGeneration(transformers_config(config, tied)).eval()
     for parameter in model.parameters():
