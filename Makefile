@@ -26,12 +26,12 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 	$(BIN)/adgen report demo/store demo --inputs demo/shop --out demo/report.html
 	@echo "Look at demo/report.html"
 
-# Most of a test's time is waiting (Ray starts, processes die): four workers keep two cores busy.
-WORKERS ?= 4
+# Most of a test's time is waiting (Ray starts, processes die): three workers keep two cores busy.
+WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 
-test: install ## all tests but the long ones, WORKERS=4 at a time
+test: install ## all tests but the long ones, WORKERS=3 at a time
 	$(PYTEST) $(SPREAD) --durations=25
 
 test-fast: install ## the tests that start no Ray and kill no process
