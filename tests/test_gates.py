@@ -218,6 +218,11 @@ SAME = [
     ("1/3", "三分之一"),
     ("250g", "半斤"),
     ("0.5 l", "半升"),
+    ("1 kg", "1'000 g"),
+    ("12’500 beads", "12,500 beads"),
+    ("500 ml", "half a litre"),
+    ("0.5 l", "half-liter"),
+    ("五折", "对折优惠"),
 ]
 
 
@@ -248,6 +253,9 @@ def test_a_number_is_stated_in_whatever_form_and_unit(text, title):
         ("120 million", "120 billion"),
         ("三分之一", "三分之二"),
         ("半斤", "一斤"),
+        ("1 g", "1'000 g"),
+        ("1 litre", "half a litre"),
+        ("八折", "对折优惠"),
         ("一千零一夜", "一千零二夜"),
     ],
 )

@@ -28,6 +28,12 @@ _DECIMAL = r"\d{1,30}(?:[.,]\d{1,30})*"
 _HAN_PART = r"\d{1,3}|[一二两三四五六七八九十百]{1,5}"
 _PART_OF = regex.compile(rf"(?<![\d第])({_HAN_PART})分之({_HAN_PART})")
 _HALF = regex.compile(rf"(?<![\d一二两三四五六七八九十])半(?={_MEASURE.pattern})")
+_LATIN_MEASURES = "|".join(
+    sorted((n for n, unit in UNITS.items() if unit in MEASURES and n.isascii() and n.isalpha()), key=len, reverse=True)
+)
+_HALF_A = regex.compile(rf"(?<![\p{{L}}\d])half(?:\s+an?\s+|[\s-]+)(?=(?:{_LATIN_MEASURES})(?!\p{{L}}))")
+_HALF_PRICE = regex.compile(r"对折(?=优惠|促销|特价|特卖|大促|起|价|抢)")
+_APOSTROPHES = regex.compile(r"(?<![\d.,'’])\d{1,3}(?:['’]\d{3})+(?![\d'’])")
 _MIXED = regex.compile(r"(?<![\d.,])(\d{1,9})万(\d)千(?!\d)")
 _PERCENT = regex.compile(r"百分之(\d[\d.]{0,29}|[零〇一二两三四五六七八九十百]{1,30})")
 _HAN = regex.compile(
@@ -43,6 +49,8 @@ _BELOW_ZERO = regex.compile(r"(?:零下|(?<![\p{L}\d])minus)\s?(?=\d)")
 
 def spelled_in_digits(text: str) -> str:
     """`text`, which is normalized, with its numbers in digits: 三件 is 3件, 3万 is 30000, "two hundred" is 200, ½ is 0.5."""
+    text = _APOSTROPHES.sub(lambda match: regex.sub("['’]", "", match[0]), text)
+    text = _HALF_A.sub("0.5 ", _HALF_PRICE.sub("5折", text))
     text = _PERCENT.sub(lambda match: f"{_han_or_digits(match[1])}%", text)
     text = _PART_OF.sub(lambda match: f"{_han_or_digits(match[2])}/{_han_or_digits(match[1])}", text)
     text = _HAN.sub(_of_han, _HALF.sub("0.5", text))
