@@ -1,7 +1,7 @@
 """The catalog's encoders on Ray: a process that dies costs nothing, one that always dies is one sentence."""
 
 import os
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,19 +10,23 @@ from adgen.errors import EngineLost
 from adgen.on_ray.refresh.catalog_encoders import RESTARTS, catalog_encoders
 
 
-def encode(folder: Path, deaths: int, batch: int) -> int:
-    """Ten times the batch; batch 2 ends its process the first `deaths` times."""
-    if batch == 2 and len(before := list(folder.iterdir())) < deaths:
-        (folder / str(len(before))).touch()
-        os._exit(1)
-    return 10 * batch
+def encoder(folder: Path, deaths: int) -> Callable[[int], int]:
+    """Ten times the batch; batch 2 ends its process the first `deaths` times. Pickled by value: workers do not find tests."""
+
+    def encode(batch: int) -> int:
+        if batch == 2 and len(before := list(folder.iterdir())) < deaths:
+            (folder / str(len(before))).touch()
+            os._exit(1)
+        return 10 * batch
+
+    return encode
 
 
 def test_a_batch_whose_process_dies_is_encoded_by_the_next(ray_cluster, tmp_path):
     with catalog_encoders() as run:
-        assert list(run(partial(encode, tmp_path, 1), range(5))) == [0, 10, 20, 30, 40]
+        assert list(run(encoder(tmp_path, 1), range(5))) == [0, 10, 20, 30, 40]
 
 
 def test_processes_that_keep_dying_end_the_refresh_in_a_sentence(ray_cluster, tmp_path):
     with catalog_encoders() as run, pytest.raises(EngineLost, match=f"were lost {RESTARTS + 1} times"):
-        list(run(partial(encode, tmp_path, 100), range(5)))
+        list(run(encoder(tmp_path, 100), range(5)))
