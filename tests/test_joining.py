@@ -1,5 +1,6 @@
 """An address that is no Ray cluster of ours: one sentence and an exit code, soon."""
 
+import itertools
 import os
 import shutil
 import socket
@@ -143,6 +144,20 @@ def test_who_is_back_in_time_was_not_lost(asked_often):
         with socket.create_server(("127.0.0.1", head.port), backlog=64):
             time.sleep(0.2)
     assert losses == []
+
+
+def test_two_misses_on_a_machine_that_stood_still_are_no_loss(asked_often, monkeypatch):
+    answers = itertools.cycle([False, False, True])
+    monkeypatch.setattr(Watched, "answers", lambda _: next(answers))
+    losses = []
+    with watching([Watched("the head", "127.0.0.1", 1, 0.0)], losses.append):
+        time.sleep(0.4)
+        assert losses == []
+        monkeypatch.setattr(Watched, "answers", lambda _: False)
+        deadline = time.monotonic() + 60
+        while not losses and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert len(losses) == 1
 
 
 def test_nobody_is_watched_after_the_block(asked_often):

@@ -18,7 +18,9 @@ from adgen.errors import RunError
 
 ASK_SECONDS = 2.0
 RAYLET_SECONDS = 4.0
-"""Two refused connections: the raylet's process is no more, and a driver cannot change to another one."""
+"""The raylet's process is no more, and a driver cannot change to another one."""
+MISSES = 3
+"""Connections that fail one after another before a process counts as lost: a machine may stand still for longer than a patience."""
 HEAD_SHARE = 0.75
 """Of the time that Ray itself waits for a head: one that an operator's Redis lets start anew may be back before."""
 
@@ -56,13 +58,16 @@ def watching(watched: list[Watched], on_loss: Callable[[RunError], object]) -> I
 
 
 def _watch(watched: list[Watched], on_loss: Callable[[RunError], object], done: threading.Event) -> None:
-    heard = dict.fromkeys(watched, time.monotonic())
+    heard, misses = dict.fromkeys(watched, time.monotonic()), dict.fromkeys(watched, 0)
     while not done.wait(ASK_SECONDS):
         for each in watched:
             asked = time.monotonic()
             if each.answers():
-                heard[each] = asked
-            elif (silent := time.monotonic() - heard[each]) > each.patience_seconds and not done.is_set():
+                heard[each], misses[each] = asked, 0
+                continue
+            misses[each] += 1
+            silent = time.monotonic() - heard[each]
+            if misses[each] >= MISSES and silent > each.patience_seconds and not done.is_set():
                 where = f"{each.name} at {each.host}:{each.port}"
                 on_loss(RunError(f"{where} has not answered for {silent:.0f} s; the same command goes on from what is done"))
                 return
