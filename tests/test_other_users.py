@@ -17,6 +17,7 @@ from adgen.on_ray.refresh import gate
 from adgen.on_ray.refresh.gate import why_held
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 from adgen.on_ray.scoring import sampling as row_places
+from adgen.on_ray.scoring import workers
 from adgen.on_ray.scoring.sampling import read_panel, spread_places
 from adgen.shop.inputs.tables import open_inputs
 
@@ -107,7 +108,7 @@ def test_the_gate_s_scores_of_a_creative_are_the_same_in_every_sample(shop, tmp_
         assert all("no_other_user" not in row["left_out"] for row in rows)
         return {row["pair_id"]: row["pbs_history_margin"] for row in rows if row["pbs_history_margin"] is not None}
 
-    monkeypatch.setattr(gate, "score", scored)
+    monkeypatch.setattr(workers, "score", scored)
     monkeypatch.setattr(gate, "cluster_device", lambda device: "cpu")
     whole, few, one_by_one = margins(12, 64), margins(4, 64), margins(12, 1)
     assert len(whole) == 11  # one failed
