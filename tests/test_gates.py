@@ -1,13 +1,14 @@
 """adgen/finishing/gates.py and its rule packs: levels, verdicts, scores, and the order of reasons."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from adgen.config import FinishSettings, GateLevels
 from adgen.errors import SettingsError
-from adgen.finishing import gates
+from adgen.finishing import gates, segmentation
 from adgen.finishing.gates import GATES, Draft, judge, rules_digest
 from adgen.finishing.rules import rule_packs
 from adgen.finishing.titles import words
@@ -485,3 +486,14 @@ def test_rules_digest_changes_with_rules_and_code_version(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(gates, "pack_texts", lambda: ("zh.toml", "other"))
     assert rules_digest() != before
+
+
+def test_threads_that_finish_creatives_load_the_dictionary_once(monkeypatch):
+    import jieba
+
+    loads, load = [], jieba.Tokenizer.gen_pfdict
+    monkeypatch.setattr(jieba.Tokenizer, "gen_pfdict", lambda *given: (loads.append(1), load(*given))[1])
+    segmentation._loaded.cache_clear()
+    with ThreadPoolExecutor(8) as threads:
+        assert len({id(found) for found in threads.map(lambda _: segmentation.segmenter(), range(8))}) == 1
+    assert len(loads) == 1

@@ -2,6 +2,7 @@
 
 import warnings
 from functools import cache
+from threading import Lock
 
 import regex
 
@@ -10,9 +11,17 @@ _COMMON = 100
 """Times that a word stands in the corpus of jieba's dictionary: rarer ones are names, and readings that few writers mean."""
 
 
-@cache
+_LOADING = Lock()
+
+
 def segmenter():
-    """jieba's tokenizer: a second to load, and 70 MB."""
+    """jieba's tokenizer: a second to load, and 70 MB. Loaded once, however many threads ask first."""
+    with _LOADING:
+        return _loaded()
+
+
+@cache
+def _loaded():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pkg_resources is deprecated, and its regular expressions have old escapes
         import jieba
