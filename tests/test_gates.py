@@ -492,7 +492,7 @@ def test_threads_that_finish_creatives_load_the_dictionary_once(monkeypatch):
     import jieba
 
     loads, load = [], jieba.Tokenizer.gen_pfdict
-    monkeypatch.setattr(jieba.Tokenizer, "gen_pfdict", lambda *given: (loads.append(1), load(*given))[1])
+    monkeypatch.setattr(jieba.Tokenizer, "gen_pfdict", staticmethod(lambda file: (loads.append(1), load(file))[1]))
     segmentation._loaded.cache_clear()
     with ThreadPoolExecutor(8) as threads:
         assert len({id(found) for found in threads.map(lambda _: segmentation.segmenter(), range(8))}) == 1
