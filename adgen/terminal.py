@@ -75,14 +75,18 @@ def print_table(columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
     Console().print(table)
 
 
-class ByteProgress:
-    """`adgen.progress.Progress` over bytes, for commands without Ray: a bar on stderr, and nothing where that is no terminal."""
+class TerminalProgress:
+    """`adgen.progress.Progress` for commands without Ray: a bar on stderr, and nothing where that is no terminal."""
 
-    def __enter__(self) -> "ByteProgress":
+    def __init__(self, of_bytes: bool = False):
+        self._of_bytes = of_bytes
+
+    def __enter__(self) -> "TerminalProgress":
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+        count = DownloadColumn() if self._of_bytes else MofNCompleteColumn()
+        columns = (TextColumn("{task.description}"), BarColumn(), count, TimeRemainingColumn())
         console = Console(stderr=True)
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._bar.start()
@@ -96,7 +100,7 @@ class ByteProgress:
         self._task = self._bar.add_task(name, total=total)
 
     def advance(self, amount: int, numbers: str = "") -> None:
-        """So many bytes more."""
+        """So much more."""
         self._bar.advance(self._task, amount)
 
 

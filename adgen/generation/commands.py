@@ -41,9 +41,9 @@ def convert(
 
     Everything is checked before anything is written. The same command goes on where it was stopped."""
     from adgen.generation.convert import ConversionSettings, convert
-    from adgen.terminal import ByteProgress, print_summary
+    from adgen.terminal import TerminalProgress, print_summary
 
-    with ByteProgress() as bar:
+    with TerminalProgress(of_bytes=True) as bar:
         done = convert(ConversionSettings(base, dest, finetune, dinov2, prompt, lora == "keep", dtype), bar, dry_run)
     return print_summary(done, as_json)
 

@@ -1,13 +1,7 @@
 """A feed's import with its pictures: fetched from the web, and cut out, as far as the operator asks for it."""
 
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as RichBar
 
 from adgen.errors import SettingsError
 from adgen.shop.inputs.cutters import CutOuts, open_cutter
@@ -15,6 +9,7 @@ from adgen.shop.inputs.feeds.products import FeedOptions, FeedSummary, import_fe
 from adgen.shop.inputs.feeds.staging import local_folder
 from adgen.shop.inputs.web.fetcher import Fetcher
 from adgen.shop.inputs.web.pictures import WebPictures
+from adgen.terminal import TerminalProgress
 
 SHEET = "doubtful_cutouts.html"
 MAX_WORKERS = 256
@@ -53,27 +48,6 @@ class PictureSummary(FeedSummary):
     sheet: str | None = None
 
 
-class _Bar:
-    """On stderr, where that is a terminal."""
-
-    def __init__(self) -> None:
-        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TimeRemainingColumn())
-        self._bar = RichBar(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def phase(self, name: str, total: int | None = None) -> None:
-        self._task = self._bar.add_task(name, total=total)
-
-    def advance(self, amount: int, numbers: str = "") -> None:
-        self._bar.advance(self._task, amount)
-
-
 def import_with_pictures(
     file: str, dest: str | Path, options: FeedOptions, pictures: PictureOptions, fetcher: Fetcher | None = None
 ) -> PictureSummary:
@@ -82,7 +56,7 @@ def import_with_pictures(
     fetcher = fetcher or Fetcher()
     web = WebPictures(target, fetcher if pictures.fetch else None, pictures.workers, options.max_bad_share)
     cuts = CutOuts(target, pictures.cutter, open_cutter(pictures.cutter, pictures.weights)) if pictures.cutter else None
-    with _Bar() as bar:
+    with TerminalProgress() as bar:
         found = import_feed(
             file, target, options, [web, *([cuts] if cuts else [])], fetcher, bar if pictures.fetch or cuts else None
         )
