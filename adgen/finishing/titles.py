@@ -141,7 +141,7 @@ _TOKEN = regex.compile(
     """,
     regex.X | regex.V1,
 )
-_RANGE = regex.compile(rf"(\d+(?:[.,]\d+)*)\s?(?:[-–—~～−至到]|to)\s?(?=-?\d+(?:[.,]\d+)*\s?({_UNIT_NAMES}))")
+_RANGE = regex.compile(rf"(?<!\d|\d[.,])(\d+(?:[.,]\d+)*)\s?(?:[-–—~～−至到]|to)\s?(?=-?\d+(?:[.,]\d+)*\s?({_UNIT_NAMES}))")
 
 
 def words(text: str) -> Words:
