@@ -1,5 +1,6 @@
 """Shards on Ray Data: look-up, engines, finish and commit, a bounded number of shards at a time."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalo
     slot = slot_resources(device, ranks)
     # What groups reserve for themselves, Ray Data must not take for more look-ups.
     reserved = min(engines * ranks * slot["CPU"], ray.cluster_resources().get("CPU", 0) / 2) if ranks > 1 else 0
-    data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # what Ray offers instead reserves by label, not by number
+        data.execution_options.exclude_resources = ExecutionResources(cpu=reserved)
     return (
         ray.data.from_items(rows, override_num_blocks=len(rows))
         .map(stages.look_up, fn_constructor_args=(context, catalog), compute=small, num_cpus=0.25)
