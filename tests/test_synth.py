@@ -167,7 +167,7 @@ def test_a_reference_is_the_product_itself_on_the_users_style(shop):
     users = np.arange(40)
     tastes = people.make_tastes(0, None, users, 60)
     style = people.reference_styles(0, None, users, 0 * users, tastes)
-    assert all(people.STYLE_NAMES[each] in tastes.styles(user) for user, each in enumerate(style))
+    assert all(tastes.names[each] in tastes.styles(user) for user, each in enumerate(style))
 
 
 def words_of(text: str) -> set[str]:

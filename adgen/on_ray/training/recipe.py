@@ -9,7 +9,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
@@ -26,6 +26,7 @@ from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.run_folder import FACTS, MODEL
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
+from adgen.shop.synthetic.styles import style_set
 from adgen.shop.synthetic.synth import synthesize
 
 
@@ -41,6 +42,14 @@ class ShopSettings(Settings):
     """`train` keeps the users, products and looks of `eval` unseen."""
     picture_side: int = Field(default=64, ge=16)
     """Pixels."""
+    styles: tuple[Literal["ten", "many"], ...] = ("ten",)
+    """Of backgrounds: the ten named ones, and continuous families."""
+    many: int = Field(default=600, gt=0)
+    """How many of the continuous families."""
+    photographs: Path | None = None
+    """A folder with backgrounds/CLASS/*.jpg, cutouts/*.png and products.json, each class a style; None for drawings alone."""
+    words: Literal["shop", "open", "mixed"] = "shop"
+    """Of titles: a grammar's, any, or half of each."""
 
 
 class Recipe(Settings):
@@ -116,4 +125,6 @@ def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:
         num_references=values["references"],
         picture_side=values["picture_side"],
         workers=workers,
+        styles=style_set(settings.styles, settings.many, settings.photographs, settings.split),
+        words=settings.words,
     )

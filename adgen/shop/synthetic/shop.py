@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from adgen.shop.synthetic.drawing.backgrounds import draw_background, set_on_background
+from adgen.shop.synthetic.drawing.backgrounds import set_on_background
 from adgen.shop.synthetic.drawing.products import draw_cutout, share_of_frame
 from adgen.shop.synthetic.draws import key_for
+from adgen.shop.synthetic.styles import TEN, StyleSet
 
 FILES_PER_FOLDER = 1000
 JPEG_QUALITY = 90
@@ -24,6 +25,8 @@ class ProductLook:
     colour: str
     pattern: str
     style: str
+    photographed: int
+    """Number of its photographed cut-out; -1: it is drawn."""
 
     @property
     def image(self) -> str:
@@ -58,6 +61,8 @@ class Shop:
     num_pairs: int
     num_references: int
     side: int
+    styles: StyleSet = TEN
+    words: str = "shop"
 
     @property
     def name(self) -> str:
@@ -78,15 +83,19 @@ class Shop:
 
     def draw_product(self, look: ProductLook) -> tuple[float, int]:
         """Write a product's cut-out and picture; (its share of the frame, bytes of both)."""
-        cutout = draw_cutout(look.kind, look.colour, look.pattern, self.side, self.generator("cutout", look.product))
-        background = draw_background(look.style, self.side, self.generator("background", look.product))
+        own = self.generator("cutout", look.product)
+        if look.photographed >= 0:
+            cutout = self.styles.photographed_cutout(look.photographed, self.side, own)
+        else:
+            cutout = draw_cutout(look.kind, look.colour, look.pattern, self.side, own)
+        background = self.styles.background(look.style, self.side, self.generator("background", look.product))
         set_on_background(cutout, background).save(self._room_for(look.image), quality=JPEG_QUALITY)
         cutout.save(self._room_for(look.cutout), compress_level=PNG_LEVEL)
         return share_of_frame(cutout), sum((self.dest / path).stat().st_size for path in (look.image, look.cutout))
 
     def draw_reference(self, look: ReferenceLook) -> int:
         """Write a reference creative: the product exactly as in its cut-out, on a new background; its bytes."""
-        background = draw_background(look.style, self.side, self.generator("reference", look.user, look.product))
+        background = self.styles.background(look.style, self.side, self.generator("reference", look.user, look.product))
         path = self._room_for(look.image)
         with Image.open(self.dest / look.cutout) as cutout:  # lossless, and read faster than drawn again
             set_on_background(cutout, background).save(path, quality=JPEG_QUALITY)

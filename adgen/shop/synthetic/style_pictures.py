@@ -6,12 +6,12 @@ import numpy as np
 from PIL import Image
 
 from adgen.shop.synthetic import people
-from adgen.shop.synthetic.drawing.backgrounds import draw_background, set_on_background
+from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background, set_on_background
 from adgen.shop.synthetic.drawing.products import draw_cutout
 from adgen.shop.synthetic.draws import key_for
 from adgen.shop.synthetic.shop import JPEG_QUALITY
 
-STYLE_NAMES = people.STYLE_NAMES
+STYLE_NAMES = tuple(STYLES)
 
 
 def draw_style_pictures(seed: int, start: int, count: int, side: int) -> tuple[np.ndarray, np.ndarray]:

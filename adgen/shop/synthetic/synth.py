@@ -25,6 +25,7 @@ from adgen.shop.synthetic import people
 from adgen.shop.synthetic.draws import draw, key_for, unit
 from adgen.shop.synthetic.grammar import TONES
 from adgen.shop.synthetic.shop import ProductLook, ReferenceLook, Shop
+from adgen.shop.synthetic.styles import TEN, StyleSet
 
 SPLITS = ("train", "eval")
 TRUTH = pa.schema([("entity", pa.string()), ("id", pa.string()), ("styles", pa.list_(pa.string())), ("tone", pa.string())])
@@ -57,27 +58,30 @@ def synthesize(
     num_references: int | None = None,
     picture_side: int = 256,
     workers: int = 1,
+    styles: StyleSet = TEN,
+    words: str = "shop",
 ) -> SynthSummary:
     """Write a shop into the local folder `dest`: four tables, pictures, cut-outs, references, `styles.parquet`.
 
     `num_pairs` defaults to four a user, `num_references` (drawn creatives, spread over all users first) to the pairs,
     at most 2000. `split` train or eval keeps to its own users, products and (kind, colour, pattern) combinations.
+    `styles` and `words` ("shop": a grammar of a few hundred; "open": any; "mixed") say how much there is to see and to read.
     `workers` > 1 draws in processes of their own; the bytes stay the same. SettingsError for counts out of range.
     """
     if is_s3(str(dest)):
         raise SettingsError(f"synth writes to a local folder, not to {dest}; copy it there afterwards")
     pairs = min(4, num_products) * num_users if num_pairs is None else num_pairs
     references = min(pairs, 2000) if num_references is None else num_references
-    shop = Shop(Path(local_path(str(dest))), seed, split, num_users, num_products, pairs, references, picture_side)
+    shop = Shop(Path(local_path(str(dest))), seed, split, num_users, num_products, pairs, references, picture_side, styles, words)
     _check(shop)
     _clear_tables(shop.dest)
-    catalog = people.make_catalog(seed, split, num_products)
+    catalog = people.make_catalog(seed, split, num_products, styles, words)
     with tempfile.TemporaryDirectory(prefix=".synth-", dir=shop.dest) as staging, _drawing(workers) as run:
         writers = _Tables(Path(staging))
         picture_bytes = _write_products(shop, catalog, writers, run)
         clicks = 0
         for users in _user_batches(num_users):
-            tastes = people.make_tastes(seed, split, users, num_products)
+            tastes = people.make_tastes(seed, split, users, num_products, styles)
             clicks += _write_histories(shop, catalog, writers, users, tastes)
             _write_pairs(shop, catalog, writers, users)
             picture_bytes += _write_references(shop, catalog, writers, users, run)
@@ -111,8 +115,9 @@ def _clear_tables(dest: Path) -> None:
 
 
 def _describe(shop: Shop) -> str:
-    settings = {name: value for name, value in vars(shop).items() if name != "dest"}
-    words = {"styles": people.STYLE_NAMES, "kinds": people.KIND_NAMES, "tones": TONES}
+    settings = {name: value for name, value in vars(shop).items() if name not in ("dest", "styles", "words")}
+    settings |= {} if shop.words == "shop" else {"words": shop.words}
+    words = {"styles": shop.styles.names, "kinds": people.KIND_NAMES, "tones": TONES}
     return json.dumps(settings | words, indent=1) + "\n"
 
 
@@ -158,7 +163,9 @@ def _write_products(shop: Shop, catalog: people.Catalog, writers: _Tables, run: 
     total = 0
     for start in range(0, len(catalog), PICTURES_PER_BATCH):
         index = range(start, min(start + PICTURES_PER_BATCH, len(catalog)))
-        looks = [ProductLook(each, *catalog.look(each), people.STYLE_NAMES[catalog.style[each]]) for each in index]
+        looks = [
+            ProductLook(each, *catalog.look(each), catalog.style_name(each), int(catalog.photographed[each])) for each in index
+        ]
         drawn = list(run(shop.draw_product, looks))
         total += sum(size for _, size in drawn)
         ids = [shop.product_id(product) for product in index]
@@ -171,7 +178,7 @@ def _write_products(shop: Shop, catalog: people.Catalog, writers: _Tables, run: 
                 "image": [look.image for look in looks],
                 "cutout": [look.cutout for look in looks],
                 "scale": [scale for scale, _ in drawn],
-                "category": [look.kind for look in looks],
+                "category": [catalog.kind_name(product) for product in index],
                 "brand": [catalog.brand(product) for product in index],
                 "locale": [catalog.locale(product) for product in index],
             },
@@ -235,10 +242,12 @@ def _write_pairs(shop: Shop, catalog: people.Catalog, writers: _Tables, users: n
 def _write_references(shop: Shop, catalog: people.Catalog, writers: _Tables, users: np.ndarray, run: Callable) -> int:
     total = 0
     for rows in zip(*(_parts(column) for column in _targets(shop, users, shop.num_references)), strict=True):
-        tastes = people.make_tastes(shop.seed, shop.split, rows[0], shop.num_products)
+        tastes = people.make_tastes(shop.seed, shop.split, rows[0], shop.num_products, shop.styles)
         styles = people.reference_styles(shop.seed, shop.split, rows[0], rows[1], tastes)
         looks = [
-            ReferenceLook(int(product), *catalog.look(product), people.STYLE_NAMES[style], int(user), int(turn))
+            ReferenceLook(
+                int(product), *catalog.look(product), tastes.names[style], int(catalog.photographed[product]), int(user), int(turn)
+            )
             for user, turn, product, style in zip(*rows, styles, strict=True)
         ]
         total += sum(run(shop.draw_reference, looks))

@@ -24,7 +24,11 @@ _SHADOW_COLOUR = (18, 14, 22)
 
 def draw_background(style: str, side: int, rng: np.random.Generator) -> Image.Image:
     """One picture of `style`, RGB `side` x `side`: a style is a distribution, no two of its pictures are alike."""
-    picture = STYLES[style](rng)
+    return exposed(STYLES[style](rng), side, rng)
+
+
+def exposed(picture: np.ndarray, side: int, rng: np.random.Generator) -> Image.Image:
+    """A drawing (SIDE, SIDE, 3) as a photograph of it, RGB `side` x `side`."""
     # Exposure, warmth and vignette differ as between photographs, so that a style is more than its mean colour.
     warmth = rng.normal(0, 0.025)
     gain = rng.uniform(0.88, 1.08) * np.array([1 + warmth, 1.0, 1 - warmth], np.float32)
