@@ -21,6 +21,9 @@ from adgen.generation.prompt import Prompt, Prompter, PromptFacts
 from adgen.model.config import ModelConfig
 from adgen.records import digest, unit_interval
 from adgen.shop.history import draw, filled
+from adgen.shop.synthetic.grammar import TONES
+from adgen.shop.synthetic.open_words import CHINESE as OPEN_CHINESE
+from adgen.shop.synthetic.open_words import open_words
 from adgen.training.settings import TrainingSettings
 from adgen.training.task import Batch
 
@@ -86,6 +89,8 @@ class LanguageCollator:
             or (epoch is not None and unit_interval("dropout", name, *key) < getattr(dropout, name))
             for name in ("prompt", "foreground", "history")
         }
+        if epoch is not None and unit_interval("open words", *key) < self.settings.open_words:
+            row = row | _open_worded(key)
         clicks = self.shown_clicks(row, key) if self.reads_clicks and not dropped["history"] else []
         title = row["titles"][int(unit_interval("title", *key) * len(row["titles"]))]
         facts = facts_of(row, clicks if self.settings.stage == "personal" else [])
@@ -128,6 +133,14 @@ class LanguageCollator:
                 f"example {row['number']}: prompt, title and picture need {needed} positions, the model has "
                 f"{self.config.decoder.max_positions}: lower the template's title limits, or use a model with more"
             )
+
+
+def _open_worded(key: tuple) -> dict:
+    """The texts of an example of any words, a function of the key alone."""
+    rng = np.random.default_rng(int(digest("open words", *key)[:15], 16))
+    words = open_words("train", "zh" if rng.random() < OPEN_CHINESE else "en", rng)
+    title = words.title(int(rng.integers(len(TONES))))
+    return {"product_title": title, "selling_points": list(words.points), "titles": words.creative_titles(0)}
 
 
 def facts_of(row: dict, clicks: Sequence[dict]) -> PromptFacts:

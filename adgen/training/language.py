@@ -48,11 +48,14 @@ class LanguageTask(Task):
         A sample without a title adds nothing to the text's mean, but counts in it: so the loss of a step does not depend
         on how its samples are cut into micro-batches.
         """
-        click_embeddings = self.click_embeddings(batch)
-        hidden = self.hidden(batch, click_embeddings)
-        text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
         weights = self.settings.losses
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
+        click_embeddings = self.click_embeddings(batch)
+        if weights.image == 0 and self.click_prediction is None:
+            text = self.title_losses(self.prompt_hidden(batch, click_embeddings), batch)
+            return weights.text * text.mean(), {"text": metric(text, titled)}
+        hidden = self.hidden(batch, click_embeddings)
+        text, image = self.title_losses(hidden, batch), self.picture_losses(hidden, batch)
         loss = weights.text * text.mean() + weights.image * image.mean()
         metrics = {"text": metric(text, titled), "image": metric(image)}
         if self.click_prediction is not None:
@@ -77,6 +80,11 @@ class LanguageTask(Task):
         pixels = to_unit_range(batch["condition"]).to(model.dtype)
         tokens = model.foreground.condition_tokens(pixels, batch["hidden"])
         return model.decoder(embeds, attention, model.foreground.additions(tokens))
+
+    def prompt_hidden(self, batch: Batch, click_embeddings: Tensor | None = None) -> Tensor:
+        """Final hidden states (B, P, D) of the prompt with its answer, without a picture."""
+        prompt = self.model.embed_prompt(batch["ids"], batch["slots"], self.history(batch, click_embeddings))
+        return self.model.decoder(prompt, batch["attention"].bool())
 
     def history(self, batch: Batch, click_embeddings: Tensor | None = None) -> Tensor:
         """The rows (B, R, D) of all history slots; none in the general stage, whose prompts show no history."""

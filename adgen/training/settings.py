@@ -21,7 +21,7 @@ class LossSettings(Settings):
     text: float = Field(1.0, ge=0)
     """Of the title answer, its closing tag and end of sentence."""
     image: float = Field(1.0, ge=0)
-    """Of the picture's tokens."""
+    """Of the picture's tokens. At 0, and without `clicks`, a sample ends with its title: it takes a third of the time."""
     first_row: float = Field(1.0, gt=0)
     """Of the tokens of a picture's first row, against its others: they decide in which style it goes on, so what a history
     has to say is learned there."""
@@ -135,6 +135,9 @@ class TrainingSettings(Settings):
     seed: int = Field(0, ge=0)
     steps: int = Field(1500, gt=0)
     """Optimizer steps."""
+    open_words: float = Field(0.0, ge=0, le=1)
+    """Share of the samples whose product, points and title are drawn anew, of any words (adgen/shop/synthetic/open_words.py), each
+    time that they are read: a model of few words learns them by heart, one of any words learns to copy."""
     batch: int = Field(32, gt=0)
     """Samples of a step, over all workers and accumulations."""
     losses: LossSettings = LossSettings()
