@@ -18,9 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from adgen.errors import InputError, ModelError
 from adgen.model.checkpoint import load
 from adgen.model.config import PRESETS
+from adgen.model.decoder import rope_angles
+from adgen.model.initialize import initialize
 from adgen.model.names import published_name
 from adgen.model.pbs import load_pbs, pbs
 from adgen.model.pbs_config import PBSConfig
+from adgen.model.uniadgen import UniAdGen
 from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background
 from adgen.shop.synthetic.drawing.products import draw_cutout
 from adgen.shop.synthetic.drawing.skins import PATTERNS
@@ -28,7 +31,7 @@ from adgen.shop.synthetic.people import COLOUR_NAMES, KIND_NAMES
 from adgen.training.batches import LanguageCollator
 from adgen.training.codebook import MovingCodebook
 from adgen.training.contrast import ContrastTask, SceneCollator, new_encoder
-from adgen.training.cost import count_parameters, state_bytes, training_cost
+from adgen.training.cost import activation_bytes, count_parameters, state_bytes, training_cost
 from adgen.training.language import LanguageTask
 from adgen.training.order import Order, Share, held_out
 from adgen.training.pictures import PictureCollator, TokenizerTask, as_png
@@ -357,6 +360,39 @@ def test_a_workers_state_has_the_bytes_of_the_formula():
     weights = sum(p.nbytes for p in model.parameters())
     moments = sum(t.nbytes for state in step.optimizer.state.values() for t in state.values() if t.dim())
     assert weights + gradients + moments == pytest.approx(expected, rel=0.1)
+
+
+def test_activations_have_the_bytes_of_the_formula():
+    """Of a wide model with checkpointing in bf16: what the whole forward pass saves, and one layer's inside."""
+    sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_layers": 6, "num_heads": 8, "num_key_value_heads": 8}
+    small = small_config()
+    config = small.model_copy(update={"decoder": small.decoder.model_copy(update=sizes)})
+    model = initialize(UniAdGen(config), 0).to(torch.bfloat16).train().requires_grad_(True)
+    model.image_tokenizer.requires_grad_(False)
+    model.decoder.gradient_checkpointing = True
+    settings, prompter = TrainingSettings(stage="personal"), small_prompter(config=config)
+    batch = LanguageCollator(prompter, config, settings)([example(number, config) for number in range(4)], None)
+    length = batch["ids"].shape[1] + batch["codes"].shape[1]
+    inputs = torch.randn(4, length, 512, dtype=torch.bfloat16, requires_grad=True)
+    angles = rope_angles(torch.arange(length).expand(4, length), config.decoder.head_size, 10000.0)
+    visible = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    saved = saved_bytes(model, lambda: LanguageTask(model, prompter, settings).train()(batch))
+    inside = saved_bytes(model, lambda: model.decoder.layers[1](inputs, *angles, visible))
+    assert saved + inside == pytest.approx(activation_bytes(config, 4, length), rel=0.1)
+
+
+def saved_bytes(model, forward) -> int:
+    """Bytes that autograd keeps of a forward pass, without the model's weights."""
+    weights = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        forward()
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in weights)
 
 
 def test_the_released_set_has_the_published_size():

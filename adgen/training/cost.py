@@ -108,7 +108,7 @@ def training_cost(
     layer kept.
     """
     total, trained = count_parameters(config, preset)
-    activations = _activation_bytes(config, micro_batch, sequence)
+    activations = activation_bytes(config, micro_batch, sequence)
     state = 12 * trained / workers
     memory = {
         1: 2 * total + (2 + 4) * trained + state + activations,
@@ -144,11 +144,13 @@ def count_parameters(config: ModelConfig, preset: str) -> tuple[int, int]:
     return sum(sizes.values()), sum(size for name, size in sizes.items() if name in trainable)
 
 
-def _activation_bytes(config: ModelConfig, micro_batch: int, sequence: int) -> float:
-    d = config.decoder
-    kept = d.num_layers * 2 * sequence * micro_batch * d.hidden_size
-    history = config.history_items * (config.image.tokens_per_history_picture + config.preference.tokens_per_title)
-    blocks = 2 * config.preference.mask_layers + config.preference.fusion_layers
-    live = 34 * micro_batch * d.hidden_size * (sequence + blocks * history)
+def activation_bytes(config: ModelConfig, micro_batch: int, sequence: int) -> float:
+    """Bytes that a step of stage personal keeps for its backward pass, bf16, checkpointed: one input a decoder layer, one layer's
+    inside, and whole what is not checkpointed. Coefficients are bytes a token, counted from the tensors that autograd saves."""
+    d, tokens = config.decoder, micro_batch * sequence
+    layers = 2 * d.num_layers * d.hidden_size + (24 * d.hidden_size + 8 * d.intermediate_size) + 10 * d.hidden_size
+    history = micro_batch * config.history_items * (config.image.tokens_per_history_picture + config.preference.tokens_per_title)
+    blocks = config.preference.mask_layers + config.preference.fusion_layers
+    foreground = 4 * (3 + 2 * config.num_additions) * micro_batch * config.foreground.num_tokens
     logits = 8 * micro_batch * (config.image.tokens_per_picture * config.image.codebook_size + 64 * d.vocab_size)
-    return kept + live + logits
+    return tokens * layers + ((56 * blocks + 16) * history + foreground) * d.hidden_size + logits
