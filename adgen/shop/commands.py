@@ -4,7 +4,7 @@ What a command needs is imported inside it: `adgen --help` loads neither DuckDB 
 """
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
@@ -106,12 +106,28 @@ def synth(
     products: Annotated[int, arg(metavar="N", help="number of products")] = 48,
     pairs: Annotated[int | None, arg(metavar="N", help="number of pairs; default four a user")] = None,
     seed: Annotated[int, arg(metavar="N", help="same seed, same bytes")] = 0,
+    styles: Annotated[tuple[Literal["ten", "many"], ...], arg(help="of backgrounds: ten named ones, continuous families")] = (
+        "ten",
+    ),
+    many: Annotated[int, arg(metavar="N", help="how many of the continuous families")] = 200,
+    photographs: Annotated[
+        Path | None,
+        arg(metavar="DIR", help="photographs beside the drawings: backgrounds/CLASS/*.jpg, cutouts/*.png, products.json"),
+    ] = None,
+    words: Annotated[Literal["shop", "mixed", "open"], arg(help="of titles: a grammar's few hundred, both, any")] = "shop",
+    clicks: Annotated[tuple[int, int], arg(metavar="N N", help="fewest and most of a user")] = (8, 24),
+    split: Annotated[Literal["train", "eval"] | None, arg(help="keep to what training, or a proof, may see")] = None,
     as_json: Json = False,
 ) -> int:
-    """Draw a synthetic shop: products, users with a taste, histories, reference creatives."""
+    """Draw a synthetic shop: products, users with a taste, histories, reference creatives.
+
+    `--styles` without a value and `--photographs DIR` make a shop of photographs alone."""
+    from adgen.shop.synthetic.styles import style_set
     from adgen.shop.synthetic.synth import synthesize
 
-    return print_summary(synthesize(dest, num_users=users, num_products=products, num_pairs=pairs, seed=seed), as_json)
+    shown = style_set(styles, many, photographs, split)
+    made = synthesize(dest, users, products, pairs, seed, split, styles=shown, words=words, clicks=clicks)
+    return print_summary(made, as_json)
 
 
 COMMANDS = {

@@ -131,6 +131,8 @@ class EvaluationSettings(Settings):
 class TrainingSettings(Settings):
     """What a stage learns, from what, for how long."""
 
+    ADDED = frozenset({"open_words"})
+
     stage: Stage = "personal"
     seed: int = Field(0, ge=0)
     steps: int = Field(1500, gt=0)

@@ -140,8 +140,15 @@ def _named(styles: StyleSet) -> np.ndarray:
     return np.array([place[name] for name in styles.slots])
 
 
-def make_tastes(seed: int, split: str | None, users: np.ndarray, num_products: int, of: StyleSet = TEN) -> Tastes:
-    """The tastes of the users with these numbers."""
+def make_tastes(
+    seed: int,
+    split: str | None,
+    users: np.ndarray,
+    num_products: int,
+    of: StyleSet = TEN,
+    clicks: tuple[int, int] = (MIN_CLICKS, MAX_CLICKS),
+) -> Tastes:
+    """The tastes of the users with these numbers; clicks: fewest and most of a user."""
     hashes = [draw(key_for("taste", seed, split, trait), users) for trait in range(6)]
     styles, named = len(of.names), _named(of)
     first = named[below(hashes[0], len(named))]
@@ -155,7 +162,7 @@ def make_tastes(seed: int, split: str | None, users: np.ndarray, num_products: i
         first=first,
         second=second,
         tone=below(hashes[3], len(TONES)),
-        num_clicks=MIN_CLICKS + below(hashes[4], MAX_CLICKS - MIN_CLICKS + 1),
+        num_clicks=clicks[0] + below(hashes[4], clicks[1] - clicks[0] + 1),
         share=IN_STYLE[0] + (IN_STYLE[1] - IN_STYLE[0]) * unit(hashes[5]),
         names=of.names,
     )
@@ -166,7 +173,8 @@ def make_clicks(seed: int, split: str | None, users: np.ndarray, tastes: Tastes,
     slot = np.arange(MAX_CLICKS)[None, :]
     count, user = tastes.num_clicks[:, None], users[:, None]
     valid = slot < count
-    wanted = np.clip(np.round(tastes.share[:, None] * count), np.ceil(IN_STYLE[0] * count), np.floor(IN_STYLE[1] * count))
+    least = np.ceil(IN_STYLE[0] * count)
+    wanted = np.clip(np.round(tastes.share[:, None] * count), least, np.maximum(least, np.floor(IN_STYLE[1] * count)))
     order = np.where(valid, unit(draw(key_for("order", seed, split), user, slot)), 2.0)
     in_style = np.argsort(np.argsort(order, axis=1), axis=1) < wanted
     choice = draw(key_for("click style", seed, split), user, slot)

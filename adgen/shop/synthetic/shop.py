@@ -63,6 +63,8 @@ class Shop:
     side: int
     styles: StyleSet = TEN
     words: str = "shop"
+    clicks: tuple[int, int] = (8, 24)
+    """Fewest and most of a user."""
 
     @property
     def name(self) -> str:

@@ -60,29 +60,33 @@ def synthesize(
     workers: int = 1,
     styles: StyleSet = TEN,
     words: str = "shop",
+    clicks: tuple[int, int] = (people.MIN_CLICKS, people.MAX_CLICKS),
 ) -> SynthSummary:
     """Write a shop into the local folder `dest`: four tables, pictures, cut-outs, references, `styles.parquet`.
 
     `num_pairs` defaults to four a user, `num_references` (drawn creatives, spread over all users first) to the pairs,
     at most 2000. `split` train or eval keeps to its own users, products and (kind, colour, pattern) combinations.
-    `styles` and `words` ("shop": a grammar of a few hundred; "open": any; "mixed") say how much there is to see and to read.
+    `styles` and `words` ("shop": a grammar of a few hundred; "open": any; "mixed") say how much there is to see and to read;
+    `clicks`: fewest and most of a user.
     `workers` > 1 draws in processes of their own; the bytes stay the same. SettingsError for counts out of range.
     """
     if is_s3(str(dest)):
         raise SettingsError(f"synth writes to a local folder, not to {dest}; copy it there afterwards")
     pairs = min(4, num_products) * num_users if num_pairs is None else num_pairs
     references = min(pairs, 2000) if num_references is None else num_references
-    shop = Shop(Path(local_path(str(dest))), seed, split, num_users, num_products, pairs, references, picture_side, styles, words)
+    shop = Shop(
+        Path(local_path(str(dest))), seed, split, num_users, num_products, pairs, references, picture_side, styles, words, clicks
+    )
     _check(shop)
     _clear_tables(shop.dest)
     catalog = people.make_catalog(seed, split, num_products, styles, words)
     with tempfile.TemporaryDirectory(prefix=".synth-", dir=shop.dest) as staging, _drawing(workers) as run:
         writers = _Tables(Path(staging))
         picture_bytes = _write_products(shop, catalog, writers, run)
-        clicks = 0
+        opened = 0
         for users in _user_batches(num_users):
-            tastes = people.make_tastes(seed, split, users, num_products, styles)
-            clicks += _write_histories(shop, catalog, writers, users, tastes)
+            tastes = people.make_tastes(seed, split, users, num_products, styles, clicks)
+            opened += _write_histories(shop, catalog, writers, users, tastes)
             _write_pairs(shop, catalog, writers, users)
             picture_bytes += _write_references(shop, catalog, writers, users, run)
         writers.close()
@@ -90,7 +94,7 @@ def synthesize(
         # The tables come last: a shop cut short has none, and can't be opened. Of them references do: where they lie, all do.
         for file in sorted(Path(staging).iterdir(), key=lambda file: (file.stem == "references", file.name)):
             shutil.move(file, shop.dest / file.name)
-    return SynthSummary(num_users, num_products, pairs, references, clicks, 2 * num_products + references, picture_bytes)
+    return SynthSummary(num_users, num_products, pairs, references, opened, 2 * num_products + references, picture_bytes)
 
 
 def _check(shop: Shop) -> None:
@@ -104,6 +108,10 @@ def _check(shop: Shop) -> None:
         raise SettingsError(f"synth: num_references: expected 0..{shop.num_pairs}, found {shop.num_references}")
     if shop.split is not None and shop.split not in SPLITS:
         raise SettingsError(f"synth: split: expected one of {', '.join(SPLITS)}, found {shop.split!r}")
+    if shop.words not in people.OPEN_WORDS:
+        raise SettingsError(f"synth: words: expected one of {', '.join(people.OPEN_WORDS)}, found {shop.words!r}")
+    if not 0 <= shop.clicks[0] <= shop.clicks[1] <= people.MAX_CLICKS:
+        raise SettingsError(f"synth: clicks: expected two numbers from 0 to {people.MAX_CLICKS}, found {shop.clicks}")
     if not 16 <= shop.side <= 2048:
         raise SettingsError(f"synth: picture_side: expected 16..2048, found {shop.side}")
 
@@ -115,8 +123,8 @@ def _clear_tables(dest: Path) -> None:
 
 
 def _describe(shop: Shop) -> str:
-    settings = {name: value for name, value in vars(shop).items() if name not in ("dest", "styles", "words")}
-    settings |= {} if shop.words == "shop" else {"words": shop.words}
+    settings = {name: value for name, value in vars(shop).items() if name not in ("dest", "styles", "words", "clicks")}
+    settings |= {name: getattr(shop, name) for name in ("words", "clicks") if getattr(shop, name) != getattr(Shop, name)}
     words = {"styles": shop.styles.names, "kinds": people.KIND_NAMES, "tones": TONES}
     return json.dumps(settings | words, indent=1) + "\n"
 
@@ -242,7 +250,7 @@ def _write_pairs(shop: Shop, catalog: people.Catalog, writers: _Tables, users: n
 def _write_references(shop: Shop, catalog: people.Catalog, writers: _Tables, users: np.ndarray, run: Callable) -> int:
     total = 0
     for rows in zip(*(_parts(column) for column in _targets(shop, users, shop.num_references)), strict=True):
-        tastes = people.make_tastes(shop.seed, shop.split, rows[0], shop.num_products, shop.styles)
+        tastes = people.make_tastes(shop.seed, shop.split, rows[0], shop.num_products, shop.styles, shop.clicks)
         styles = people.reference_styles(shop.seed, shop.split, rows[0], rows[1], tastes)
         looks = [
             ReferenceLook(
