@@ -20,9 +20,10 @@ from adgen.creatives.publish import finish
 from adgen.creatives.reading import open_published
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
-from adgen.errors import SettingsError
+from adgen.errors import ModelError, SettingsError
 from adgen.evaluation.report.tables import print_scores
 from adgen.evaluation.results.folder import IDENTITY, REPORT, Identity, Results
+from adgen.model.modules import ModelFacts
 from adgen.model.pbs import PBS_FILE
 from adgen.on_ray.evaluation import job as evaluation
 from adgen.on_ray.evaluation import model as model_evaluation
@@ -209,11 +210,18 @@ def test_a_model_s_evaluation_goes_on_scoring_what_it_made(shop, encoder, tmp_pa
     monkeypatch.setattr(model_evaluation, "CAMPAIGN", CAMPAIGN)
     monkeypatch.setattr(model_evaluation, "maker_digest", lambda model: None)
     out = tmp_path / "out"
-    asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=2, resamples=100)
+    model = tmp_path / "model"
+    save_small_model(model)
+    asked = ModelEvaluationSettings(inputs=str(shop), model=model, encoder=encoder, out=out, seeds=2, resamples=100)
     with pytest.raises(Crash):
         evaluate_model(asked, Counting(dies_after=17))
     with pytest.raises(SettingsError, match="settings is"):
         evaluate_model(asked.model_copy(update={"limit": 3}), Silent())
+    facts = ModelFacts.load(model)
+    facts.model_copy(update={"modules": facts.modules | {"preference": "untrained"}}).save(model)
+    with pytest.raises(ModelError, match="untrained modules.*preference"):  # what --allow-untrained began is not gone on with without
+        evaluate_model(asked, Silent())
+    facts.save(model)
     record = evaluate_model(asked, Silent())
     assert made == [0, 1]
     assert (record["rows"], record["parts"]) == (24, {"found": 4, "scored": 2})

@@ -45,13 +45,16 @@ def evaluate_model(settings: ModelEvaluationSettings, progress: Progress) -> dic
 
 
 def made_before(settings: ModelEvaluationSettings, model: Path, identity: Identity) -> list[ScoredRun]:
-    """The runs whose scoring was stopped: made again they would be others. SettingsError: another model, or engine, made them."""
+    """The runs whose scoring was stopped: made again they would be others. SettingsError: another model, or engine, made them;
+    ModelError: the model is untrained, which `allow_untrained` of the call that made them allows no later one."""
     stores = [store_of(settings, number) for number in range(len(identity.runs))]
     runs = [
         ScoredRun(store, open_run(open_storage(store), CAMPAIGN, run_id))
         for store, run_id in zip(stores, identity.runs, strict=True)
     ]
-    maker = maker_digest(ModelDirectory(model))
+    directory = ModelDirectory(model)
+    directory.require_trained(settings.allow_untrained)
+    maker = maker_digest(directory)
     if any(run.reader.run.digests.get("model") != maker for run in runs):
         raise SettingsError(f"out: {settings.out}: the creatives there are not of {model}; name another folder with --out")
     return runs
