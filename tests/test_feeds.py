@@ -4,11 +4,13 @@ import codecs
 import gzip
 import json
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.feeds import (
+    GROUPS,
     HIGHLIGHTS,
     MERCHANT,
     SHOPIFY,
@@ -56,7 +58,13 @@ def imported(folder: Path, feed: str | bytes, name: str = "feed.csv", options: F
 
 
 def test_a_merchant_feed_of_two_thousand_with_every_attribute_once(folder):
-    summary, products, offers, problems = imported(folder, merchant_rss(2_000), "feed.xml")
+    feed = merchant_rss(2_000)
+    first = ElementTree.fromstring(feed).find("channel/item")
+    used = [each.tag.partition("}")[2] for each in first]
+    assert used.count("product_highlight") == len(HIGHLIGHTS)  # the one that comes several times
+    assert sorted({*used}) == sorted([*MERCHANT, *GROUPS, "product_highlight"])
+    assert len(used) == len(MERCHANT) + len(GROUPS) + len(HIGHLIGHTS) >= 105
+    summary, products, offers, problems = imported(folder, feed, "feed.xml")
     assert (summary.rows, summary.products, problems) == (2_000, 2_000, [])
     assert [each["product_id"] for each in products] == [f"sku-{n}" for n in range(2_000)]
     assert products[0] == {

@@ -16,6 +16,7 @@ MERCHANT: Mapping[str, str] = {
     "description": "Keeps tea warm for hours. Only 12.90 EUR! Holds for years. More at https://shop.example/mug",
     "link": "https://shop.example/p/{n}?a=1&b=2",
     "mobile_link": "https://m.shop.example/p/{n}",
+    "canonical_link": "https://shop.example/p/{n}",
     "image_link": "images/{n}.png",
     "additional_image_link": "https://cdn.shop.example/{n}-2.jpg",
     "lifestyle_image_link": "https://cdn.shop.example/{n}-life.jpg",
@@ -78,9 +79,13 @@ MERCHANT: Mapping[str, str] = {
     "max_handling_time": "3",
     "min_handling_time": "1",
     "transit_time_label": "near",
+    "handling_cutoff_timezone": "Europe/Berlin",
     "tax_category": "home",
     "short_title": "Red mug",
+    "ads_grouping": "mugs",
+    "ads_labels": "winter",
     "display_ads_id": "d{n}",
+    "display_ads_similar_id": "d{n}-2",
     "display_ads_title": "Mug",
     "display_ads_link": "https://shop.example/d/{n}",
     "display_ads_value": "3.5",
@@ -89,14 +94,16 @@ MERCHANT: Mapping[str, str] = {
     "video_link": "https://cdn.shop.example/{n}.mp4",
     "disclosure_date": "2026-12-01T10:00+0100",
     "link_template": "https://shop.example/store/{n}",
+    "mobile_link_template": "https://m.shop.example/store/{n}",
     "pickup_method": "buy",
     "pickup_sla": "same day",
     "popularity_rank": "1",
     "sell_on_google_quantity": "3",
 }
-"""Attributes of one value, with {n} for the product's number; those of several parts are in `_GROUPS`."""
+"""Attributes of one value, with {n} for the product's number; those of several parts are in `GROUPS`. Names as Google's product
+data specification and the attributes of its Merchant API v1 list them (read November 2026), older ones among them."""
 HIGHLIGHTS = ("Double walled", "Fits every cup holder")
-_GROUPS = {
+GROUPS = {
     "shipping": {"country": "DE", "service": "Standard", "price": "4.90 EUR"},
     "free_shipping_threshold": {"country": "DE", "price_threshold": "50 EUR"},
     "tax": {"country": "US", "rate": "5.00", "tax_ship": "y"},
@@ -107,6 +114,13 @@ _GROUPS = {
     "product_detail": {"section_name": "General", "attribute_name": "Volume", "attribute_value": "300 ml"},
     "certification": {"certification_authority": "EC", "certification_name": "EPREL", "certification_code": "123"},
     "carrier_shipping": {"carrier_price": "4 EUR", "country": "DE"},
+    "handling_cutoff_time": {"country": "DE", "cutoff_time": "1500", "cutoff_timezone": "Europe/Berlin"},
+    "minimum_order_value": {"country": "DE", "service": "Express", "price": "10 EUR"},
+    "shipping_handling_business_days": {"country": "DE", "business_days": "Mon-Fri"},
+    "shipping_transit_business_days": {"country": "DE", "business_days": "Mon-Sat"},
+    "pickup_cost": {"country": "DE", "price": "0 EUR"},
+    "questions_and_answers": {"question": "Is it steel?", "answer": "It is."},
+    "cloud_export_additional_properties": {"property_name": "rim", "text_value": "thin"},
     "structured_title": {"digital_source_type": "trained_algorithmic_media", "content": "A made title {n}"},
     "structured_description": {"digital_source_type": "trained_algorithmic_media", "content": "A made description."},
 }
@@ -150,7 +164,7 @@ def _item(number: int, attributes: Mapping[str, str], whole: bool) -> str:
     lines = [f"<g:{name}>{escape(value.format(n=number))}</g:{name}>" for name, value in attributes.items()]
     if whole:
         lines += [f"<g:product_highlight>{each}</g:product_highlight>" for each in HIGHLIGHTS]
-        for group, parts in _GROUPS.items():
+        for group, parts in GROUPS.items():
             inside = "".join(f"<g:{name}>{value.format(n=number)}</g:{name}>" for name, value in parts.items())
             lines.append(f"<g:{group}>{inside}</g:{group}>")
     return "<item>\n" + "\n".join(lines) + "\n</item>\n"
