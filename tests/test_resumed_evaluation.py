@@ -219,7 +219,7 @@ def test_a_model_s_evaluation_goes_on_scoring_what_it_made(shop, encoder, tmp_pa
         evaluate_model(asked.model_copy(update={"limit": 3}), Silent())
     facts = ModelFacts.load(model)
     facts.model_copy(update={"modules": facts.modules | {"preference": "untrained"}}).save(model)
-    with pytest.raises(ModelError, match="untrained modules.*preference"):  # what --allow-untrained began is not gone on with without
+    with pytest.raises(ModelError, match=r"untrained modules.*preference"):  # what --allow-untrained began
         evaluate_model(asked, Silent())
     facts.save(model)
     record = evaluate_model(asked, Silent())
