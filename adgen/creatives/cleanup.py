@@ -26,6 +26,7 @@ from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import ManifestReader
 from adgen.creatives.references import COLUMNS, references_of
 from adgen.creatives.runs import list_runs
+from adgen.creatives.served import remove_old_served, served_hashes
 from adgen.creatives.storage import Storage, Taken
 from adgen.errors import SettingsError
 
@@ -58,6 +59,7 @@ def clean_up(storage: Storage, campaign: str, keep_runs: int = KEEP_RUNS, now: f
             remove_run(storage, run)
             done.runs += 1
     _remove_strays(storage, campaign, {run.run_id for run in runs.get(campaign, [])}, born_before)
+    remove_old_served(storage, now)
     left = [run for run in _all(runs) if run.campaign != campaign or run.run_id in kept]
     _remove_objects(storage, left, now, born_before, done)
     for entry in list(own_entries(storage, layout.PROBES)):
@@ -172,7 +174,9 @@ def _remove_objects(storage: Storage, runs: list[RunDocument], now: float, born_
 
 
 def named_hashes(storage: Storage, runs: list[RunDocument]) -> Iterator[str]:
-    """The sha256 of every object that the runs name, repeats included: manifests, and journals of unfinished runs."""
+    """The sha256 of every object that the runs name, repeats included: manifests, and journals of unfinished runs; and of those
+    that creatives made on demand name."""
+    yield from served_hashes(storage)
     for run in runs:
         for table in _tables(storage, run):
             for batch in table.select(COLUMNS).to_batches(max_chunksize=4096):

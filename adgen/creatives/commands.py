@@ -2,9 +2,9 @@
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from tyro.conf import OmitArgPrefixes, Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 from adgen.command_line import Dest, Json
 from adgen.errors import ConsumerError, SettingsError, printable
@@ -204,6 +204,26 @@ def diff(
     return 0
 
 
+def token(
+    action: Annotated[Positional[Literal["new"]], arg(help="new: add a token and print it, once")],
+    file: Annotated[Positional[Path], arg(metavar="FILE", help="the service's file of tokens; made where it is not there")],
+    name: Annotated[str, arg(metavar="NAME", help="whose it is; logs and limits name it")],
+    scope: UseAppendAction[Annotated[tuple[Literal["read", "generate", "admin"], ...], arg(help="what it may do")]] = (),
+    days: Annotated[int | None, arg(metavar="N", help="until it expires; default never")] = None,
+    as_json: Json = False,
+) -> int:
+    """Make a bearer token for the service (jobs/serve.py). The file holds its hash only: the token is printed once."""
+    from adgen.creatives.tokens import new_token
+
+    if days is not None and days < 1:
+        raise SettingsError(f"--days {days}: is a number from 1 on")
+    made = new_token(file, name, scope or ("read",), days)
+    if as_json:
+        return print_json({"name": name, "token": made, "scopes": scope or ("read",)})
+    print(made)
+    return 0
+
+
 def number_of(variants: str) -> int | None:
     """A number of variants as it was typed; None for all. SettingsError: it is neither."""
     if variants == "all":
@@ -245,4 +265,5 @@ COMMANDS = {
     "rollback": rollback,
     "verify": verify,
     "pull": pull,
+    "token": token,
 }

@@ -26,6 +26,7 @@ from adgen.creatives.ownership import PATIENCE_SECONDS, new_owner
 from adgen.creatives.publish import publish, read_pointer, seal
 from adgen.creatives.references import COLUMNS, references_of
 from adgen.creatives.runs import Run, list_runs, living_runs
+from adgen.creatives.served import forget_served, is_served_row
 from adgen.creatives.storage import Entry, Storage
 from adgen.creatives.tombstones import Mark, Receipt, Tombstones, mark_of, set_tombstones, standing, write_receipts, write_scanned
 from adgen.errors import OwnedElsewhere, StoreError
@@ -223,6 +224,8 @@ class _Erasure:
         names = {run.run_id for run in going}
         theirs = {run.run_id: found.pairs.get((run.campaign, run.run_id), set()) for run in going}
         uris = set().union(*(objects_of(self.storage, run, theirs[run.run_id]) for run in going if theirs[run.run_id]))
+        served = {key for key in found.files if is_served_row(key)}
+        uris |= forget_served(self.storage, served, self.users)
         objects = _remove_objects(self.storage, uris, [run for run in runs if run.run_id not in names])
         self._remove_unpasted(found)
         for run in going:
@@ -230,7 +233,7 @@ class _Erasure:
         for campaign, run_id in set(found.pairs) - {(run.campaign, run.run_id) for run in runs}:
             for entry in own_entries(self.storage, layout.private_run(campaign, run_id)):  # written after its run was removed
                 self.storage.delete(entry.key)
-        for key in found.files:
+        for key in set(found.files) - served:
             self._rewrite(key)
         self.receipt = self.receipt.model_copy(update={"runs": len(going), "objects": objects})
 

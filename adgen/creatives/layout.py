@@ -13,6 +13,7 @@ _JOURNAL_PART = re.compile(names.JOURNAL_PART)
 _OBJECT = re.compile(r"objects/([0-9a-f]{2})/(\1[0-9a-f]{62})\.([a-z0-9]{1,8})")
 _MANIFEST_FILE = re.compile(rf"campaigns/[^/]+/runs/{_RUN_ID.pattern}/manifest/\d{{5}}-([0-9a-f]{{16}})\.parquet")
 _RUN_FILE = re.compile(rf"private/campaigns/({names.NAME})/runs/({names.RUN_ID})/")
+_SERVED = re.compile(r"(key-)?[0-9a-f]{32}")
 _EXTENSION = re.compile(r"[a-z0-9]{1,8}")
 
 CAMPAIGNS = "campaigns/"
@@ -28,6 +29,11 @@ def new_run_id() -> str:
     """A run's name: UTC time to the microsecond, then 32 random bits; names sort by time."""
     now = time.time_ns() // 1000
     return f"{time.strftime('%Y%m%d%H%M%S', time.gmtime(now // 10**6))}-{now % 10**6:06d}-{uuid.uuid4().hex[:8]}"
+
+
+def is_campaign(name: str) -> bool:
+    """Whether a campaign may be called so."""
+    return _NAME.fullmatch(name) is not None
 
 
 def checked_campaign(campaign: str) -> str:
@@ -147,6 +153,18 @@ def unpasted_pictures(campaign: str, pair_id: str) -> str:
 def unpasted_picture(campaign: str, pair_id: str, fingerprint: str) -> str:
     """One of them. No run is in its name: a row that is carried to another run keeps its fingerprint."""
     return f"{unpasted_pictures(campaign, pair_id)}{fingerprint[:16]}.png"
+
+
+def served_files(campaign: str) -> str:
+    """Prefix of what was made on demand."""
+    return f"{private_campaign(campaign)}served/"
+
+
+def served(campaign: str, name: str) -> str:
+    """A creative that was made on demand, by its public fingerprint; or a client's key for one, as key-<digest>."""
+    if not _SERVED.fullmatch(name):
+        raise StoreError(f"served {name!r}: not a fingerprint")
+    return f"{served_files(campaign)}{name}.parquet"
 
 
 def catalog(model_digest: str) -> str:

@@ -134,6 +134,9 @@ class S3Storage(Storage):
         except _BeyondEnd:
             return Piece(b"", start)
 
+    def url(self, key: str, expires_seconds: int) -> str:
+        return self._client.generate_presigned_url("get_object", Params=self._where(key), ExpiresIn=expires_seconds)
+
     def head(self, key: str) -> Entry | None:
         answer = self._head(key)
         return answer and Entry(key, answer["ContentLength"], answer["LastModified"].timestamp())

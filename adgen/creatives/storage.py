@@ -185,6 +185,11 @@ class Storage(ABC):
         """Where an object is a file of this machine; None in a store that is elsewhere."""
         return None
 
+    def url(self, key: str, expires_seconds: int) -> str:
+        """Where whoever has the link reads an object, on S3 until it expires. No request is made."""
+        path = self.local_path(key)
+        return self.address(key) if path is None else path.absolute().as_uri()
+
     def shown(self, key: str) -> bytes | None:
         """The bytes that a plain reader of the document finds under its key: on a folder a copy of the newest version."""
         stored = self.get(key)
