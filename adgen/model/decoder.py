@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import DecoderConfig
+from adgen.model.tables import Table
 
 
 @dataclass
@@ -147,7 +148,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.addition_interval = addition_interval
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Table(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)

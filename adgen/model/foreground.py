@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import ModelConfig
+from adgen.model.dinov2 import DINOv2
 
 _CONDITION_PATCH = 16  # pixels of the condition picture per condition token, along one side
 
@@ -28,13 +29,11 @@ class ForegroundPerception(nn.Module):
     """A product on white -> condition tokens -> one addition per injected decoder layer."""
 
     def __init__(self, config: ModelConfig):
-        from adgen.model.dinov2 import dinov2  # transformers takes seconds to load, and most processes build no model
-
         super().__init__()
         width = config.decoder.hidden_size
         self.dropout = config.foreground.dropout
         self.patch_size = config.foreground.patch_size
-        self.adapter = dinov2(config)
+        self.adapter = DINOv2(config.foreground)
         self.adapter_mlp = ControlMLP(config.foreground.hidden_size, width)
         self.condition_mlp = ControlMLP(width, width)
         self.condition_layers = nn.ModuleList(ControlMLP(width, width) for _ in range(config.num_additions))
@@ -59,7 +58,7 @@ class ForegroundPerception(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """DINOv2's last hidden state after its final norm, without CLS: (B, N, hidden_size)."""
-        return self.adapter(self.resized(pixels)).last_hidden_state[:, 1:]
+        return self.adapter(self.resized(pixels))[:, 1:]
 
     def resized(self, pixels: Tensor) -> Tensor:
         """Nearest-neighbour resize from 16-pixel to DINOv2's patches: one patch a condition token."""

@@ -1,32 +1,20 @@
 """Pictures as tokens: the VQ tokenizer, and the embedding and head of its tokens. docs/design.md 6.1 and 6.10."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import ImageTokenConfig
-
-if TYPE_CHECKING:
-    from transformers.models.janus.configuration_janus import JanusVQVAEConfig
+from adgen.model.tables import Table
+from adgen.model.vqvae import VQVAE
 
 
 class ImageTokenizer(nn.Module):
-    """Pixels to codes and back. The networks are transformers' JanusVQVAE; the quantisation is ours.
-
-    JanusVQVAE.encode compares latents and codes as they are, while the published tokenizer normalises both; its decode knows
-    square pictures only, and its group norms have 32 groups, whatever their width.
-    """
+    """Pixels to codes and back: the nearest code is that of the smallest angle, as published."""
 
     def __init__(self, config: ImageTokenConfig):
-        from transformers import JanusVQVAE  # takes seconds to load, and most processes build no model
-
         super().__init__()
-        self.vqvae = JanusVQVAE(janus_vq_config(config))
-        for module in self.modules():
-            if isinstance(module, nn.GroupNorm):
-                module.num_groups = config.norm_groups  # transformers knows 32 alone; the weights are a channel's anyway
+        self.vqvae = VQVAE(config)
 
     def latents(self, pixels: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] -> unquantised latents (B, C, h, w)."""
@@ -58,7 +46,7 @@ class ImageTokenEmbedding(nn.Module):
 
     def __init__(self, config: ImageTokenConfig, width: int):
         super().__init__()
-        self.gen_embed = nn.Embedding(config.codebook_size, config.code_size)
+        self.gen_embed = Table(config.codebook_size, config.code_size)
         self.gen_aligner = nn.Sequential(nn.Linear(config.code_size, width), nn.GELU(), nn.Linear(width, width))
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -92,18 +80,3 @@ def to_uint8(pixels: Tensor) -> Tensor:
     """Pixels (B, 3, H, W), clamped to [-1, 1] -> uint8 pictures (B, H, W, 3)."""
     scaled = (pixels.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).movedim(-3, -1).contiguous()
-
-
-def janus_vq_config(config: ImageTokenConfig) -> "JanusVQVAEConfig":
-    """transformers' configuration of the tokenizer in `config`."""
-    from transformers.models.janus.configuration_janus import JanusVQVAEConfig
-
-    return JanusVQVAEConfig(
-        embed_dim=config.code_size,
-        num_embeddings=config.codebook_size,
-        latent_channels=config.latent_channels,
-        base_channels=config.base_channels,
-        channel_multiplier=list(config.channel_multiplier),
-        num_res_blocks=config.num_res_blocks,
-        num_patches=config.image_size // config.factor,
-    )

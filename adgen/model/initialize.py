@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from adgen.model import dinov2
 from adgen.model.decoder import Decoder
 from adgen.model.foreground import ForegroundPerception
 from adgen.model.lora import LoRALinear
@@ -37,8 +38,6 @@ def initialize_part(part: nn.Module, seed: int = 0) -> None:
 
 
 def _fill(module: nn.Module, generator: torch.Generator) -> None:
-    from transformers.models.dinov2 import modeling_dinov2
-
     if isinstance(module, LoRALinear):
         _normal(module.lora_A, module.in_features**-0.5, generator)
         module.lora_B.zero_()
@@ -49,11 +48,11 @@ def _fill(module: nn.Module, generator: torch.Generator) -> None:
             module.bias.zero_()
     elif isinstance(module, nn.Embedding):
         _normal(module.weight, _STD, generator)
-    elif isinstance(module, modeling_dinov2.Dinov2Embeddings):
+    elif isinstance(module, dinov2.Embeddings):
         for table in (module.cls_token, module.position_embeddings):
             _normal(table, _STD, generator)
         module.mask_token.zero_()
-    elif isinstance(module, modeling_dinov2.Dinov2LayerScale):
+    elif isinstance(module, dinov2.LayerScale):
         module.lambda1.fill_(1.0)
     elif hasattr(module, "weight") and module.weight is not None:  # norms
         module.weight.fill_(1.0)

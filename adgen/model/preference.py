@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from adgen.model.config import PreferenceConfig
 from adgen.model.names import current_name
 from adgen.model.style_embedding import style_embedding
+from adgen.model.tables import Table
 
 
 class SelfAttention(nn.Module):
@@ -140,7 +141,7 @@ class DualModalityFusion(nn.Module):
         inner = size * config.feed_forward_factor
         self.image_pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_image, size))
         self.text_pos_encoding = nn.Parameter(torch.zeros(1, config.tokens_per_title, size))
-        self.modality_embeddings = nn.Embedding(2, size)
+        self.modality_embeddings = Table(2, size)
         self.proj = nn.Sequential(nn.Linear(size, inner), QuickGELU(), nn.Linear(inner, size))
         self.cross_modal_layers = nn.ModuleList(Block(size, config) for _ in range(config.fusion_layers))
         self.final_norm = nn.LayerNorm(size)
