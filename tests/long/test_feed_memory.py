@@ -1,4 +1,4 @@
-"""Imports of a feed and of a click log take memory that does not grow with them."""
+"""Imports of a feed and of a click log, and pairs made of them, take memory that does not grow with them."""
 
 import random
 import subprocess
@@ -48,5 +48,22 @@ def test_five_times_the_rows_take_the_same_memory(tmp_path, command, write, coun
     for rows in (count // 5, count):
         write(tmp_path / f"{rows}.csv", rows)
         peaks.append(peak_bytes(command, str(tmp_path / f"{rows}.csv"), str(tmp_path / "shop")))
+    assert peaks[1] < peaks[0] + 150 * MIB
+    assert peaks[1] < 800 * MIB
+
+
+@pytest.mark.parametrize("products", [["--top", "5"], ["--products", "campaign.txt"]])
+def test_pairs_of_five_times_the_users_take_the_same_memory(tmp_path, products):
+    write_feed(tmp_path / "feed.tsv", 20_000)
+    campaign = tmp_path / "campaign.txt"
+    campaign.write_text("".join(f"p{number}\n" for number in range(10)))
+    words = [str(campaign) if word == campaign.name else word for word in products]
+    peaks = []
+    for clicks in (200_000, 1_000_000):
+        shop = str(tmp_path / f"shop-{clicks}")
+        write_clicks(tmp_path / f"{clicks}.csv", clicks)
+        peak_bytes("import-feed", str(tmp_path / "feed.tsv"), shop)
+        peak_bytes("import-clicks", str(tmp_path / f"{clicks}.csv"), shop)
+        peaks.append(peak_bytes("make-pairs", shop, *words))
     assert peaks[1] < peaks[0] + 150 * MIB
     assert peaks[1] < 800 * MIB
