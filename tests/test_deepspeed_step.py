@@ -13,9 +13,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from support.steps import BATCH, RATE, SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, micro_batch, run
+from support.tensor_bytes import reachable_bytes, tensor_bytes
 
 from adgen.errors import ModelError, RunError, SettingsError
-from adgen.training.cost import checkpoint_bytes
+from adgen.training.cost import checkpoint_bytes, sharded_bytes
 from adgen.training.deepspeed_files import TAG, UNIVERSAL, make_universal
 from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config, read_deepspeed_file
 from adgen.training.language import LanguageTask
@@ -24,6 +25,7 @@ from adgen.training.task import Task
 
 IN_BF16 = 0.02  # relative: what rounding to 8 bits comes to after some steps
 ROOT = Path(__file__).parents[1]
+SMALL_BUCKET = 100_000  # elements
 
 
 def two_workers(rank: int, folder: str) -> None:
@@ -44,6 +46,7 @@ def two_workers(rank: int, folder: str) -> None:
         found[f"resumed{zero}"] = run(again, SAVED_AFTER, STEPS, rank, 2)
         found[f"nonfinite{zero}"] = nonfinite(again, rank)
         found |= {f"{name}{zero}": value for name, value in in_bf16(zero, rank, Path(folder)).items()}
+        found[f"bytes{zero}"] = bytes_in_bf16(zero, rank)
     if rank == 0:
         (Path(folder) / "losses.json").write_text(json.dumps(found))
     dist.barrier()
@@ -67,6 +70,21 @@ def in_bf16(zero: int, rank: int, folder: Path) -> dict:
     resumed = run(again, SAVED_AFTER, STEPS, rank, 2, accumulation=2)
     return {"bf16_": losses, "bf16_resumed": resumed, "bf16_export": exported, "bf16_seen": seen,
             "bf16_nonfinite": nonfinite(again, rank)}  # fmt: skip
+
+
+def bytes_in_bf16(zero: int, rank: int) -> int:
+    """Of this worker's tensors, when the gradients of its second step are there."""
+    small = {"reduce_bucket_size": SMALL_BUCKET, "stage3_prefetch_bucket_size": 0} | dict.fromkeys(
+        ("stage3_param_persistence_threshold", "stage3_max_live_parameters"), 0
+    )
+    config = deepspeed_config({"zero_optimization": small}, zero, 1, 2, 1.0, True)
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
+    run(step, 0, 1, rank, 2, accumulation=2)
+    for turn in range(2):
+        loss, _ = step.forward(micro_batch(1, turn * 2 + rank, 4))
+        step.backward(loss)
+        del loss
+    return reachable_bytes(step.engine)
 
 
 def compared(whole: LanguageTask) -> dict[str, float]:
@@ -218,16 +236,14 @@ def test_a_checkpoint_has_the_bytes_of_the_formula(folder, zero, bf16):
     assert written == pytest.approx(checkpoint_bytes(total, trained, zero, bf16), rel=0.01)
 
 
-def tensor_bytes(state, seen: set[int] | None = None) -> int:
-    """Of all tensors in a state, each storage once."""
-    seen = set() if seen is None else seen
-    if isinstance(state, torch.Tensor):
-        storage = state.untyped_storage()
-        fresh = storage.data_ptr() not in seen
-        seen.add(storage.data_ptr())
-        return storage.nbytes() if fresh else 0
-    parts = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
-    return sum(tensor_bytes(part, seen) for part in parts)
+@pytest.mark.parametrize("zero", [1, 2, 3])
+def test_a_worker_in_bf16_has_the_bytes_of_the_formula(sharded, zero):
+    """What 1B and 7B are computed with. ZeRO 2 has its bucket in backward passes only."""
+    parameters = list(fresh_task().parameters())
+    total = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    expected = sharded_bytes(total, trained, 2, zero, bucket=SMALL_BUCKET if zero == 3 else 0, gathered=0)
+    assert sharded[f"bytes{zero}"] == pytest.approx(expected, rel=0.01)
 
 
 def test_a_checkpoint_with_objects_in_it_is_not_unpickled(folder, alone):

@@ -8,6 +8,9 @@ from adgen.model.config import LoRAConfig, ModelConfig
 from adgen.model.lora import add_lora
 from adgen.model.names import published_name
 
+BUCKET = 500_000_000  # elements: DeepSpeed's default of zero_optimization.reduce_bucket_size
+GATHERED = 1_000_000_000  # elements: of zero_optimization.stage3_max_live_parameters
+
 
 def forward_flops(config: ModelConfig, prompt: int, items: int, answer: int, read: int | None = None) -> dict[str, float]:
     """FLOPs (two a multiply-add) of the forward pass over one sample: a prompt of `prompt` positions with `items` history
@@ -104,17 +107,11 @@ def training_cost(
 ) -> TrainingCost:
     """The formulas of cluster/ARITHMETIC.md section 5 on a model's true parameter counts.
 
-    bf16 weights and gradients, fp32 sums of gradients, master copy and two moments of what is trained; one input a decoder
-    layer kept.
+    `sharded_bytes`, and of activations one input a decoder layer kept.
     """
     total, trained = count_parameters(config, preset)
     activations = activation_bytes(config, micro_batch, sequence)
-    state = 12 * trained / workers
-    memory = {
-        1: 2 * total + (2 + 4) * trained + state + activations,
-        2: 2 * total + (4 + 12) * trained / workers + activations,
-        3: (2 * total + (4 + 12) * trained) / workers + activations,
-    }
+    memory = {stage: sharded_bytes(total, trained, workers, stage) + activations for stage in (1, 2, 3)}
     flops = 6 * total + 2 * trained
     hours = samples * sequence * flops / (workers * gpu_flops * mfu) / 3600
     return TrainingCost(total, trained, activations, memory, checkpoint_bytes(total, trained), flops, hours)
@@ -125,6 +122,17 @@ def checkpoint_bytes(total: int, trained: int, zero_stage: int = 2, bf16: bool =
     and an fp32 copy and two moments of what is trainable."""
     weights = total - trained if zero_stage == 3 else total
     return (2.0 if bf16 else 4.0) * weights + 12.0 * trained
+
+
+def sharded_bytes(total: int, trained: int, workers: int, zero_stage: int, bucket: int = BUCKET, gathered: int = GATHERED) -> float:
+    """Bytes on each of DeepSpeed's workers in bf16, activations left out: bf16 weights; of what is trained bf16 gradients, their
+    fp32 sum, an fp32 copy and two moments. ZeRO 2 and 3 keep the sum alone and a bucket of gradients on their way, which ZeRO 2 has
+    in backward passes only; ZeRO 3 has `gathered` weights whole at a time."""
+    state = 12.0 * trained / workers
+    if zero_stage == 1:
+        return 2.0 * total + (2 + 4) * trained + state
+    shared = 4.0 * trained / workers + state + 2 * bucket
+    return shared + (2.0 * total if zero_stage == 2 else 2.0 * total / workers + 2 * min(gathered, total))
 
 
 def state_bytes(total: int, trained: int) -> float:
