@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from moto.server import ThreadedMotoServer
+from support.shops import small_shop
 
 from adgen import records
 from adgen.creatives.s3 import s3_client, s3_filesystem
@@ -435,3 +436,14 @@ def test_without_an_endpoint_both_halves_go_to_aws(monkeypatch):
     assert s3_filesystem("shop", S3Access())[:3] == ("", None, "eu-central-1")
     monkeypatch.delenv("AWS_REGION")
     assert s3_filesystem("shop", S3Access())[:3] == ("shop", None, None)  # S3 is asked for the bucket's region
+
+
+def test_a_column_of_no_rows_loses_none_silently(tmp_path):
+    """Arrow 26 writes lists in pages of a byte so that it reads no row of them, and says nothing."""
+    small_shop(tmp_path).save()
+    path = tmp_path / "products.parquet"
+    pq.write_table(pq.read_table(path), path, data_page_size=1, row_group_size=1, use_dictionary=True)
+    table = open_inputs(str(tmp_path), ("products",))["products"]
+    with pytest.raises(InputError, match=r"products.parquet: cannot be read to its end: 0 of its \d+ rows are there"):
+        list(table.batches(["product_id", "selling_points"]))
+    assert sum(batch.num_rows for batch in table.batches(["product_id"])) == table.num_rows

@@ -94,7 +94,12 @@ def test_a_column_or_type_that_is_wrong_is_named(fuzzed, data):
 def test_an_encoding_of_the_file_changes_nothing(fuzzed, data):
     table = data.draw(draw.sampled_from(TABLES))
     options = data.draw(rewritten(fuzzed.tables[table]))
-    fuzzed.check_sound_rows(fuzzed.plan(fuzzed.tables, {table: options}), frozenset())
+    try:
+        planned = fuzzed.plan(fuzzed.tables, {table: options})
+    except InputError as error:  # pages of a byte, of which Arrow reads no row
+        assert (options["data_page_size"], "rows are there" in str(error)) == (1, True), error
+        return
+    fuzzed.check_sound_rows(planned, frozenset())
 
 
 @times(200)

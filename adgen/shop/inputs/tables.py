@@ -261,11 +261,20 @@ def _read_file(uri: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.Reco
         files, path = filesystem(uri)
         with files.open_input_file(path) as source:
             parquet = pq.ParquetFile(source, pre_buffer=is_s3(uri))
-            present = [name for name in schema.names if name in parquet.schema_arrow.names]
+            present, read, whole = _present(parquet, schema), 0, parquet.metadata.num_rows
             for batch in parquet.iter_batches(batch_rows, columns=present):
+                read += batch.num_rows
                 yield _conform(batch, schema)
+            if present and read != whole:  # Arrow reads a column of no rows as the file's end
+                raise InputError(
+                    f"{uri}: cannot be read to its end: {read:,} of its {whole:,} rows are there; write the file again"
+                )
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{uri}: cannot be read to its end: {error}") from None
+
+
+def _present(file: pq.ParquetFile, schema: pa.Schema) -> list[str]:
+    return [name for name in schema.names if name in file.schema_arrow.names]
 
 
 def _conform(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:

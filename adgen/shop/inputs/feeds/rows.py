@@ -161,6 +161,8 @@ def _rows_of_parquet(source: Source, file: pq.ParquetFile, names: list[str]) -> 
                 yield line, _gathered(names, cells)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{source.name}, after row {line}: cannot be read on: {error}") from None
+    if line != file.metadata.num_rows:  # Arrow reads a column of no rows as the file's end
+        raise InputError(f"{source.name}, after row {line}: cannot be read on: the file says {file.metadata.num_rows:,} rows")
 
 
 def _values(column: pa.Array) -> list[Any]:
