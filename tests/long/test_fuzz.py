@@ -96,9 +96,10 @@ def test_an_encoding_of_the_file_changes_nothing(fuzzed, data):
     options = data.draw(rewritten(fuzzed.tables[table]))
     try:
         planned = fuzzed.plan(fuzzed.tables, {table: options})
-    except InputError as error:  # pages of a byte, of which Arrow reads no row
-        assert (options["data_page_size"], "rows are there" in str(error)) == (1, True), error
-        return
+    except InputError as error:
+        if options["data_page_size"] == 1 and "rows are there" in str(error):
+            return  # pages of a byte, of which Arrow reads no row
+        raise
     fuzzed.check_sound_rows(planned, frozenset())
 
 

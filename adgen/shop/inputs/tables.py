@@ -266,9 +266,7 @@ def _read_file(uri: str, schema: pa.Schema, batch_rows: int) -> Iterator[pa.Reco
                 read += batch.num_rows
                 yield _conform(batch, schema)
             if present and read != whole:  # Arrow reads a column of no rows as the file's end
-                raise InputError(
-                    f"{uri}: cannot be read to its end: {read:,} of its {whole:,} rows are there; write the file again"
-                )
+                raise InputError(f"{uri}: cannot be read to its end: {read:,} of its {whole:,} rows are there; write it again")
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{uri}: cannot be read to its end: {error}") from None
 
