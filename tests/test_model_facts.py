@@ -123,8 +123,8 @@ def test_each_row_of_an_untrained_model_says_so(tmp_path):
             settings(tmp_path).model_copy(update={"store": str(tmp_path)}), new_run_id(), "m", "s", untrained=untrained
         )
         finish = NullFinish(context)
-        failed = finish._finish(pair | {"reason": "no_cutout"}, {})
-        made = finish._finish(pair, {})
+        failed = finish.manifest_row(pair | {"reason": "no_cutout"}, {})
+        made = finish.manifest_row(pair, {})
         assert (failed["status"], failed["gates"]) == ("failed", said)
         assert (made["status"], made["gates"].get("model")) == ("ok", said.get("model"))
         assert len(made["gates"]) > 1

@@ -40,9 +40,9 @@ class FinishAndCommit:
         )  # no picture of theirs is put; the commit asks again
         pairs = [pair for pair in planned if pair["user_id"] not in gone]
         with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
-            rows = list(threads.map(lambda pair: self._finish(pair, pictures), pairs))
+            rows = list(threads.map(lambda pair: self.manifest_row(pair, pictures), pairs))
         part = plan_part(row)
-        table, lineage = pa.Table.from_pylist(rows, schema=MANIFEST), self._lineage(pairs)
+        table, lineage = pa.Table.from_pylist(rows, schema=MANIFEST), pa.Table.from_pylist(self.lineage(pairs), schema=LINEAGE)
         committed = self.journal.commit_part(part, *with_carried(self.journal.read_plan_part(part), table, lineage))
         failed = sum(r["status"] == FAILED for r in rows)
         return {
@@ -58,7 +58,8 @@ class FinishAndCommit:
             "kernels_off": row.get("kernels_off", ""),
         }
 
-    def _finish(self, pair: Row, pictures: dict[str, bytes]) -> Row:
+    def manifest_row(self, pair: Row, pictures: dict[str, bytes]) -> Row:
+        """A generated pair's row, with its objects in the store."""
         base = {
             "schema_version": MANIFEST_SCHEMA_VERSION,
             "stale": False,
@@ -98,10 +99,10 @@ class FinishAndCommit:
         background = np.array(Image.open(io.BytesIO(pair["picture"])))
         return finish(background, pair["title"], product, self.context.settings.finish)
 
-    def _lineage(self, pairs: list[Row]) -> pa.Table:
+    def lineage(self, pairs: list[Row]) -> list[Row]:
+        """How each pair was made."""
         digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
-        rows = [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
-        return pa.Table.from_pylist(rows, schema=LINEAGE)
+        return [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
 
 
 MODEL_GATE = "model"

@@ -1,0 +1,76 @@
+"""Published creatives by user and product, following each campaign's pointer. Reads key ranges and row groups, and holds little."""
+
+import threading
+import time
+from collections import OrderedDict
+
+from adgen.creatives.campaign import Campaign
+from adgen.creatives.reading import PublishedRun, read_published
+from adgen.creatives.secrets import user_key_of
+from adgen.creatives.storage import Storage
+from adgen.errors import ConsumerError, StoreError
+from adgen.on_ray.rows import Row
+from adgen.on_ray.serving.api import not_found
+from adgen.records import OK
+
+_MOST_USERS = 4096
+_MOST_CAMPAIGNS = 256
+
+
+class Published:
+    """Reader of a store's campaigns. Threads may share it."""
+
+    def __init__(self, storage: Storage, secret: bytes, follow_seconds: float):
+        self._storage, self._secret, self._follow = storage, secret, follow_seconds
+        self._runs: OrderedDict[str, tuple[PublishedRun, float]] = OrderedDict()
+        self._users: OrderedDict[tuple[str, str, str], list[Row]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def find(
+        self, campaign: str, product_id: str, user_key: str | None, user_id: str | None, variant: int | None
+    ) -> tuple[Row, str]:
+        """The ok row of the best rank, or of that variant, and the run that published it. ServiceError: there is none."""
+        run = self._run(campaign)
+        try:
+            key = user_key or user_key_of(run.run, self._secret, user_id)
+        except ConsumerError:  # made with another secret: we know nobody of it
+            raise not_found() from None
+        rows = [row for row in self._of_user(campaign, run, key) if row["product_id"] == product_id and row["status"] == OK]
+        rows = [row for row in rows if variant in (None, row["variant"])]
+        if not rows:
+            raise not_found()
+        return min(rows, key=lambda row: (row["rank"] or 0, row["variant"])), run.run.run_id
+
+    def _of_user(self, campaign: str, run: PublishedRun, key: str) -> list[Row]:
+        name = campaign, run.run.run_id, key
+        with self._lock:
+            if name in self._users:
+                self._users.move_to_end(name)
+                return self._users[name]
+        rows = run.of_user(key)
+        with self._lock:
+            self._users[name] = rows
+            while len(self._users) > _MOST_USERS:
+                self._users.popitem(last=False)
+        return rows
+
+    def _run(self, campaign: str) -> PublishedRun:
+        """What is published, as of some seconds ago. Where the store is away, what was published last goes on."""
+        with self._lock:
+            run, looked = self._runs.get(campaign, (None, 0.0))
+        now = time.monotonic()
+        if run is not None and now - looked < self._follow:
+            return run
+        try:
+            if run is None or read_published(self._storage, campaign) != run.pointer:
+                run = Campaign(self._storage, campaign).published()
+        except StoreError:
+            if run is None:
+                raise
+        except ConsumerError:
+            raise not_found() from None
+        with self._lock:
+            self._runs[campaign] = run, now
+            while len(self._runs) > _MOST_CAMPAIGNS:
+                self._runs.popitem(last=False)
+        return run

@@ -1,0 +1,88 @@
+"""Serve a campaign over HTTP: published creatives are read, others are made on request.
+
+    adgen token new tokens.json --name shop --scope read --scope generate
+    python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign spring --auth.tokens tokens.json
+
+Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again and replaces engines
+one by one, with no failed request: so a new model comes in. Exit code 0 when it was ended, 1 when it could not serve.
+"""
+
+import dataclasses
+import signal
+import sys
+import threading
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import OmitArgPrefixes, Positional, arg
+
+from adgen.errors import SettingsError
+from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, run
+from adgen.on_ray.display import error_console
+from adgen.on_ray.serving.settings import LOOPBACK, ServeSettings
+from adgen.shipped import shipped_model
+
+REQUIRED = ("inputs", "store", "campaign")
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """Serve a campaign: published creatives are read, others are made on request."""
+
+    settings_file: Annotated[Positional[Path], arg(metavar="SETTINGS.toml")]
+    """Settings; every one of them can be overridden below."""
+    settings: Annotated[ServeSettings, arg(name="")]
+    no_auth: bool = False
+    """Ask for no token; only where http.host is this machine alone."""
+    output: OmitArgPrefixes[Output] = DEFAULT
+
+
+def complete(command: Command) -> Command:
+    """The command with defaults that depend on the settings. SettingsError names what is missing or unsafe."""
+    settings = command.settings.model_copy(update={"model": command.settings.model or shipped_model()}).with_whole_paths()
+    if missing := [f"--{name}" for name in REQUIRED if not getattr(settings, name)]:
+        raise SettingsError(f"{command.settings_file}: neither the file nor the command line gives {', '.join(missing)}")
+    if command.no_auth and settings.http.host not in LOOPBACK:
+        raise SettingsError(
+            f"--no-auth: {settings.http.host} is reached from other machines; give --auth.tokens, or listen on 127.0.0.1"
+        )
+    if not command.no_auth and settings.auth.tokens is None:
+        raise SettingsError("--auth.tokens: no file of tokens; `adgen token new` makes one (--no-auth asks for none, on loopback)")
+    if settings.engine.tensor_parallel > 1:
+        raise SettingsError("engine.tensor_parallel: the service runs engines of one rank; use a GPU that holds the model")
+    return dataclasses.replace(command, settings=settings)
+
+
+def serve_until_ended(arguments: list[str]) -> Outcome:
+    """Serve until a signal says that it is enough."""
+    command = complete(parse(Command, ServeSettings, arguments))
+    ended, again = threading.Event(), threading.Event()
+    wake = threading.Event()
+    for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):
+        signal.signal(number, lambda *_, event=event: (event.set(), wake.set()))
+    with on_cluster(command.settings.cluster, command.settings.s3, command.output):
+        from adgen.on_ray.serving.application import start, stop
+
+        start(command.settings, command.no_auth)
+        settings, console = command.settings, error_console()
+        console.print(f"serving campaign {settings.campaign} on http://{settings.http.host}:{settings.http.port}", highlight=False)
+        while not ended.is_set():
+            wake.wait()
+            wake.clear()
+            if again.is_set() and not ended.is_set():
+                again.clear()
+                command = complete(parse(Command, ServeSettings, arguments))
+                start(command.settings, command.no_auth)
+                console.print("engines were replaced")
+        console.print("ending: accepted requests are answered first")
+        stop()
+    return Outcome({"served": settings.campaign}, command.output)
+
+
+def main(arguments: list[str]) -> int:
+    """Run the service; the exit code."""
+    return run("serve", lambda: serve_until_ended(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

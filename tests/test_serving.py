@@ -1,0 +1,183 @@
+"""The service on demand, over HTTP: one Ray, one application for all of these tests."""
+
+import base64
+import hashlib
+import io
+import json
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import requests
+from PIL import Image
+from support.refreshes import CAMPAIGN, run, settings
+
+from adgen.creatives.reading import open_published
+from adgen.creatives.served import served_files
+from adgen.creatives.stores import open_storage
+from adgen.creatives.tokens import new_token
+from adgen.shop.inputs.tables import open_inputs
+
+
+@pytest.fixture(scope="module")
+def service(ray_cluster, shop, model, tmp_path_factory) -> Iterator[SimpleNamespace]:
+    """A published campaign and the service over it, with the settings of its refresh."""
+    from adgen.on_ray.serving.application import start, stop
+    from adgen.on_ray.serving.settings import ServeSettings
+
+    folder = tmp_path_factory.mktemp("serving")
+    night = settings(shop, str(folder / "store"), model)
+    run(night)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    tokens = folder / "tokens.json"
+    found = {scope: new_token(tokens, scope, [scope]) for scope in ("read", "generate", "admin")}
+    found["expired"] = new_token(tokens, "expired", ["admin"], days=0)
+    shared = {
+        name: getattr(night, name) for name in ("inputs", "store", "campaign", "model", "sampling", "engine", "finish", "keys")
+    }
+    serving = ServeSettings(
+        **shared, http={"port": port}, auth={"tokens": tokens, "per_minute": 10_000}, load={"max_body_bytes": 300_000}
+    )
+    start(serving)
+    rows = list(open_published(open_storage(night.store), CAMPAIGN).rows(where=[("status", "==", "ok")]))
+    [pairs] = list(open_inputs(str(shop))["pairs"].batches())
+    users = {}
+    from adgen.creatives.secrets import DEVELOPMENT_KEYS
+    from adgen.records import user_key
+
+    for pair in pairs.to_pylist():
+        users[user_key(DEVELOPMENT_KEYS["user_secret"], pair["user_id"])] = pair["user_id"]
+    yield SimpleNamespace(url=f"http://127.0.0.1:{port}", tokens=found, rows=rows, users=users, store=folder / "store")
+    stop()
+
+
+def get(service, path: str, token: str = "admin", **more) -> requests.Response:
+    headers = {"Authorization": f"Bearer {service.tokens.get(token, token)}"} | more.pop("headers", {})
+    return requests.get(service.url + path, headers=headers, timeout=120, **more)
+
+
+def post(service, body, token: str = "admin", **headers) -> requests.Response:
+    headers = {"Authorization": f"Bearer {service.tokens.get(token, token)}", "Content-Type": "application/json"} | headers
+    data = body if isinstance(body, bytes) else json.dumps(body)
+    return requests.post(service.url + "/v1/creatives", data=data, headers=headers, timeout=120)
+
+
+def request_of(service, row: dict, **more) -> dict:
+    return {name: row[name] for name in ("product_id", "locale", "channel")} | {"user_id": service.users[row["user_key"]]} | more
+
+
+def test_a_request_makes_the_bytes_that_the_night_made(service):
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda row: post(service, request_of(service, row, response_format="b64_json")), service.rows[:4]))
+    for row, answer in zip(service.rows, answers, strict=False):
+        assert answer.status_code == 200, answer.text
+        [made] = answer.json()["data"]
+        data = base64.b64decode(made["b64_json"])
+        assert hashlib.sha256(data).hexdigest() == row["sha256"]
+        assert {name: made[name] for name in ("pair_id", "title", "seed", "fingerprint")} == {
+            name: row[name] for name in ("pair_id", "title", "seed", "fingerprint")
+        }
+
+
+def test_a_given_seed_and_history_decide_and_the_same_request_is_made_once(service):
+    row = service.rows[0]
+    again = post(service, request_of(service, row, seed=row["seed"])).json()["data"][0]
+    assert again["sha256"] == row["sha256"]
+    other = request_of(service, row, seed=5, history=[])
+    with ThreadPoolExecutor(4) as pool:
+        made = [answer.json()["data"][0] for answer in pool.map(lambda _: post(service, other), range(4))]
+    assert len({each["fingerprint"] for each in made}) == 1
+    assert made[0]["fingerprint"] != row["fingerprint"]
+    storage = open_storage(service.store)
+    assert sum(made[0]["fingerprint"] in entry.key for entry in served_files(storage)) == 1
+    assert open_published(storage, CAMPAIGN).run.counts.generated  # the published run is what it was
+
+
+def test_the_published_creative_is_read_by_user_key_or_by_id_in_a_header(service):
+    row = service.rows[0]
+    path = f"/v1/campaigns/{CAMPAIGN}/creatives"
+    by_key = get(service, path, "read", params={"user_key": row["user_key"], "product_id": row["product_id"]})
+    by_id = get(
+        service, path, "read", params={"product_id": row["product_id"]}, headers={"X-Adgen-User": service.users[row["user_key"]]}
+    )
+    assert by_key.json() == by_id.json()
+    found = by_key.json()
+    assert (found["title"], found["sha256"]) == (row["title"], row["sha256"])
+    assert hashlib.sha256(Path(found["url"].removeprefix("file://")).read_bytes()).hexdigest() == row["sha256"]
+
+
+def test_an_unknown_user_and_an_unknown_pair_and_campaign_look_alike(service):
+    row = service.rows[0]
+    path = "/v1/campaigns/{}/creatives"
+    answers = [
+        get(service, path.format(CAMPAIGN), params={"user_key": "0" * 32, "product_id": row["product_id"]}),
+        get(service, path.format(CAMPAIGN), params={"user_key": row["user_key"], "product_id": "nothing"}),
+        get(service, path.format("nowhere"), params={"user_key": row["user_key"], "product_id": row["product_id"]}),
+        post(service, {"user_key": "0" * 32, "product_id": row["product_id"]}),
+        post(service, request_of(service, row) | {"product_id": "nothing"}),
+        post(service, request_of(service, row, campaign="nowhere")),
+    ]
+    assert {(answer.status_code, answer.text) for answer in answers} == {(404, answers[0].text)}
+
+
+@pytest.mark.parametrize(
+    ("token", "status"), [("read", 403), ("generate", 422), ("admin", 422), ("expired", 401), ("adgen_wrong", 401), ("", 401)]
+)
+def test_a_token_may_do_what_its_scopes_say_until_it_expires(service, token, status):
+    assert post(service, {}, token).status_code == status
+
+
+BAD = [
+    (b"{", 422),
+    (b"", 422),
+    (b"[" * 100_000, 400),
+    (b"\xff\xfe", 422),
+    (b'{"user_id": "\\ud800", "product_id": "p"}', 422),
+    ({"user_id": "u", "product_id": "p", "n": 99}, 422),
+    ({"user_id": "u", "product_id": "p", "unknown": 1}, 422),
+    ({"user_id": "u", "user_key": "0" * 32, "product_id": "p"}, 422),
+    ({"user_id": "u", "product_id": "p", "product": {"title": "t", "picture": "!!"}}, 422),
+    ({"user_id": "u", "product_id": "p", "product": {"title": "t", "picture": "aGVsbG8="}}, 422),
+    (b"x" * 300_001, 413),
+]
+
+
+@pytest.mark.parametrize(("body", "status"), BAD)
+def test_bad_input_gets_a_sentence_and_no_traceback(service, body, status):
+    answer = post(service, body)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+    assert "Traceback" not in answer.text
+
+
+def test_a_product_in_the_request_is_pasted(service):
+    picture = Image.new("RGB", (96, 96), "white")
+    picture.paste((200, 30, 30), (24, 24, 72, 72))
+    out = io.BytesIO()
+    picture.save(out, "PNG")
+    product = {"title": "red cube", "selling_points": ["red"], "picture": base64.b64encode(out.getvalue()).decode()}
+    row = service.rows[0]
+    answer = post(service, request_of(service, row, product=product, response_format="b64_json") | {"product_id": "new"})
+    assert answer.status_code == 200, answer.text
+    with Image.open(io.BytesIO(base64.b64decode(answer.json()["data"][0]["b64_json"]))) as made:
+        red, green, _ = made.convert("RGB").getpixel((made.width // 2, made.height // 2))
+    assert red > 150 > green
+
+
+def test_an_idempotency_key_stands_for_one_body(service):
+    row = service.rows[1]
+    assert post(service, request_of(service, row), **{"Idempotency-Key": "k"}).status_code == 200
+    assert post(service, request_of(service, row), **{"Idempotency-Key": "k"}).status_code == 200
+    assert post(service, request_of(service, row, seed=9), **{"Idempotency-Key": "k"}).status_code == 422
+
+
+def test_health_and_openapi_need_no_token(service):
+    assert requests.get(service.url + "/healthz/live", timeout=60).json() == {"status": "ok"}
+    assert requests.get(service.url + "/healthz/ready", timeout=60).json() == {"status": "ok"}
+    paths = requests.get(service.url + "/openapi.json", timeout=60).json()["paths"]
+    assert {"/v1/creatives", "/v1/campaigns/{campaign}/creatives"} <= set(paths)
