@@ -58,12 +58,12 @@ def serve_until_ended(arguments: list[str]) -> Outcome:
     command = complete(parse(Command, ServeSettings, arguments))
     ended, again = threading.Event(), threading.Event()
     wake = threading.Event()
-    for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):
-        signal.signal(number, lambda *_, event=event: (event.set(), wake.set()))
     with on_cluster(command.settings.cluster, command.settings.s3, command.output):
         from adgen.on_ray.serving.application import start, stop
 
         start(command.settings, command.no_auth)
+        for number, event in ((signal.SIGTERM, ended), (signal.SIGINT, ended), (signal.SIGHUP, again)):  # Ray sets its own before
+            signal.signal(number, lambda *_, event=event: (event.set(), wake.set()))
         settings, console = command.settings, error_console()
         console.print(f"serving campaign {settings.campaign} on http://{settings.http.host}:{settings.http.port}", highlight=False)
         while not ended.is_set():
