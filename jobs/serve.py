@@ -3,8 +3,8 @@
     adgen token new tokens.json --name shop --scope read --scope generate
     python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign spring --auth.tokens tokens.json
 
-Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again and replaces engines
-one by one, with no failed request: so a new model comes in. Exit code 0 when it was ended, 1 when it could not serve.
+Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again; where
+settings changed, engines are replaced, the new ones first: so a model of another path comes in. Exit code 0 when it was ended, 1 when it could not serve.
 """
 
 import dataclasses
@@ -73,7 +73,7 @@ def serve_until_ended(arguments: list[str]) -> Outcome:
                 again.clear()
                 command = complete(parse(Command, ServeSettings, arguments))
                 start(command.settings, command.no_auth)
-                console.print("engines were replaced")
+                console.print("settings were read again")
         console.print("ending: accepted requests are answered first")
         stop()
     return Outcome({"served": settings.campaign}, command.output)

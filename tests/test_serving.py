@@ -155,6 +155,12 @@ def test_bad_input_gets_a_sentence_and_no_traceback(service, body, status):
     assert "Traceback" not in answer.text
 
 
+def test_a_body_that_does_not_say_how_long_it_is_is_cut_off(service):
+    headers = {"Authorization": f"Bearer {service.tokens['admin']}", "Content-Type": "application/json"}
+    answer = requests.post(service.url + "/v1/creatives", data=iter([b"x" * 100_000] * 4), headers=headers, timeout=120)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+
+
 def test_a_product_in_the_request_is_pasted(service):
     picture = Image.new("RGB", (96, 96), "white")
     picture.paste((200, 30, 30), (24, 24, 72, 72))

@@ -49,7 +49,7 @@ async def _invalid(request: Request, error: RequestValidationError) -> JSONRespo
 
 
 async def _http_error(request: Request, error: HTTPException) -> JSONResponse:
-    code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "bad_request")
+    code = {404: "not_found", 405: "method_not_allowed", 413: "too_large"}.get(error.status_code, "bad_request")
     return _answer(error.status_code, code, str(error.detail), dict(error.headers or {}))
 
 
@@ -64,19 +64,31 @@ async def _fault(request: Request, error: Exception) -> JSONResponse:
 
 
 class _BodyLimit:
-    """Refuses a body that is too long before it is read."""
+    """Refuses a body that is too long: by the length that it names before it is read, and by its bytes where it names none."""
 
     def __init__(self, app: Any):
         self.app = app
 
     async def __call__(self, scope: dict, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            length = dict(scope["headers"]).get(b"content-length", b"0")
-            most = _state.max_body_bytes
-            if not length.isdigit() or int(length) > most:
-                await _answer(413, "too_large", f"the body has more than {most} bytes")(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        most, read = _state.max_body_bytes, 0
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        message = f"the body has more than {most} bytes"
+
+        async def counted() -> dict:
+            nonlocal read
+            part = await receive()
+            read += len(part.get("body", b""))
+            if read > most:
+                raise HTTPException(413, message)  # of all errors while it reads a body, FastAPI passes on this kind alone
+            return part
+
+        if not length.isdigit() or int(length) > most:
+            await _answer(413, "too_large", message)(scope, receive, send)
+            return
+        await self.app(scope, counted, send)
 
 
 def bearer(request: Request) -> str:
