@@ -3,8 +3,9 @@
     adgen token new tokens.json --name shop --scope read --scope generate
     python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign spring --auth.tokens tokens.json
 
-Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again; where
-settings changed, engines are replaced, the new ones first: so a model of another path comes in. Exit code 0 when it was ended, 1 when it could not serve.
+Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again; where settings
+changed, engines are replaced, the new ones first: so a model of another path comes in. Exit code 0 when it was ended, 1 when it
+could not serve.
 """
 
 import dataclasses
