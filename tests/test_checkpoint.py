@@ -391,9 +391,18 @@ def test_a_pickle_with_objects_is_not_unpickled(tmp_path):
             return (os.mkdir, (str(tmp_path / "sprung"),))
 
     torch.save({"x": Trap()}, tmp_path / "f.pth")
-    with pytest.raises(ModelError, match=r"f\.pth: holds more than tensors"):
+    with pytest.raises(ModelError, match=r"f\.pth: holds more than tensors, and is not unpickled: posix\.mkdir$"):
         load_finetune(small_model(), tmp_path / "f.pth")
     assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\x80", b"jA", b"PK\x03\x04junk", b"<html>not found</html>", bytes(range(256)) * 9]
+)
+def test_a_file_that_is_no_torch_file_is_said_to_be_none(tmp_path, data):
+    (tmp_path / "f.pth").write_bytes(data)
+    with pytest.raises(ModelError, match=r"f\.pth: (damaged or truncated|holds )"):
+        load_finetune(small_model(), tmp_path / "f.pth")
 
 
 def test_an_index_cannot_point_out_of_its_directory(tmp_path, janus):

@@ -5,6 +5,7 @@ Names and headers are read without torch.
 
 import json
 import pickle
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,9 +179,13 @@ def _load_torch(path: Path, inside: str | None) -> dict:
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file") from None
     except pickle.UnpicklingError as error:
-        raise ModelError(f"{path}: holds more than tensors, and is not unpickled: {str(error).splitlines()[0]}") from None
-    except (RuntimeError, EOFError, OSError) as error:
-        raise ModelError(f"{path}: damaged or truncated: {(str(error) or 'no data').splitlines()[0]}") from None
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))  # torch also says how to unpickle it all the same: nobody should
+        raise ModelError(f"{path}: holds more than tensors, and is not unpickled{': ' + named[1] if named else ''}") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # torch's unpickler raises whatever comes over it in a file that is none: KeyError, IndexError, ...
+        said = (str(error) or "no data").splitlines()[0]
+        raise ModelError(f"{path}: damaged or truncated, or no file of torch: {type(error).__name__}: {said}") from None
     if inside and isinstance(tensors, dict) and isinstance(tensors.get(inside), dict):
         tensors = tensors[inside]
     if not isinstance(tensors, dict):
