@@ -39,6 +39,6 @@ def test_pictures_count_as_decoded_until_their_creative_is_finished(one_picture)
     stage.context = SimpleNamespace(model_digest="m", untrained=False)
     pair = dict.fromkeys((*COPIED, "reason", "seconds"))
     with ThreadPoolExecutor(8) as pool:
-        rows = list(pool.map(lambda _: stage._finish(pair, {"p": out.getvalue()}), range(16)))
+        rows = list(pool.map(lambda _: stage.manifest_row(pair, {"p": out.getvalue()}), range(16)))
     assert {row["reason"] for row in rows} == {"no_cutout"}
     assert counter.most == 1

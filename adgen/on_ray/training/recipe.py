@@ -33,6 +33,8 @@ from adgen.shop.synthetic.synth import synthesize
 class ShopSettings(Settings):
     """The synthetic shop that a recipe is trained on."""
 
+    ADDED = frozenset({"styles", "many", "photographs", "words"})
+
     users: int = Field(default=1500, gt=0)
     products: int = Field(default=800, gt=0)
     references: int = Field(default=3000, gt=0)
