@@ -13,6 +13,7 @@ from support.models import small_config, small_model, small_prompter
 
 from adgen.errors import InputError, SettingsError
 from adgen.evaluation.titles.scores import ProductTexts, title_scores
+from adgen.model.modules import module_of
 from adgen.shop.synthetic.drawing.families import draw_family, family
 from adgen.shop.synthetic.open_words import open_words
 from adgen.shop.synthetic.styles import StyleSet, style_set
@@ -20,6 +21,8 @@ from adgen.shop.synthetic.synth import synthesize
 from adgen.training.batches import LanguageCollator
 from adgen.training.language import LanguageTask
 from adgen.training.settings import TrainingSettings
+from adgen.training.task import trained_modules
+from adgen.training.trainable import choose_trainable
 
 
 @pytest.fixture(scope="module")
@@ -145,3 +148,17 @@ def test_titles_alone_have_the_loss_that_they_have_beside_pictures():
         losses[image] = LanguageTask(model, prompter, settings).eval()(batches[image])[1]
     assert set(losses[0.0]) == {"text"}
     torch.testing.assert_close(losses[0.0]["text"], losses[1.0]["text"])
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+def test_training_titles_alone_calls_no_module_trained_that_no_loss_reaches(stage):
+    model, prompter = small_model(), small_prompter()
+    settings = TrainingSettings(stage=stage, losses={"image": 0.0})
+    choose_trainable(model, stage, settings.trainable, settings.seed)
+    task = LanguageTask(model, prompter, settings).train()
+    batch = LanguageCollator(prompter, model.config, settings)([example(n, model.config) for n in range(3)], None)
+    task(batch)[0].backward()
+    reached = {module_of(name) for name, tensor in model.named_parameters() if tensor.grad is not None and tensor.grad.any()}
+    said = trained_modules(model) - task.unreached()
+    assert {"foreground.adapter", "image_head"} <= task.unreached()
+    assert said == reached

@@ -51,7 +51,7 @@ class LanguageTask(Task):
         weights = self.settings.losses
         titled = (batch["answer_ids"] != IGNORED).any(-1).sum()
         click_embeddings = self.click_embeddings(batch)
-        if weights.image == 0 and self.click_prediction is None:
+        if self.is_titles_alone:
             text = self.title_losses(self.prompt_hidden(batch, click_embeddings), batch)
             return weights.text * text.mean(), {"text": metric(text, titled)}
         hidden = self.hidden(batch, click_embeddings)
@@ -63,6 +63,11 @@ class LanguageTask(Task):
             loss = loss + weights.clicks * clicks.mean()
             metrics |= {"clicks": metric(clicks, (batch["num_items"] > 0).sum())}
         return loss, metrics
+
+    @property
+    def is_titles_alone(self) -> bool:
+        """Whether no loss reads a picture."""
+        return self.settings.losses.image == 0 and self.click_prediction is None
 
     def click_embeddings(self, batch: Batch) -> Tensor | None:
         """The style embedding of each click (B, N, D); None where neither the prompt nor a loss reads it."""
@@ -161,6 +166,13 @@ class LanguageTask(Task):
         ]
         return [picture for row in pictures for picture in row], [result.title or "(no title)" for result in made]
 
+    def unreached(self) -> set[str]:
+        """Modules that no loss reaches, whatever is trainable: those of pictures, where titles alone are learned."""
+        if not self.is_titles_alone:
+            return set()
+        apart = _OF_PICTURES if self.settings.stage == "personal" else (*_OF_PICTURES, "image_embedding")  # clicks are read by it
+        return {module for module in trained_modules(self.model) if module.startswith(apart)}
+
     def sampling(self, requests: Sequence[Request]) -> SamplingSettings:
         """The published settings, with as many title tokens as the model has room for, 64 at most."""
         longest = max(len(self.prompter.title_prompt(request.facts)) for request in requests)
@@ -169,7 +181,7 @@ class LanguageTask(Task):
 
     def export(self, directory: Path) -> None:
         """A model directory; low-rank updates are merged into the weights."""
-        trained = trained_modules(self.model)
+        trained = trained_modules(self.model) - self.unreached()
         merge_lora(self.model.decoder)
         self.model.config = self.model.config.model_copy(update={"lora": None})
         save(self.model, directory)
@@ -178,6 +190,7 @@ class LanguageTask(Task):
 
 
 _MOST_PREDICTED = 64
+_OF_PICTURES = ("foreground.", "image_head", "preference.style_encoder")
 
 
 def predicted_places(number: int, seeds: Tensor) -> Tensor:
