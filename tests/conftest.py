@@ -25,7 +25,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Its log monitors look for new files all the time: a core's tenth of each Ray.
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")
-LONGEST_FIRST = ("ray", "test_kill.py", "training", "ranks", "test_deepspeed_step.py")
+LONGEST_FIRST = ("ray", "training", "ranks", "test_deepspeed_step.py")
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -120,6 +120,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from support.models import save_small_model
 
     save_small_model(directory := tmp_path_factory.mktemp("model"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def slow_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Slow enough to be killed while it works."""
+    from support.models import save_small_model
+
+    save_small_model(directory := tmp_path_factory.mktemp("slow-model"), num_layers=16)
     return directory
 
 

@@ -3,16 +3,15 @@
 import os
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
-from support.models import save_small_model
+from support.processes import own_processes
 from support.progress import Silent
-from support.refreshes import published_rows, run, settings
+from support.refreshes import creatives, run, settings
 
 from adgen.errors import EngineLost, ModelError, RunError
 from adgen.on_ray.cluster import num_engines, slot_resources
@@ -24,34 +23,20 @@ from adgen.on_ray.refresh.ranks import GenerateTogether, remove_groups
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.rows import raise_row_error
 
-UNEQUAL = ("generated_at", "seconds")
 SIZES = {"plan": {"pairs_per_shard": 2}}
 TOGETHER = SIZES | {"engine": {"tensor_parallel": 2, "timeout_seconds": 20}}
 
 
-def creatives(made: RefreshSettings) -> dict[str, dict]:
-    """The published rows; objects are named by their hash in them."""
-    return {pair: {k: v for k, v in row.items() if k not in UNEQUAL} for pair, row in published_rows(made).items()}
-
-
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    """Slow enough to be killed while it works."""
-    directory = tmp_path_factory.mktemp("model")
-    save_small_model(directory, num_layers=16)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def unsharded(ray_cluster, shop, model, tmp_path_factory):
-    made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), model, **SIZES)
+def unsharded(ray_cluster, shop, slow_model, tmp_path_factory):
+    made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), slow_model, **SIZES)
     assert run(made).published
     return creatives(made)
 
 
-def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):
+def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, slow_model, unsharded, tmp_path):
     """One of them gets its slots, the others wait and hold none. The creatives are those of one rank."""
-    made = settings(shop, str(tmp_path), model, cluster={"actors": 3}, **TOGETHER)
+    made = settings(shop, str(tmp_path), slow_model, cluster={"actors": 3}, **TOGETHER)
     assert run(made).published
     assert creatives(made) == unsharded
     assert_nothing_is_left()
@@ -65,40 +50,30 @@ class Killing(Silent):
         self.killed: list[int] = []
 
     def advance(self, pairs: int) -> None:
-        following = processes("_Rank.serve")
+        following = own_processes("_Rank.serve")
         if not self.killed:
             self.kill(*following)
         elif len(self.killed) == 1 and {process.pid for process in following} - set(self.killed):
-            self.kill(*processes("GenerateTogether"))
+            self.kill(*own_processes("GenerateTogether"))
 
     def kill(self, process: psutil.Process) -> None:
         process.send_signal(signal.SIGKILL)
         self.killed.append(process.pid)
 
 
-def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):
-    made, killing = settings(shop, str(tmp_path), model, **TOGETHER), Killing()
+def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, slow_model, unsharded, tmp_path):
+    made, killing = settings(shop, str(tmp_path), slow_model, **TOGETHER), Killing()
     assert refresh(made, killing).published
     assert len(killing.killed) == 2
     assert creatives(made) == unsharded
     assert_nothing_is_left()
 
 
-def processes(title: str) -> list[psutil.Process]:
-    """Our own Ray's workers (and no one else's), by what they say that they are doing."""
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.Error):  # it ended while we looked
-            if title in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def assert_nothing_is_left() -> None:
     """No rank runs and no slot is reserved."""
     deadline = time.monotonic() + 30
-    while reserved() or processes("_Rank"):
-        assert time.monotonic() < deadline, (reserved(), processes("_Rank"))
+    while reserved() or own_processes("_Rank"):
+        assert time.monotonic() < deadline, (reserved(), own_processes("_Rank"))
         time.sleep(0.1)
 
 
@@ -167,7 +142,7 @@ def stage(ray_cluster, tmp_path, monkeypatch):
 def test_a_group_that_loses_a_rank_is_replaced(stage):
     lossy = stage(deaths=2)
     assert lossy({"index": 1}) == {"index": 1, "made": True}
-    assert len(processes("ScriptedRank")) == 2
+    assert len(own_processes("ScriptedRank")) == 2
 
 
 def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage):

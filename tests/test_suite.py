@@ -71,6 +71,6 @@ def test_a_group_runs_in_one_worker(request):
     assert first.plugin_name.endswith("conftest.py"), "before xdist's own"
     scheduler = ByGroup.__new__(ByGroup)
     groups = [
-        scheduler._split_scope(f"tests/{name}::test_it[a::b]") for name in ("test_gate.py", "test_refresh.py", "test_kill.py")
+        scheduler._split_scope(f"tests/{name}::test_it[a::b]") for name in ("test_gate.py", "test_refresh.py", "test_runs.py")
     ]
-    assert groups == ["ray", "ray", "test_kill.py"]
+    assert groups == ["ray", "ray", "test_runs.py"]

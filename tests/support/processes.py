@@ -1,9 +1,12 @@
-"""Python in a process of its own, which finds what the tests find."""
+"""Processes of the tests: Python in one of its own, which finds what the tests find; those below this one, by title."""
 
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 HERE, ROOT = Path(__file__).parents[1], Path(__file__).parents[2]
 
@@ -15,3 +18,13 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def own_processes(title: str) -> list[psutil.Process]:
+    """Our own Ray's workers (and no one else's), by what they say that they are doing."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it ended while we looked
+            if title in " ".join(process.cmdline()):
+                found.append(process)
+    return found

@@ -26,7 +26,7 @@ def settings(inputs: Path, store: str, model: Path, access: S3Access | None = No
         "model": str(model),
         "plan": {"pairs_per_shard": 5},
         "sampling": {"max_title_tokens": 8},
-        "engine": {"deepspeed": False},  # seconds to import in each engine; test_kill runs with it
+        "engine": {"deepspeed": False},  # seconds to import in each engine; test_ranks runs with it
         "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
         "keys": {"allow_development_keys": True},
     }
@@ -51,6 +51,12 @@ def run(made: RefreshSettings) -> Summary:
 def published_rows(made: RefreshSettings) -> dict[str, dict]:
     storage = open_storage(made.store, made.s3)
     return {row["pair_id"]: row for row in open_published(storage, made.campaign).rows()}
+
+
+def creatives(made: RefreshSettings) -> dict[str, dict]:
+    """The published rows without what no two runs have in common; objects are named by their hash in them."""
+    unequal = {"generated_at", "seconds"}
+    return {pair: {name: value for name, value in row.items() if name not in unequal} for pair, row in published_rows(made).items()}
 
 
 def access_of(store_uri: str, request) -> S3Access | None:
