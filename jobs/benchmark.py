@@ -1,11 +1,12 @@
 """Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `gpu` all that a
-new GPU is asked, `data` everything around it.
+new GPU is asked, `data` everything around it, `serve` the service on demand.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
     python jobs/benchmark.py options --size bench-30m
     python jobs/benchmark.py gpu --minutes 10
     python jobs/benchmark.py data --pairs 10000 200000
+    python jobs/benchmark.py serve --clients 1 8 32
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
 bytes (weights, keys and values) take over the machine's bandwidth, or its operations over its matrix rate; both are
@@ -25,7 +26,7 @@ from tyro.conf import OmitArgPrefixes, arg
 
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings, GpuBenchmarkSettings, OptionsBenchmarkSettings
 from adgen.on_ray import command
-from adgen.on_ray.benchmark.settings import DataBenchmarkSettings
+from adgen.on_ray.benchmark.settings import DataBenchmarkSettings, ServeBenchmarkSettings
 from adgen.on_ray.command import Outcome, progress
 from adgen.on_ray.display import error_console
 
@@ -108,6 +109,25 @@ def data(settings: Annotated[DataBenchmarkSettings, arg(name="")], output: Outpu
     print_runs(error_console(), runs, marginal)
     about = {"benchmark": "data", "products": settings.products, "pairs_per_shard": settings.pairs_per_shard}
     return Outcome(about | {"runs": runs, "marginal": marginal}, output)
+
+
+@commands.add
+def serve(settings: Annotated[ServeBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
+    """Creatives a second on request beside the engine's own, and reads beside an empty Serve deployment, on loopback."""
+    from adgen.on_ray.benchmark.serving import run_benchmark
+
+    with progress("") as bar:
+        found = run_benchmark(settings, bar)
+    for what, measured in found.items():
+        rows = {name: row for name, row in measured.items() if isinstance(row, dict)}
+        names = list(dict.fromkeys(name for row in rows.values() for name in row))
+        table = Table(what, *(name.replace("_", " ") for name in names))
+        for name, row in rows.items():
+            table.add_row(name, *(str(row.get(column, "-")) for column in names))
+        error_console(WIDTH).print(table)
+    return Outcome(
+        {"benchmark": "serve"} | settings.model_dump(mode="json", include={"rounds", "requests", "reads"}) | found, output
+    )
 
 
 def print_runs(console: Console, runs: list[dict], marginal: dict[str, dict[str, float]]) -> None:

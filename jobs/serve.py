@@ -17,13 +17,9 @@ from typing import Annotated
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from adgen.errors import SettingsError
 from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, run
 from adgen.on_ray.display import error_console
-from adgen.on_ray.serving.settings import LOOPBACK, ServeSettings
-from adgen.shipped import shipped_model
-
-REQUIRED = ("inputs", "store", "campaign")
+from adgen.on_ray.serving.settings import ServeSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,25 +34,15 @@ class Command:
     output: OmitArgPrefixes[Output] = DEFAULT
 
 
-def complete(command: Command) -> Command:
-    """The command with defaults that depend on the settings. SettingsError names what is missing or unsafe."""
-    settings = command.settings.model_copy(update={"model": command.settings.model or shipped_model()}).with_whole_paths()
-    if missing := [f"--{name}" for name in REQUIRED if not getattr(settings, name)]:
-        raise SettingsError(f"{command.settings_file}: neither the file nor the command line gives {', '.join(missing)}")
-    if command.no_auth and settings.http.host not in LOOPBACK:
-        raise SettingsError(
-            f"--no-auth: {settings.http.host} is reached from other machines; give --auth.tokens, or listen on 127.0.0.1"
-        )
-    if not command.no_auth and settings.auth.tokens is None:
-        raise SettingsError("--auth.tokens: no file of tokens; `adgen token new` makes one (--no-auth asks for none, on loopback)")
-    if settings.engine.tensor_parallel > 1:
-        raise SettingsError("engine.tensor_parallel: the service runs engines of one rank; use a GPU that holds the model")
-    return dataclasses.replace(command, settings=settings)
+def read(arguments: list[str]) -> Command:
+    """The command with its files and defaults. SettingsError names what is missing or unsafe."""
+    command = parse(Command, ServeSettings, arguments)
+    return dataclasses.replace(command, settings=command.settings.complete(command.no_auth))
 
 
 def serve_until_ended(arguments: list[str]) -> Outcome:
     """Serve until a signal says that it is enough."""
-    command = complete(parse(Command, ServeSettings, arguments))
+    command = read(arguments)
     ended, again = threading.Event(), threading.Event()
     wake = threading.Event()
     with on_cluster(command.settings.cluster, command.settings.s3, command.output):
@@ -72,7 +58,7 @@ def serve_until_ended(arguments: list[str]) -> Outcome:
             wake.clear()
             if again.is_set() and not ended.is_set():
                 again.clear()
-                command = complete(parse(Command, ServeSettings, arguments))
+                command = read(arguments)
                 start(command.settings, command.no_auth)
                 console.print("settings were read again")
         console.print("ending: accepted requests are answered first")

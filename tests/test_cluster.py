@@ -1,6 +1,7 @@
 """Everything in cluster/ parses, names only fields that exist, points at files that exist; its arithmetic adds up."""
 
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -14,7 +15,9 @@ from zoneinfo import ZoneInfo
 import jsonschema
 import pytest
 import yaml
+from pydantic import ValidationError
 
+from adgen.errors import SettingsError
 from adgen.on_ray.command import parse
 from adgen.on_ray.training.settings import PretrainSettings
 
@@ -35,6 +38,11 @@ JOB_FIELDS = {
 CLUSTER_FIELDS = {
     "headGroupSpec", "workerGroupSpecs", "rayVersion", "enableInTreeAutoscaling", "autoscalerOptions",
     "headServiceAnnotations", "suspend", "authOptions",
+}  # fmt: skip
+# rayservice_types.go of 1.7.1.
+SERVICE_FIELDS = {
+    "serveConfigV2", "rayClusterConfig", "upgradeStrategy", "serveService", "excludeHeadPodFromServeSvc",
+    "rayClusterDeletionDelaySeconds", "managedBy", "suspend",
 }  # fmt: skip
 HEAD_FIELDS = {"serviceType", "headService", "enableIngress", "rayStartParams", "template"}
 WORKER_FIELDS = {
@@ -75,8 +83,12 @@ def rayjob_spec(name):
     return spec.get("jobTemplate", spec)
 
 
+def cluster_of(spec):
+    return spec.get("rayClusterSpec") or spec["rayClusterConfig"]
+
+
 def pods(spec):
-    cluster = spec["rayClusterSpec"]
+    cluster = cluster_of(spec)
     return [group["template"]["spec"] for group in [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]]
 
 
@@ -89,22 +101,23 @@ def commands():
 
 
 RAYJOBS = ["refresh-nightly.yaml", "refresh-once.yaml", "pretrain.yaml"]
+SERVICE = "serve.yaml"
 
 
 def within(found, known, where):
     assert set(found) <= known, f"{where}: {sorted(set(found) - known)} is in no CRD that was read"
 
 
-def test_rayjobs_name_only_fields_of_the_crds():
+def test_manifests_name_only_fields_of_the_crds():
     nightly = documents("refresh-nightly.yaml")[0]
     assert (nightly["apiVersion"], nightly["kind"]) == ("ray.io/v1", "RayCronJob")
     within(nightly["spec"], CRON_FIELDS, "RayCronJob.spec")
     ZoneInfo(nightly["spec"]["timeZone"])
-    for name in RAYJOBS:
+    for name in [*RAYJOBS, SERVICE]:
         assert documents(name)[0]["apiVersion"] == "ray.io/v1"
         spec = rayjob_spec(name)
-        cluster = spec["rayClusterSpec"]
-        within(spec, JOB_FIELDS, name)
+        cluster = cluster_of(spec)
+        within(spec, SERVICE_FIELDS if name == SERVICE else JOB_FIELDS, name)
         within(cluster, CLUSTER_FIELDS, name)
         within(cluster["headGroupSpec"], HEAD_FIELDS, name)
         within(cluster.get("autoscalerOptions", {}), AUTOSCALER_FIELDS, name)
@@ -135,7 +148,7 @@ def test_two_nights_never_overlap():
     assert rest == ["*", "*", "*"]
 
 
-@pytest.mark.parametrize("name", RAYJOBS)
+@pytest.mark.parametrize("name", [*RAYJOBS, SERVICE])
 def test_pods_are_unprivileged_sized_and_complete(name):
     accounts = {d["metadata"]["name"] for d in documents("access.yaml") if d["kind"] == "ServiceAccount"}
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -205,6 +218,42 @@ def test_the_training_job_is_one_that_the_settings_take(monkeypatch):
     assert settings.workers.deepspeed.is_file()
 
 
+def test_the_service_is_one_that_serve_and_the_settings_take():
+    """Serve's own schema reads the config, its import_path is a builder, and the builder's settings take the args."""
+    from ray.serve._private.utils import import_attr
+    from ray.serve.schema import ServeDeploySchema
+
+    from adgen.on_ray.serving.settings import ServeSettings
+
+    spec = rayjob_spec(SERVICE)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(spec["serveConfigV2"]))
+    [application] = config.applications
+    builder = import_attr(application.import_path)
+    [parameter] = inspect.signature(builder).parameters.values()
+    assert parameter.annotation is ServeSettings
+    made = builder(ServeSettings.model_validate(application.args))
+    assert made._bound_deployment.name == "ingress"
+    settings = ServeSettings.model_validate(application.args).complete()
+    [group] = spec["rayClusterConfig"]["workerGroupSpecs"]
+    assert (group["minReplicas"], group["maxReplicas"]) == (settings.load.min_replicas, settings.load.max_replicas)
+    assert config.http_options.request_timeout_s > settings.load.timeout_seconds
+    assert group["template"]["spec"]["terminationGracePeriodSeconds"] > settings.load.timeout_seconds
+    for pod in pods(spec):
+        places = {mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
+        assert {str(settings.auth.tokens.parent), str(settings.keys.campaign_key.parent), str(settings.model.parent)} <= places
+    with pytest.raises(SettingsError, match="tokens"):
+        builder(ServeSettings.model_validate(application.args | {"auth": {}}))
+    with pytest.raises(ValidationError, match="no_such"):
+        ServeSettings.model_validate(application.args | {"no_such": 1})
+
+
+def test_the_service_makes_what_the_night_makes():
+    """Settings that decide a creative stand in jobs/serve.toml and in the manifest alike."""
+    served = tomllib.loads((ROOT / "jobs/serve.toml").read_text())
+    args = yaml.safe_load(rayjob_spec(SERVICE)["serveConfigV2"])["applications"][0]["args"]
+    assert {name: args[name] for name in ("sampling", "finish")} == {name: served[name] for name in ("sampling", "finish")}
+
+
 def test_launcher_yaml_passes_rays_own_schema():
     autoscaler = pytest.importorskip("ray.autoscaler")
     schema = json.loads((Path(autoscaler.__file__).parent / "ray-schema.json").read_text())
@@ -260,7 +309,7 @@ def test_no_role_lists_more_than_its_own_folders_and_no_container_gains_rights()
                 assert prefixes, role
                 assert all(prefix.endswith("/*") and len(prefix) > 2 for prefix in prefixes)
                 assert role != "training" or not any(prefix.startswith("store/") for prefix in prefixes)
-    for name in RAYJOBS:
+    for name in [*RAYJOBS, SERVICE]:
         for pod in pods(rayjob_spec(name)):
             for container in pod["containers"]:
                 assert container["securityContext"] == {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}}
@@ -300,8 +349,8 @@ def test_dockerfile_copies_what_exists_and_runs_without_root():
 
 def test_ray_version_is_the_pinned_one():
     pins = dict(line.split("==") for line in (ROOT / "constraints.txt").read_text().split())
-    for name in RAYJOBS:
-        assert rayjob_spec(name)["rayClusterSpec"]["rayVersion"] == pins["ray"]
+    for name in [*RAYJOBS, SERVICE]:
+        assert cluster_of(rayjob_spec(name))["rayVersion"] == pins["ray"]
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])

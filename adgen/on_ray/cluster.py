@@ -163,5 +163,5 @@ def quiet_ray() -> None:
     """Errors only, from Ray and from what it starts after this."""
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
-    for name in ("ray", "ray.data", "ray.tune", "ray.train"):
+    for name in ("ray", "ray.data", "ray.serve", "ray.tune", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)

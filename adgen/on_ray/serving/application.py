@@ -14,15 +14,15 @@ NAME = "adgen"
 _TAKEN_PER_SLOT = 2  # requests that a replica takes: one batch runs, the next is made ready
 
 
-def application(settings: ServeSettings, no_auth: bool = False) -> Application:
-    """Ingress and engines. Engines of a changed model start before those of the old one stop; the ingress stays."""
+def application(settings: ServeSettings, no_auth: bool = False, replica: type[EngineReplica] = EngineReplica) -> Application:
+    """Ingress and engines (`replica`). Engines of a changed model start before those of the old one stop; the ingress stays."""
     load = settings.load
     slots = settings.engine.num_slots or 4
     backpressure = BackpressureConfig(status_code=429, retry_after_s=load.retry_after_seconds)
     device = cluster_device(settings.device)
     resources = slot_resources(device)
     engines = serve.deployment(
-        EngineReplica,
+        replica,
         name="engine",
         autoscaling_config=AutoscalingConfig(
             min_replicas=load.min_replicas, max_replicas=max(load.min_replicas, load.max_replicas), target_ongoing_requests=slots
@@ -49,12 +49,17 @@ def application(settings: ServeSettings, no_auth: bool = False) -> Application:
     return ingress.bind(shown, engines, no_auth)
 
 
-def start(settings: ServeSettings, no_auth: bool = False) -> None:
+def build(settings: ServeSettings) -> Application:
+    """What Serve's own config names as import_path; its args are the settings. It always asks for tokens."""
+    return application(settings.complete())
+
+
+def start(settings: ServeSettings, no_auth: bool = False, replica: type[EngineReplica] = EngineReplica) -> None:
     """Start the application, or replace what of it changed; returns when it serves. RunError: it could not start."""
     timeout = settings.load.timeout_seconds + 5
     serve.start(http_options=HTTPOptions(host=settings.http.host, port=settings.http.port, request_timeout_s=timeout))
     try:
-        serve.run(application(settings, no_auth), name=NAME, route_prefix="/")
+        serve.run(application(settings, no_auth, replica), name=NAME, route_prefix="/")
     except RuntimeError as error:
         raise RunError(f"the service could not start: {_why(error)}") from None
 

@@ -85,15 +85,18 @@ class CreativeMaker:
 
     async def make(self, asked: CreativeRequest) -> list[Row]:
         """Served rows of the request's creatives, by variant. ServiceError. Cancelled, its rows leave the queue."""
-        with tempfile.TemporaryDirectory(prefix="adgen-request-") as folder:
-            rows = await asyncio.to_thread(self._plan, asked, Path(folder))
+        rows = await asyncio.to_thread(self.planned, asked)
         work = (self._shared.do(row["fingerprint"], lambda row=row: self._one(row)) for row in rows)
         return await asyncio.gather(*work)
 
     # -- plan ----------------------------------------------------------------------------------------------------------------
 
+    def planned(self, asked: CreativeRequest) -> list[Row]:
+        """The refresh's plan of the pair, looked up, with the engine's request of each row. ServiceError."""
+        with tempfile.TemporaryDirectory(prefix="adgen-request-") as folder:
+            return self._plan(asked, Path(folder))
+
     def _plan(self, asked: CreativeRequest, folder: Path) -> list[Row]:
-        """The refresh's plan of the pair, looked up and complete."""
         shop = self.shop
         user = asked.user_id or shop.histories.user_id(asked.user_key)
         if user is None:

@@ -8,10 +8,12 @@ from pydantic import Field
 from adgen.config import FinishSettings, PictureSettings, Place, Settings
 from adgen.creatives.served import KEEP_DAYS
 from adgen.creatives.storage import S3Access
+from adgen.errors import SettingsError
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.sampling_settings import SamplingChoice
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
+from adgen.shipped import shipped_model
 from adgen.shop.key_files import KeySettings
 
 
@@ -99,5 +101,23 @@ class ServeSettings(Settings):
         shared = {name: getattr(self, name) for name in type(self).model_fields if name in RefreshSettings.model_fields}
         return RefreshSettings(**shared).of(self.campaign)
 
+    def complete(self, no_auth: bool = False) -> "ServeSettings":
+        """With defaults that depend on the package and absolute places. SettingsError names what is missing or unsafe."""
+        settings = self.model_copy(update={"model": self.model or shipped_model()}).with_whole_paths()
+        if missing := [name for name in REQUIRED if not getattr(settings, name)]:
+            raise SettingsError(f"neither a file nor the command line gives {', '.join(missing)}")
+        if no_auth and settings.http.host not in LOOPBACK:
+            raise SettingsError(
+                f"--no-auth: {settings.http.host} is reached from other machines; give auth.tokens, or listen on 127.0.0.1"
+            )
+        if not no_auth and settings.auth.tokens is None:
+            raise SettingsError(
+                "auth.tokens: no file of tokens; `adgen token new` makes one (jobs/serve.py --no-auth asks for none, on loopback)"
+            )
+        if settings.engine.tensor_parallel > 1:
+            raise SettingsError("engine.tensor_parallel: the service runs engines of one rank; use a GPU that holds the model")
+        return settings
 
+
+REQUIRED = ("inputs", "store", "campaign")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
