@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from support.janus import save_janus, transformers_config
 from support.models import save_small_model, small_config, small_model, small_prompter
-from transformers import JanusConfig, JanusForConditionalGeneration
 
 from adgen.errors import ModelError
 from adgen.generation.model_directory import ModelDirectory
@@ -90,7 +90,7 @@ def test_every_key_of_the_released_pbs_encoder_is_mapped():
 def test_1b_round_trip_through_the_janus_names():
     config = janus_pro_1b()
     with torch.device("meta"):
-        janus = JanusForConditionalGeneration(transformers_config(config))
+        janus = transformers.JanusForConditionalGeneration(transformers_config(config))
     theirs = {from_janus_name(k): list(v.shape) for k, v in janus.state_dict().items()}
     theirs = {k: v for k, v in theirs.items() if not unused_because(k)}
     ours = {k: v for k, v in published_shapes(on_meta(config)).items() if k in theirs}
@@ -160,7 +160,7 @@ def test_a_janus_directory_with_a_tied_text_head_loads(tmp_path):
     assert_same_as_janus(load(tmp_path), theirs)
 
 
-def write_deepseek_config(directory: Path, config: JanusConfig, image) -> None:
+def write_deepseek_config(directory: Path, config: "transformers.JanusConfig", image) -> None:
     text = config.text_config.to_dict()
     fields = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
               "vocab_size", "max_position_embeddings", "rms_norm_eps")  # fmt: skip

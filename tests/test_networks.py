@@ -5,9 +5,8 @@ import sys
 
 import pytest
 import torch
+import transformers
 from support.models import small_config
-from transformers import Dinov2Config, Dinov2Model, JanusVQVAE
-from transformers.models.janus.configuration_janus import JanusVQVAEConfig
 
 from adgen.model.config import tiny
 from adgen.model.dinov2 import DINOv2
@@ -32,8 +31,8 @@ def of_32_groups(config):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_the_tokenizers_networks_are_transformers(config, dtype):
-    theirs = JanusVQVAE(
-        JanusVQVAEConfig(
+    theirs = transformers.JanusVQVAE(
+        transformers.JanusVQVAEConfig(
             embed_dim=config.code_size, num_embeddings=config.codebook_size, latent_channels=config.latent_channels,
             base_channels=config.base_channels, channel_multiplier=list(config.channel_multiplier),
             num_res_blocks=config.num_res_blocks, num_patches=config.image_size // config.factor,
@@ -55,8 +54,8 @@ def test_the_tokenizers_networks_are_transformers(config, dtype):
 @torch.no_grad()
 def test_the_dinov2_is_transformers_but_for_its_positions(monkeypatch, dtype, side):
     config = tiny().foreground
-    theirs = Dinov2Model(
-        Dinov2Config(
+    theirs = transformers.Dinov2Model(
+        transformers.Dinov2Config(
             hidden_size=config.hidden_size, num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads,
             patch_size=config.patch_size, image_size=config.position_grid * config.patch_size, mlp_ratio=config.mlp_ratio,
         )

@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from support.models import small_model
-from transformers import Dinov2Config, Dinov2Model
 
 from adgen.errors import PairError
 from adgen.evaluation.pictures.backgrounds import OWN_ADAPTER, background_features, load_dinov2, own_adapter
@@ -117,7 +117,7 @@ def encoders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dinov2")
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 56, "patch_size": 14}
-    Dinov2Model(Dinov2Config(**sizes)).save_pretrained(folder)
+    transformers.Dinov2Model(transformers.Dinov2Config(**sizes)).save_pretrained(folder)
     return load_dinov2(folder, side=60), own_adapter(small_model())
 
 

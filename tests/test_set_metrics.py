@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from support.networks import save_clip, save_dinov2
-from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from adgen.errors import InputError, ModelError
 from adgen.evaluation.pictures import distances as distribution
@@ -160,9 +160,9 @@ def test_clip_scores_pictures_with_their_titles(clip):
 
 def _cosine(clip, picture, title) -> float:
     """By transformers' own forward, which divides by the norms and multiplies by the temperature."""
-    model = CLIPModel.from_pretrained(clip).eval()
-    ids = CLIPTokenizer.from_pretrained(clip)([title], truncation=True, max_length=16, return_tensors="pt")
-    pixels = CLIPImageProcessorPil.from_pretrained(clip)([picture], return_tensors="pt")
+    model = transformers.CLIPModel.from_pretrained(clip).eval()
+    ids = transformers.CLIPTokenizer.from_pretrained(clip)([title], truncation=True, max_length=16, return_tensors="pt")
+    pixels = transformers.CLIPImageProcessorPil.from_pretrained(clip)([picture], return_tensors="pt")
     with torch.no_grad():
         return float(model(**ids, **pixels).logits_per_image / model.logit_scale.exp() * 100)
 

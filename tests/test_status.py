@@ -113,8 +113,8 @@ def test_the_command_prints_text_json_and_openmetrics(store: Storage, tmp_path: 
     assert (values["adgen_cost"][1], values["adgen_status"][1]) == (4.0, 0)
     assert families["adgen_alert"].samples == []
     assert families["adgen_engine_seconds"].unit == "seconds"
-    assert main(["status", store.uri, "--max-age-hours", "0", "--openmetrics", str(file)]) == 3
-    assert f"alert: {CAMPAIGN}: was published 0.0 hours ago, more than 0" in capsys.readouterr().out
+    assert main(["status", store.uri, "--max-age-hours=-1", "--openmetrics", str(file)]) == 3
+    assert f"alert: {CAMPAIGN}: was published 0.0 hours ago, more than -1" in capsys.readouterr().out
     assert 'adgen_alert{campaign="autumn",check="age"} 1.0' in file.read_text().splitlines()
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".adgen")] == []
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import sacrebleu
-from rouge_score.rouge_scorer import RougeScorer
 
 from adgen.config import FinishSettings
 from adgen.errors import InputError
@@ -16,6 +15,13 @@ from adgen.evaluation.titles.scores import ProductTexts, rouge_l, title_scores
 ENGLISH = ProductTexts("Grey suede handbag 500 ml", ("evening ready", "roomy inside", "2-in-1"), "Oriel", "en")
 CHINESE = ProductTexts("粉色皮质耳机", ("折叠耐用", "录音室风", "头梁轻巧"), "Solde", "zh-CN")
 REFERENCE = "粉色皮质耳机：录音室风，头梁轻巧"
+
+
+def usual_rouge_l():
+    """The usual package; it imports nltk and scipy.stats, which each worker would wait for."""
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rougeL"])
 
 
 def test_a_faithful_title_has_every_score_and_a_full_one():
@@ -69,7 +75,7 @@ def test_a_product_of_nulls_allows_stop_words_only():
 
 def test_the_usual_package_drops_chinese_and_ours_does_not():
     near = "粉色皮质耳机：录音室风，折叠耐用"
-    assert RougeScorer(["rougeL"]).score(REFERENCE, REFERENCE)["rougeL"].fmeasure == 0
+    assert usual_rouge_l().score(REFERENCE, REFERENCE)["rougeL"].fmeasure == 0
     assert rouge_l(REFERENCE, [REFERENCE]) == 1
     assert 0.4 < rouge_l(near, [REFERENCE]) < 0.9
     assert rouge_l("蓝牙音箱", [REFERENCE]) == 0
@@ -77,7 +83,7 @@ def test_the_usual_package_drops_chinese_and_ours_does_not():
 
 def test_rouge_of_english_is_the_usual_package_s_and_takes_the_best_reference():
     title, others = "Grey bag, roomy and light", ["A grey bag: light", "grey bag roomy light inside"]
-    theirs = RougeScorer(["rougeL"]).score_multi(others, title)["rougeL"].fmeasure
+    theirs = usual_rouge_l().score_multi(others, title)["rougeL"].fmeasure
     assert rouge_l(title, others) == pytest.approx(theirs)
 
 

@@ -6,7 +6,6 @@ from support.engine import GREEDY, SAMPLED
 from support.models import small_config, small_model, small_prompter
 
 from adgen.generation.benchmark.clock import StepClock
-from adgen.generation.benchmark.transformers_janus import TransformersJanus
 from adgen.generation.generate import Request, generate
 from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.template import load_template
@@ -21,6 +20,13 @@ class PaddedNegative(Prompter):
         length = len(self.picture_prompt(REQUESTS[0].facts, ""))
         ids = [self._id("begin_of_sentence")] + [self.pad_id] * (length - 2) + [self._id("begin_of_image")]
         return Prompt(tuple(ids), (-1,) * length)
+
+
+def over(*arguments):
+    """transformers' Janus over a model; imported when a test needs it, since it takes seconds."""
+    from adgen.generation.benchmark.transformers_janus import TransformersJanus
+
+    return TransformersJanus(*arguments)
 
 
 @pytest.fixture
@@ -39,7 +45,7 @@ def prompts(prompter: Prompter) -> list[tuple[int, ...]]:
 
 def test_its_greedy_tokens_and_logits_are_ours_without_history_and_foreground(prompter):
     model = small_model(seed=1)
-    baseline = TransformersJanus(model, prompter, GREEDY)
+    baseline = over(model, prompter, GREEDY)
     ours, theirs = [], []
     model.image_head.register_forward_hook(lambda _module, _inputs, logits: ours.append(logits))
     baseline.janus.model.generation_head.register_forward_hook(lambda _module, _inputs, logits: theirs.append(logits))
@@ -52,7 +58,7 @@ def test_its_greedy_tokens_and_logits_are_ours_without_history_and_foreground(pr
 
 def test_it_shares_the_weights_and_copies_none(prompter):
     model = small_model()
-    janus = TransformersJanus(model, prompter, GREEDY).janus
+    janus = over(model, prompter, GREEDY).janus
     assert janus.model.language_model.layers[1].mlp.up_proj.weight is not None
     shared = {p.data_ptr() for p in model.parameters()}
     used = [p for n, p in janus.named_parameters() if "language_model" in n or "generation_" in n or "lm_head" in n]
@@ -61,7 +67,7 @@ def test_it_shares_the_weights_and_copies_none(prompter):
 
 def test_a_short_run_has_the_cache_of_a_whole_picture_and_a_strike_a_step(prompter, monkeypatch):
     lengths = []
-    baseline = TransformersJanus(small_model(), prompter, SAMPLED)
+    baseline = over(small_model(), prompter, SAMPLED)
     kept = baseline.janus._prepare_static_cache
     monkeypatch.setattr(
         baseline.janus, "_prepare_static_cache", lambda **named: lengths.append(named["max_cache_len"]) or kept(**named)
@@ -75,7 +81,7 @@ def test_a_short_run_has_the_cache_of_a_whole_picture_and_a_strike_a_step(prompt
 
 
 def test_it_draws_when_the_engine_draws(prompter):
-    baseline = TransformersJanus(small_model(), prompter, SAMPLED)
+    baseline = over(small_model(), prompter, SAMPLED)
     torch.manual_seed(1)
     some, others = (baseline.paint(prompts(prompter)) for _ in range(2))
     assert not torch.equal(some, others)
@@ -83,6 +89,6 @@ def test_it_draws_when_the_engine_draws(prompter):
 
 def test_it_runs_in_bf16(prompter):
     model = small_model().to(torch.bfloat16)
-    baseline = TransformersJanus(model, prompter, SAMPLED)
+    baseline = over(model, prompter, SAMPLED)
     assert baseline.janus.dtype == torch.bfloat16
     assert baseline.paint(prompts(prompter)).shape == (3, 16)

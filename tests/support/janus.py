@@ -1,17 +1,20 @@
-"""Janus of transformers, random and of the smallest size, in its own layout."""
+"""Janus of transformers, random and of the smallest size, in its own layout.
+
+Model classes are named where they are used: each takes seconds to import, which every worker would wait for.
+"""
 
 from pathlib import Path
 
 import torch
-from transformers import JanusConfig, JanusForConditionalGeneration
+import transformers
 
 from adgen.model.config import ModelConfig
 from support.models import small_config
 
 
-def transformers_config(config: ModelConfig, tied: bool = False) -> JanusConfig:
+def transformers_config(config: ModelConfig, tied: bool = False) -> "transformers.JanusConfig":
     image, decoder = config.image, config.decoder
-    return JanusConfig(
+    return transformers.JanusConfig(
         tie_word_embeddings=tied,
         text_config={
             "model_type": "llama",
@@ -45,12 +48,12 @@ def transformers_config(config: ModelConfig, tied: bool = False) -> JanusConfig:
     )
 
 
-def save_janus(directory: Path, tied: bool, max_positions: int = 800) -> JanusForConditionalGeneration:
+def save_janus(directory: Path, tied: bool, max_positions: int = 800) -> "transformers.JanusForConditionalGeneration":
     torch.manual_seed(0)
     config = small_config()
     config = small_config(decoder=config.decoder.model_copy(update={"max_positions": max_positions}))
     config = config.model_copy(update={"image": config.image.model_copy(update={"head_size": config.decoder.hidden_size})})
-    model = JanusForConditionalGeneration(transformers_config(config, tied)).eval()
+    model = transformers.JanusForConditionalGeneration(transformers_config(config, tied)).eval()
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     model.save_pretrained(directory)

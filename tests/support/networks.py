@@ -4,13 +4,14 @@ from pathlib import Path
 
 import torch
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer, Dinov2Config, Dinov2Model
 
 SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def save_dinov2(folder: Path, seed: int = 0) -> Path:
     """A DINOv2 of one layer."""
+    from transformers import Dinov2Config, Dinov2Model
+
     torch.manual_seed(seed)
     Dinov2Model(Dinov2Config(**SIZES, mlp_ratio=2, patch_size=14, image_size=28)).save_pretrained(folder)
     return folder
@@ -18,6 +19,8 @@ def save_dinov2(folder: Path, seed: int = 0) -> Path:
 
 def save_clip(folder: Path) -> Path:
     """A CLIP of one layer, with tokenizer and preprocessor."""
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+
     torch.manual_seed(0)
     text = SIZES | {"vocab_size": 514, "intermediate_size": 32, "max_position_embeddings": 16}
     tokens = {"bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}

@@ -11,7 +11,6 @@ import torch
 from adgen.generation.benchmark.clock import StepClock
 from adgen.generation.benchmark.published import Products, PublishedLoop
 from adgen.generation.benchmark.settings import EngineBenchmarkSettings
-from adgen.generation.benchmark.transformers_janus import TransformersJanus
 from adgen.generation.generate import Request
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling_settings import SamplingSettings
@@ -64,6 +63,8 @@ class TransformersBaseline(Baseline):
         super().__init__(batch)
         self.prefill_seconds: list[float] = []
         """Of each measurement: its prefill, both branches, and what it prepares."""
+        from adgen.generation.benchmark.transformers_janus import TransformersJanus  # transformers takes seconds
+
         self._janus = TransformersJanus(batch.model, batch.prompter, batch.sampling)
 
     def _step_seconds(self, requests: Sequence[Request]) -> float:

@@ -61,7 +61,8 @@ class TitleTokenizer:
         return self.model.prompter.history_title_ids(title)
 
 
-@ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+# Restarts bound it, not retries: until Ray knows that a node is gone, each second in which its actor cannot be reached takes one.
+@ray.remote(num_cpus=1, max_restarts=RESTARTS, max_task_retries=-1)
 class _Encode:
     def run(self, function: Callable, batch: Any) -> Any:
         return function(batch)

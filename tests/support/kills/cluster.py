@@ -57,8 +57,9 @@ class TwoNodes(Cluster):
         super().__init__(self._process.stdout.readline().strip(), self._process.pid)
 
     def lose_node(self) -> str:
-        """Kill the newest node; which stages ran there."""
-        return f"node of {self._tell('kill') or 'nothing'}"
+        """Kill the newest node; what ran there. "", and no kill, while it holds nothing of a run."""
+        there = self._tell("kill busy")
+        return f"node of {', '.join(there)}" if there else ""
 
     def add_node(self) -> None:
         """Start another one."""

@@ -167,8 +167,7 @@ class _Attempt:
         if self.draw.victim == "driver":
             return f"{first.name} after {time.monotonic() - first.started:.1f} s" if first.kill() else ""
         if self.draw.victim == "node":
-            # A node that holds nothing of the run yet is no target: its workers come when the plan is made.
-            return self.cluster.lose_node() if self.cluster.workers("actor") else ""
+            return self.cluster.lose_node()
         return self.cluster.kill_worker(self.draw.victim, self.draw.which)
 
     # -- and again ---------------------------------------------------------------------------------------------------
