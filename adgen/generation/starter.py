@@ -15,6 +15,8 @@ from adgen.generation.prompt import Prompter
 from adgen.generation.template import Template, load_template
 from adgen.model.checkpoint import save
 from adgen.model.config import PRESETS, ModelConfig
+from adgen.model.copying import COPYING_LAYERS, constant, start_copying
+from adgen.model.decoder import Decoder
 from adgen.model.initialize import initialize
 from adgen.model.modules import ModelFacts, module_of
 from adgen.model.uniadgen import UniAdGen
@@ -42,25 +44,33 @@ def ease_learning(model: UniAdGen, seed: int = 0) -> None:
     """A better start than `initialize` for a model that is trained from scratch.
 
     The decoder's projections are drawn at fan-in scale: at a width of 192 a deviation of 0.02 is a quarter of that, and
-    attention stays even for hundreds of steps (title loss after 200 steps 0.76 in the place of 0.90). The output table is a copy
-    of the input table: to copy a word of the prompt then needs no table learned first. Embeddings of image tokens start from the
-    codebook, where near codes look alike, and are as long as those of text: through a table of short rows and two projections
-    they'd be a hundredth.
+    attention stays even for hundreds of steps (title loss after 200 steps 0.76 in the place of 0.90). What they add to the residual
+    stream is as long as what is there. The decoder copies from its first step (`start_copying`). Embeddings of image tokens start
+    from the codebook, where near codes look alike, and are as long as those of text, with the same constant: through a table of
+    short rows and two projections they'd be a hundredth.
     """
-    model.decoder.lm_head.weight.copy_(model.decoder.embed_tokens.weight)
+    decoder = model.decoder
     generator = torch.Generator().manual_seed(seed)
-    branches = (2 * len(model.decoder.layers)) ** -0.5  # outputs into the residual stream, as in `initialize`
-    for layer in model.decoder.layers:
-        for linear in (part for part in layer.modules() if isinstance(part, nn.Linear)):
-            scale = branches if linear in (layer.self_attn.o_proj, layer.mlp.down_proj) else 1.0
-            linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * scale * linear.in_features**-0.5)
+    drawn = [part for part in decoder.layers.modules() if isinstance(part, nn.Linear)]
     aligner = [part for part in model.image_embedding.gen_aligner if isinstance(part, nn.Linear)]
-    for linear in aligner:
+    for linear in (*drawn, *aligner):
         linear.weight.copy_(torch.randn(linear.weight.shape, generator=generator) * linear.in_features**-0.5)
-    codes = torch.nn.functional.normalize(torch.randn(512, aligner[0].in_features, generator=generator), dim=-1)
+    start_copying(decoder, generator)
+    _shorten_branches(decoder)
+    codes = nn.functional.normalize(torch.randn(512, aligner[0].in_features, generator=generator), dim=-1)
     length = model.image_embedding.gen_aligner(codes).norm(dim=-1).mean()
     model.image_embedding.gen_embed.weight.copy_(model.image_tokenizer.codebook())
-    aligner[-1].weight.mul_(model.decoder.embed_tokens.weight.norm(dim=-1).mean() / length)
+    aligner[-1].weight.mul_(decoder.embed_tokens.weight[:, 1:].norm(dim=-1).mean() / length)
+    aligner[-1].bias[0] = constant(decoder)
+
+
+def _shorten_branches(decoder: Decoder) -> None:
+    """Outputs into the residual stream, but for those that copy: as in `initialize`, for embeddings of this length."""
+    scale = decoder.embed_tokens.weight.square().mean().sqrt() * (2 * len(decoder.layers)) ** -0.5
+    for index, layer in enumerate(decoder.layers):
+        layer.mlp.down_proj.weight.mul_(scale)
+        if index >= COPYING_LAYERS:
+            layer.self_attn.o_proj.weight.mul_(scale)
 
 
 def train_tokenizer(texts: Iterable[str], template: Template, vocab_size: int) -> Tokenizer:

@@ -63,6 +63,8 @@ class Recipe(Settings):
     """Where the first stage starts: the name of a size, or a model directory."""
     shop: ShopSettings = ShopSettings()
     tokenizer: PretrainSettings = PretrainSettings(stage="tokenizer")
+    titles: PretrainSettings | None = None
+    """Stage general before its time, with losses.image = 0: a model learns to copy words some times faster without pictures."""
     general: PretrainSettings = PretrainSettings(stage="general")
     personal: PretrainSettings = PretrainSettings(stage="personal")
     pbs: PretrainSettings = PretrainSettings(stage="pbs")
@@ -72,9 +74,11 @@ class Recipe(Settings):
     def runs(self) -> Iterator[PretrainSettings]:
         """Each stage's settings with its places filled in."""
         model = self.model
-        for stage in ("tokenizer", "general", "personal", "pbs"):
-            own = getattr(self, stage)
-            out = f"{self.out}/{stage}"
+        for name in ("tokenizer", "titles", "general", "personal", "pbs"):
+            own = getattr(self, name)
+            if own is None:
+                continue
+            stage, out = "general" if name == "titles" else name, f"{self.out}/{name}"
             places = {"stage": stage, "inputs": f"{self.out}/shop", "out": out, "cache": f"{self.out}/examples"}
             yield own.model_copy(update=places | {"model": "" if stage == "pbs" else model})
             model = f"{out}/{MODEL}"
@@ -90,7 +94,7 @@ def run_recipe(recipe: Recipe, progress: Progress) -> list[Summary]:
 def ship(recipe: Recipe, dest: Path) -> None:
     """What a finished recipe made, as it lies in the package: DEST/model in bf16 and DEST/pbs with fp16 matrices, each with its
     training facts."""
-    last = {run.stage: Path(run.out) / MODEL for run in recipe.runs()}
+    last = {name: Path(recipe.out) / name / MODEL for name in ("personal", "pbs")}
     model = load(last["personal"], dtype=torch.bfloat16)
     for folder in ("model", "pbs"):
         shutil.rmtree(dest / folder, ignore_errors=True)
