@@ -11,6 +11,8 @@ from adgen.config import validate_settings
 from adgen.errors import SettingsError
 from adgen.model.checkpoint import on_meta
 from adgen.model.config import PRESETS, ImageTokenConfig, LoRAConfig, ModelConfig, janus_pro_7b
+from adgen.model.copying import start_copying
+from adgen.model.decoder import Attention
 from adgen.model.image_tokens import ImageTokenizer, to_uint8, to_unit_range
 from adgen.model.initialize import initialize
 from adgen.model.uniadgen import UniAdGen
@@ -157,6 +159,43 @@ def test_initialisation_is_a_function_of_the_seed():
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
     assert not torch.equal(one.decoder.embed_tokens.weight, other.decoder.embed_tokens.weight)
     assert all(torch.isfinite(p).all() for p in one.parameters())
+
+
+def test_a_new_decoder_copies_before_its_first_step():
+    generator = torch.Generator().manual_seed(3)
+    decoder = initialize(UniAdGen(PRESETS["tiny"]())).decoder
+    said = torch.randint(0, 2000, (8, 14), generator=generator)
+    again = torch.cat((said, torch.randint(0, 2000, (8, 5), generator=generator), said), dim=1)  # phrase, something else, phrase
+
+    def right() -> float:
+        with torch.no_grad():
+            predicted = decoder.lm_head(decoder(decoder.embed_tokens(again))).argmax(-1)
+        return (predicted[:, 21:-1] == again[:, 22:]).float().mean().item()  # from the third token of the copy
+
+    assert right() < 0.01
+    start_copying(decoder, generator)
+    assert right() > 0.5
+
+
+def test_attention_of_training_is_that_of_generation():
+    """In bf16 on a CPU training takes another way; fp32 is the oracle of both."""
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda: torch.randn(2, 3, 9, 16, generator=generator).bfloat16()  # noqa: E731
+    attention = Attention(PRESETS["tiny"]().decoder)
+    attention.o_proj = torch.nn.Identity()
+    visible = torch.ones(9, 9, dtype=torch.bool).tril() & torch.tensor([[True] * 9, [False] * 4 + [True] * 5])[:, None, None]
+    visible = visible | torch.eye(9, dtype=torch.bool)
+    values = [draw() for _ in range(3)]
+    exact = [value.float().requires_grad_() for value in values]
+    trained = [value.clone().requires_grad_() for value in values]
+    outputs = [attention.attend(*some, visible) for some in (values, trained, exact)]
+    for output in outputs[:2]:
+        torch.testing.assert_close(output.float(), outputs[2], atol=0.02, rtol=0.02)
+    weights = torch.randn(outputs[2].shape, generator=generator)
+    for output in outputs[1:]:
+        (output.float() * weights).sum().backward()
+    for mine, oracle in zip(trained, exact, strict=True):
+        torch.testing.assert_close(mine.grad.float(), oracle.grad, atol=0.05, rtol=0.05)
 
 
 def test_initialisation_covers_low_rank_updates():
