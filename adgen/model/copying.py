@@ -39,7 +39,7 @@ def start_copying(decoder: Decoder, generator: torch.Generator) -> None:
     notes = min(_NOTES, decoder.config.num_heads)
     size = decoder.config.head_size
     heard = _constant_and_tokens(decoder, generator)
-    places = _orthogonal(decoder, generator)[:, : notes * size].unflatten(1, (notes, size)).unbind(1)  # (D, S): where notes are kept
+    places = _orthogonal(decoder, generator)[:, : notes * size].unflatten(1, (notes, size)).unbind(1)  # each (D, S)
     read = torch.zeros(size, decoder.config.hidden_size)
     slow = _slow_pairs(size)
     read[slow] = _orthogonal(decoder, generator)[: len(slow)]
