@@ -34,11 +34,12 @@ SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 test: install ## all tests but the long ones, WORKERS=3 at a time
 	$(PYTEST) $(SPREAD) --durations=25
 
-test-fast: install ## the tests that start no Ray and kill no process
-	$(PYTEST) $(SPREAD) -m "not ray and not kill"
+test-fast: install ## the quick ones of those that start no Ray and kill no process
+	$(PYTEST) $(SPREAD) -m "not ray and not kill and not slow and not long"
 
-test-long: install ## the longer proofs, tests/long/
+test-long: install ## the longer proofs: tests/long/, and cases marked long
 	$(PYTEST) tests/long
+	$(PYTEST) -m long
 
 test-gpu: install ## what needs a CUDA device, tests/gpu/
 	$(PYTEST) tests/gpu

@@ -79,6 +79,7 @@ def test_the_residual_form_starts_as_the_start_without_its_style_encoder(start, 
         assert torch.equal(tensor, whole[name]), name
 
 
+@pytest.mark.slow
 def test_an_untrained_encoder_replaces_the_starts(start, tmp_path):
     taught = load(start)
     for parameter in taught.preference.style_encoder.parameters():
@@ -106,6 +107,7 @@ def test_a_start_or_seed_that_changed_is_noticed(start, tmp_path):
         shuffle_histories(tmp_path / "shop", tmp_path / "other_users", seed=4)
 
 
+@pytest.mark.slow
 def test_a_trained_or_a_published_start_is_refused(start, tmp_path):
     check_plain(start)
     write_start(start, tmp_path / "published", 0, "published")

@@ -280,6 +280,7 @@ def test_photographs_prints_every_score_beside_chance(encoder, capsys, tmp_path)
     assert "is not an encoder of stage pbs" in err
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the photographs are not at hand")
 def test_real_photographs_can_all_be_used():
     """150 in six kinds; the colour behind them tells something of the kind, and far from all."""

@@ -20,6 +20,8 @@ from adgen.generation.benchmark.sizes import SIZES, random_model, sharing_copy, 
 from adgen.generation.generate import generate
 from adgen.generation.sampling_settings import SamplingSettings
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 JOB = Path(__file__).parents[1] / "jobs" / "benchmark.py"
 QUICK = EngineBenchmarkSettings(

@@ -336,6 +336,7 @@ def test_products_of_several_buckets_are_found_in_any_order(tmp_path, folder, mo
     assert len(files - after) == 1
 
 
+@pytest.mark.slow
 def test_inputs_on_s3_are_read_once_and_give_the_same_hashes(shop, folder, tmp_path, s3_uri, aws_environment, reads):
     local = shop.catalog(folder)
     bucket, _, prefix = s3_uri.removeprefix("s3://").partition("/")

@@ -290,6 +290,7 @@ def test_the_digest_of_a_model_is_that_of_its_bytes(tmp_path):
     assert ModelDirectory(tmp_path / "a").digest != ModelDirectory(tmp_path / "b").digest
 
 
+@pytest.mark.slow
 def test_loading_holds_one_copy(tmp_path):
     """Private memory grows by the model's size once, while the file's pages stay the file's."""
     config = small_config()

@@ -47,6 +47,7 @@ def clean_up_twice(storage: Storage, campaign: str = CAMPAIGN, keep_runs: int = 
     return CleanedUp(first.runs + second.runs, second.objects, second.object_bytes)
 
 
+@pytest.mark.slow
 def test_clean_up_keeps_the_newest_runs_and_all_they_name(store: Storage):
     made = [refresh(store, pair_ids(4), f"look {night}") for night in range(5)]
     done = clean_up_twice(store, keep_runs=2)
@@ -60,6 +61,7 @@ def test_clean_up_keeps_the_newest_runs_and_all_they_name(store: Storage):
     assert left == []
 
 
+@pytest.mark.slow
 def test_clean_up_spares_young_objects(store: Storage):
     refresh(store, pair_ids(4), "old")
     for night in range(2):
@@ -81,6 +83,7 @@ def test_clean_up_goes_by_the_longest_run(folder_store: Storage):
     assert clean_up_twice(folder_store, days=6.1).objects == 1
 
 
+@pytest.mark.slow
 def test_clean_up_keeps_unfinished_runs_their_base_and_their_objects(store: Storage):
     base = refresh(store, pair_ids(4), "base")
     newer = [refresh(store, pair_ids(4), f"look {night}", resume_key="other") for night in range(3)]
@@ -202,6 +205,7 @@ def test_keep_runs_counts_published_runs_and_the_one_before_always_stays(folder_
     assert [run.run_id for run in list_runs(folder_store, CAMPAIGN)] == [*newer, made[3].run_id, made[2].run_id]
 
 
+@pytest.mark.slow
 def test_foreign_things_are_not_seen_and_not_removed(store: Storage, tmp_path: Path):
     """Folder markers of consoles, files of desktops and network storage, other people's files, empty folders."""
     old = refresh(store, pair_ids(4), "old")

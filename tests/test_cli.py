@@ -149,6 +149,7 @@ assert set(others) <= commands | rooms, others
 """
 
 
+@pytest.mark.slow
 def test_a_consumer_needs_the_base_install_only(tmp_path: Path):
     store = FolderStorage(tmp_path / "store")
     refresh(store, pair_ids(4))
@@ -180,6 +181,7 @@ with cli.plain_streams():
 UTC = "import datetime, pyarrow as pa; print(pa.array([datetime.datetime.now(datetime.UTC)], pa.timestamp('us', 'UTC'))[0].as_py())"
 
 
+@pytest.mark.slow
 def test_an_ascii_console_a_closed_pipe_and_an_image_without_time_zones_are_no_traceback(tmp_path):
     ascii_only = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
     shown = subprocess.run([sys.executable, "-c", SHOW], env=ascii_only, capture_output=True, text=True)

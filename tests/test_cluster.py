@@ -193,6 +193,7 @@ def test_commands_name_files_and_flags_that_exist():
     assert seen == set(FLAGS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", sorted(FLAGS))
 def test_the_flags_are_those_that_the_job_prints(script):
     command = [sys.executable, script, script.replace(".py", ".toml"), "--help"]
@@ -364,6 +365,7 @@ def test_deepspeed_accepts_the_training_file(stage):
         config_class(values | {"zero_optimization": {"stage": stage, "no_such_field": 1}})
 
 
+@pytest.mark.slow
 def test_a_job_s_s3_settings_hold_in_all_processes_of_ray():
     """Readers of inputs take no S3Access; they find endpoint and region in the environment of their worker."""
     script = """if True:

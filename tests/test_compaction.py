@@ -94,6 +94,7 @@ def test_compaction_of_nothing_makes_no_file(store: Storage):
     assert open_published(store, CAMPAIGN).run.counts.rows == 0
 
 
+@pytest.mark.slow
 def test_memory_of_compaction_does_not_grow_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(compaction, "_ROWS_PER_GROUP", 500)
     monkeypatch.setattr(compaction, "_ROWS_PER_READ", 16)

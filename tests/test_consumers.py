@@ -225,6 +225,7 @@ def test_an_error_is_raised_in_its_items_place():
 # -- a pointer that moves --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_that_was_opened_stays_itself_while_others_are_published(store: Storage):
     """A writer publishes all the time; whatever a reader takes of one run, rows, lookups or pictures, is of that run."""
     pairs, stop = pair_ids(12), threading.Event()

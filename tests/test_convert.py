@@ -60,6 +60,7 @@ def same(one, other):
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keep_lora", [False, True])
 def test_a_converted_release_is_the_release_loaded_and_needs_no_setting(base, finetune, tmp_path, monkeypatch, keep_lora):
     small_shards(monkeypatch)
@@ -82,6 +83,7 @@ def test_a_converted_release_is_the_release_loaded_and_needs_no_setting(base, fi
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m"]
 
 
+@pytest.mark.slow
 def test_a_bare_base_gets_new_modules_and_says_so(base, tmp_path):
     said = converted(base, tmp_path / "m")
     assert same(load(tmp_path / "m"), load(base, dtype=torch.float32))
@@ -93,6 +95,7 @@ def test_a_bare_base_gets_new_modules_and_says_so(base, tmp_path):
         made.require_trained()
 
 
+@pytest.mark.slow
 def test_a_dinov2_goes_under_a_bare_base(base, tmp_path):
     prefix, eyes = "language_model.model.adapter.model.", load(base).state_dict()
     eyes = {published_name(n).removeprefix(prefix): t + 1 for n, t in eyes.items() if n.startswith("foreground.adapter.")}
@@ -106,6 +109,7 @@ def test_a_dinov2_goes_under_a_bare_base(base, tmp_path):
     assert "foreground.adapter_mlp" in said.untrained
 
 
+@pytest.mark.slow
 def test_bin_shards_and_another_template_are_taken(base, tmp_path, monkeypatch):
     small_shards(monkeypatch)
     old = tmp_path / "old"
@@ -126,6 +130,7 @@ def test_bin_shards_and_another_template_are_taken(base, tmp_path, monkeypatch):
     assert [each.file for each in ModelDirectory(tmp_path / "m").facts.sources] == ["a.bin", "b.bin"]
 
 
+@pytest.mark.slow
 def test_a_stopped_conversion_goes_on_and_other_sources_begin_anew(base, finetune, tmp_path, monkeypatch):
     small_shards(monkeypatch)
     save, written = conversion.save_shard, []
@@ -279,6 +284,7 @@ def deepseek_config(config):
     return {"model_type": "multi_modality", "language_config": language, "gen_head_config": head, "gen_vision_config": vq}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", ["janus-pro-1b", "janus-pro-7b"])
 def test_true_sizes_go_through_convert_and_inspect(tmp_path, size, capsys):
     config, base = PRESETS[size](), tmp_path / "janus"
@@ -319,6 +325,7 @@ def test_true_sizes_go_through_convert_and_inspect(tmp_path, size, capsys):
 # -- inspect and the command line ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_inspect_says_what_a_directory_holds(base, finetune, tmp_path, capsys):
     converted(base, tmp_path / "m", finetune=finetune)
     model = ModelDirectory(tmp_path / "m")

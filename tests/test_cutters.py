@@ -178,6 +178,7 @@ def test_an_entry_point_is_a_cutter_and_a_wrong_answer_of_it_is_none(folder, mon
     assert (summary.no_cutout, problem["detail"]) == (1, "the cutter made RGB 5x5 of 96x96; expected RGBA")
 
 
+@pytest.mark.slow
 def test_rembg_cuts_out_with_a_network_of_the_operators(tmp_path, monkeypatch):
     """The library itself, with a network of one multiplication: the red of a pixel less its green."""
     pytest.importorskip("rembg", reason="needs adgen[cutter]")

@@ -23,34 +23,52 @@ from adgen.training.language import LanguageTask
 from adgen.training.step import TorchStep
 from adgen.training.task import Task
 
+pytestmark = pytest.mark.slow
+
 IN_BF16 = 0.02  # relative: what rounding to 8 bits comes to after some steps
 ROOT = Path(__file__).parents[1]
 SMALL_BUCKET = 100_000  # elements
+NEEDED_ALONE = (("fp32", 3), ("bf16", 1))  # whose checkpoints one worker goes on with
 
 
-def two_workers(rank: int, folder: str) -> None:
-    """ZeRO 1, 2 and 3 from the start; then each again from the checkpoint in its middle; then all in bf16."""
+def of(kind: str, *quick: int):
+    """A test's cases: each stage of ZeRO; those that are not quick are long tests."""
+    stages = [
+        pytest.param((kind, zero), id=f"{kind}-{zero}", marks=[] if zero in quick else pytest.mark.long) for zero in (1, 2, 3)
+    ]
+    return pytest.mark.parametrize("case", stages)
+
+
+def two_workers(rank: int, folder: str, cases: set[tuple[str, int]]) -> None:
+    """Each case (of fp32, bf16 or bytes, and a stage of ZeRO) from the start, and again from the checkpoint in its middle."""
     join_ranks(rank, 2, f"{folder}/two")
     found = {}
-    for zero in (1, 2, 3):
-        step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, zero, 2, 1, 1.0, False))
-        losses = run(step, 0, SAVED_AFTER, rank, 2)
-        step.save(Path(folder) / f"zero{zero}")
-        dist.barrier()
-        found[f"zero{zero}"] = losses + run(step, SAVED_AFTER, STEPS, rank, 2)
-        with step.whole_task(fresh_task) as whole:
-            if rank == 0:
-                found[f"export{zero}"] = checksum(whole)
-        again = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, deepspeed_config(None, zero, 2, 1, 1.0, False))
-        again.load(Path(folder) / f"zero{zero}")
-        found[f"resumed{zero}"] = run(again, SAVED_AFTER, STEPS, rank, 2)
-        found[f"nonfinite{zero}"] = nonfinite(again, rank)
-        found |= {f"{name}{zero}": value for name, value in in_bf16(zero, rank, Path(folder)).items()}
-        found[f"bytes{zero}"] = bytes_in_bf16(zero, rank)
+    for kind, zero in sorted(cases):
+        if kind == "bytes":
+            found[f"bytes{zero}"] = bytes_in_bf16(zero, rank)
+        else:
+            made = (in_bf16 if kind == "bf16" else in_fp32)(zero, rank, Path(folder))
+            found |= {f"{name}{zero}": value for name, value in made.items()}
     if rank == 0:
         (Path(folder) / "losses.json").write_text(json.dumps(found))
     dist.barrier()
     dist.destroy_process_group()
+
+
+def in_fp32(zero: int, rank: int, folder: Path) -> dict:
+    """As in bf16, a micro-batch a step."""
+    config = deepspeed_config(None, zero, 2, 1, 1.0, False)
+    step = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
+    losses = run(step, 0, SAVED_AFTER, rank, 2)
+    step.save(folder / f"fp32zero{zero}")
+    dist.barrier()
+    losses += run(step, SAVED_AFTER, STEPS, rank, 2)
+    with step.whole_task(fresh_task) as whole:
+        exported = checksum(whole) if rank == 0 else 0.0
+    again = DeepSpeedStep(fresh_task(), SETTINGS.optimizer, config)
+    again.load(folder / f"fp32zero{zero}")
+    resumed = run(again, SAVED_AFTER, STEPS, rank, 2)
+    return {"fp32_": losses, "fp32_resumed": resumed, "fp32_export": exported, "fp32_nonfinite": nonfinite(again, rank)}
 
 
 def in_bf16(zero: int, rank: int, folder: Path) -> dict:
@@ -127,7 +145,7 @@ def one_worker(rank: int, folder: str) -> None:
     join_ranks(0, 1, f"{folder}/one")
     found = {}
     for zero, bf16 in ((3, False), (1, True)):
-        name = f"{'bf16' if bf16 else ''}zero{zero}"
+        name = f"{'bf16' if bf16 else 'fp32'}zero{zero}"
         (Path(folder) / name / f"{UNIVERSAL}.part").mkdir()  # as a conversion that was killed leaves it
         make_universal(Path(folder) / name, zero)
         accumulation = 4 if bf16 else 2
@@ -159,9 +177,12 @@ def plain() -> tuple[list[float], float]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(request, tmp_path_factory) -> Path:
+    """Of the cases that tests of this session ask for, all in one start."""
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(two_workers, (str(folder),), nprocs=2)
+    found = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
+    cases = {spec.params["case"] for spec in found if spec and "case" in spec.params} | set(NEEDED_ALONE)
+    mp.spawn(two_workers, (str(folder), cases), nprocs=2)
     return folder
 
 
@@ -170,23 +191,24 @@ def sharded(folder) -> dict:
     return json.loads((folder / "losses.json").read_text())
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_zero_gives_the_curve_of_one_plain_worker(plain, sharded, zero):
-    losses, weights = plain
+@of("fp32", 3)
+def test_zero_gives_the_curve_of_one_plain_worker(plain, sharded, case):
+    (_, zero), (losses, weights) = case, plain
     assert losses[-1] < losses[0]
-    assert sharded[f"zero{zero}"] == pytest.approx(losses, rel=1e-4)
-    assert sharded[f"export{zero}"] == pytest.approx(weights, rel=1e-5)
+    assert sharded[f"fp32_{zero}"] == pytest.approx(losses, rel=1e-4)
+    assert sharded[f"fp32_export{zero}"] == pytest.approx(weights, rel=1e-5)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_resumed_run_goes_on_as_if_nothing_had_happened(sharded, zero):
-    assert sharded[f"resumed{zero}"] == pytest.approx(sharded[f"zero{zero}"][SAVED_AFTER:], rel=1e-6)
+@of("fp32", 3)
+def test_a_resumed_run_goes_on_as_if_nothing_had_happened(sharded, case):
+    _, zero = case
+    assert sharded[f"fp32_resumed{zero}"] == pytest.approx(sharded[f"fp32_{zero}"][SAVED_AFTER:], rel=1e-6)
 
 
 @pytest.fixture(scope="module")
 def alone(folder) -> dict:
     """What one worker found, after two had put an object that runs code beside a copy of their checkpoint."""
-    shutil.copytree(folder / "zero1", folder / "foreign")
+    shutil.copytree(folder / "bf16zero1", folder / "foreign")
     [file] = (folder / "foreign" / TAG).glob("mp_rank_00_model_states.pt")
     torch.save(torch.load(file, weights_only=False) | {"foreign": Runs(folder / "ran")}, file)
     mp.spawn(one_worker, (str(folder),), nprocs=1)
@@ -195,50 +217,69 @@ def alone(folder) -> dict:
 
 def test_one_worker_goes_on_with_what_two_began(alone, sharded):
     """ZeRO 2 is test_pretraining_checkpoint's."""
-    assert alone["zero3"] == pytest.approx(sharded["zero3"][SAVED_AFTER:], rel=1e-4)
+    assert alone["fp32zero3"] == pytest.approx(sharded["fp32_3"][SAVED_AFTER:], rel=1e-4)
     assert alone["bf16zero1"] == pytest.approx(sharded["bf16_1"][SAVED_AFTER:], rel=IN_BF16)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_bf16_gives_the_curve_within_its_rounding_and_resumes_to_the_bit(plain, sharded, zero):
-    losses, _ = plain
+@of("bf16", 1)
+def test_bf16_gives_the_curve_within_its_rounding_and_resumes_to_the_bit(plain, sharded, case):
+    (_, zero), (losses, _) = case, plain
     assert sharded[f"bf16_{zero}"] == pytest.approx(losses, rel=IN_BF16)
     assert sharded[f"bf16_{zero}"] != pytest.approx(losses, rel=1e-5)
     assert sharded[f"bf16_resumed{zero}"] == pytest.approx(sharded[f"bf16_{zero}"][SAVED_AFTER:], rel=1e-6)
     assert sharded[f"bf16_seen{zero}"] == "torch.bfloat16"
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_bf16_run_exports_the_fp32_weights_and_what_stood_still_as_it_was(plain, sharded, zero):
-    exported = sharded[f"bf16_export{zero}"]
+@of("bf16", 1)
+def test_a_bf16_run_exports_the_fp32_weights_and_what_stood_still_as_it_was(plain, sharded, case):
+    exported = sharded[f"bf16_export{case[1]}"]
     assert exported["fp32"]
     assert exported["still"] == 0.0
     assert exported["beyond_bf16"] > 0.9
     assert exported["checksum"] == pytest.approx(plain[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("name", [f"{kind}{zero}" for kind in ("nonfinite", "bf16_nonfinite") for zero in (1, 2, 3)])
-def test_gradients_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(sharded, name):
-    assert "the weights are left as they were" in sharded[name]["said"]
-    assert not sharded[name]["moved"]
+@of("fp32", 3)
+def test_gradients_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(sharded, case):
+    check_stopped(sharded, case)
 
 
-@pytest.mark.parametrize(("zero", "bf16"), [(1, True), (2, True), (3, True), (1, False), (3, False)])
-def test_a_checkpoint_has_the_bytes_of_the_formula(folder, zero, bf16):
+@of("bf16", 1)
+def test_gradients_in_bf16_that_are_no_numbers_on_one_worker_stop_all_and_move_nothing(sharded, case):
+    check_stopped(sharded, case)
+
+
+def check_stopped(sharded: dict, case: tuple[str, int]) -> None:
+    kind, zero = case
+    assert "the weights are left as they were" in sharded[f"{kind}_nonfinite{zero}"]["said"]
+    assert not sharded[f"{kind}_nonfinite{zero}"]["moved"]
+
+
+@of("fp32", 3)
+def test_a_checkpoint_has_the_bytes_of_the_formula(folder, case):
+    check_written(folder, *case)
+
+
+@of("bf16", 1)
+def test_a_checkpoint_of_bf16_has_the_bytes_of_the_formula(folder, case):
+    check_written(folder, *case)
+
+
+def check_written(folder: Path, kind: str, zero: int) -> None:
     """Of its tensors: names and such are a tenth of a model this small, and nothing of one of billions."""
-    path = folder / f"{'bf16' if bf16 else ''}zero{zero}"
-    files = list((path / TAG).rglob("*.pt"))
+    files = list((folder / f"{kind}zero{zero}" / TAG).rglob("*.pt"))
     written = sum(tensor_bytes(torch.load(file, weights_only=False)) for file in files)
     assert written < sum(file.stat().st_size for file in files) < 1.2 * written
     parameters = list(fresh_task().parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
-    assert written == pytest.approx(checkpoint_bytes(total, trained, zero, bf16), rel=0.01)
+    assert written == pytest.approx(checkpoint_bytes(total, trained, zero, kind == "bf16"), rel=0.01)
 
 
-@pytest.mark.parametrize("zero", [1, 2, 3])
-def test_a_worker_in_bf16_has_the_bytes_of_the_formula(sharded, zero):
+@of("bytes", 1)
+def test_a_worker_in_bf16_has_the_bytes_of_the_formula(sharded, case):
     """What 1B and 7B are computed with. ZeRO 2 has its bucket in backward passes only."""
+    _, zero = case
     parameters = list(fresh_task().parameters())
     total = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)

@@ -21,6 +21,8 @@ from adgen.on_ray.refresh import replay
 from adgen.on_ray.refresh.provenance import provenance
 from adgen.on_ray.refresh.settings import RefreshSettings
 
+pytestmark = pytest.mark.slow
+
 needs_kernel = pytest.mark.skipif(not cpu.library(), reason="no C compiler")
 
 

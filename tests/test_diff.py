@@ -119,6 +119,7 @@ def test_who_may_not_read_private_is_told_why_causes_are_unknown(folder_store: S
     assert "AccessDenied" in found.note
 
 
+@pytest.mark.slow
 def test_nights_of_a_shop_differ_by_what_was_changed_in_it(folder_store: Storage, tmp_path: Path):
     """Through catalog and plan: one product's title, then one user's clicks, then the campaign's seed."""
     shop = small_shop(tmp_path / "inputs")

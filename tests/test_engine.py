@@ -90,6 +90,7 @@ def test_without_deepspeed_installed_the_engine_runs_plainly_and_says_so(monkeyp
     assert_same(engine.generate(requests()), generate(small_model(), small_prompter(), requests(), SAMPLED))
 
 
+@pytest.mark.slow
 def test_importing_the_engine_loads_no_deepspeed_and_deepspeed_leaves_stdout_to_the_job():
     code = """
 import sys, torch, adgen.generation.engine as engine

@@ -36,6 +36,8 @@ from adgen.creatives.verify import verify
 from adgen.errors import OwnedElsewhere, StoreError
 from adgen.records import key_id
 
+pytestmark = pytest.mark.slow
+
 KEY = b"a key that never rotates"
 PAIRS = pair_ids(12)
 USER = f"user-{PAIRS[0][0]}"  # small_runs: the first digit of a pair is its user

@@ -47,6 +47,7 @@ def rows_of_run(store: Path, shop: Path, out: Path) -> list[dict]:
     return rows_of(out)
 
 
+@pytest.mark.slow
 def test_what_is_listed_twice_is_named_and_the_first_is_taken(here, store, shop, tmp_path):
     def twice(rows: list[dict]) -> list[dict]:
         others = [row | {"titles": ["another title"], "image": "images/nowhere.png"} for row in rows[3:5]]
@@ -78,6 +79,7 @@ def test_a_shop_without_references_has_none_to_count(here, store, shop, tmp_path
     assert record["left_out"]["no_reference"] == 11
 
 
+@pytest.mark.slow
 def test_scores_that_cannot_be_sure_are_named_with_the_reason(here, store, shop, encoder, networks, tmp_path, evaluated):
     record = evaluate_run(run_settings(store, shop, tmp_path / "out", encoder=encoder, **networks), Silent())
     alike = {name for name in ROW_SCORES if len({row[name] for row in rows_of(evaluated) if row["status"] == "ok"}) == 1}
@@ -115,6 +117,7 @@ def test_one_row_and_one_user_are_named_and_nothing_is_nan(here, shop, encoder, 
     assert UNCERTAIN[reason] in told
 
 
+@pytest.mark.slow
 def test_a_run_is_evaluated_with_all_networks_and_against_another(here, store, shop, encoder, networks, tmp_path):
     first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder, **networks), Silent())
     assert first["networks"]["background"]["name"] == "DINOv2 dinov2"
@@ -153,6 +156,7 @@ def test_a_run_is_evaluated_with_all_networks_and_against_another(here, store, s
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.slow
 def test_scores_by_another_panel_of_users_are_not_compared(here, store, shop, encoder, tmp_path):
     """A panel decides the scores of all rows together: of another one, unchanged creatives would change significantly."""
     first = evaluate_run(run_settings(store, shop, tmp_path / "first", encoder=encoder), Silent())

@@ -70,6 +70,7 @@ def test_the_pairs_of_a_model_are_those_with_a_reference(shop, tmp_path):
     assert with_pairs(opened, tmp_path / "out" / "private").stamps == made.stamps  # or no run would be resumed
 
 
+@pytest.mark.slow
 def test_what_the_model_painted_is_scored_and_what_was_pasted(here, shop, tmp_path):
     run = plan_run(tmp_path / "store", shop)
     do_shards(run, shop, painted=True, failed=0)
@@ -145,6 +146,7 @@ def made(monkeypatch, shop) -> list[int]:
     return seeds
 
 
+@pytest.mark.slow
 def test_seeds_are_further_creatives_of_the_same_pairs(here, made, shop, encoder, networks, tmp_path):
     out = tmp_path / "out"
     asked = ModelEvaluationSettings(inputs=str(shop), model=tmp_path, encoder=encoder, out=out, seeds=3, resamples=100, **networks)

@@ -293,6 +293,7 @@ PIECES = """
 """.split()  # noqa: SIM905
 
 
+@pytest.mark.slow
 def test_any_text_allows_itself():
     rng = random.Random(3)
     for _ in range(3000):
@@ -488,6 +489,7 @@ def test_rules_digest_changes_with_rules_and_code_version(monkeypatch):
     assert rules_digest() != before
 
 
+@pytest.mark.slow
 def test_threads_that_finish_creatives_load_the_dictionary_once(monkeypatch):
     import jieba
 

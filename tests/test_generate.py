@@ -12,6 +12,7 @@ from adgen.generation.prompt import Prompt
 from adgen.generation.sampling_settings import SamplingSettings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("tokenizer", ["plain", "merging", "unigram"])
 def test_tokens_equal_the_two_pass_oracle_when_titles_never_close(sampling, tokenizer):
@@ -24,6 +25,7 @@ def test_tokens_equal_the_two_pass_oracle_when_titles_never_close(sampling, toke
         assert result.title_closed or title == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("merge", [False, True], ids=["plain", "merging"])
 def test_tokens_equal_the_two_pass_oracle_when_titles_close(sampling, merge):
@@ -43,6 +45,7 @@ def test_tokens_equal_the_two_pass_oracle_when_titles_close(sampling, merge):
     assert rewritten[-len(expected) :] == expected, "the tokenizer was meant to write another way than the model"
 
 
+@pytest.mark.slow
 def test_end_of_sentence_before_the_closing_tag_makes_the_title_empty():
     prompter = small_prompter()
     model = script_titles(small_model(), chain(prompter, ["m", "u", "g", prompter.template.tokens.end_of_sentence]))

@@ -534,6 +534,7 @@ def test_product_preprocess():
     golden.done()
 
 
+@pytest.mark.slow
 def test_history_sampling_published_order():
     golden = json.loads((FOLDER / "history_sampling.json").read_text())
     for case in golden["cases"]:

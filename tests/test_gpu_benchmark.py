@@ -11,6 +11,8 @@ from support.progress import Silent
 from adgen.on_ray.benchmark import gpu
 from adgen.on_ray.benchmark.gpu import Measurement, measurements, run
 
+pytestmark = pytest.mark.slow
+
 SAYS = [sys.executable, "-c", "print('hello'); print('{\"x\": 1}')"]
 
 

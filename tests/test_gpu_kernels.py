@@ -6,6 +6,8 @@ The interpreter must be chosen before Triton is imported, so this file's kernels
 import pytest
 from support.processes import python
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip("triton", reason="Triton comes with torch's CUDA builds")
 
 

@@ -449,6 +449,7 @@ def test_border_that_cannot_be_removed_is_no_cutout(picture):
         remove_border(picture)
 
 
+@pytest.mark.slow
 def test_large_picture_is_reduced_before_its_border_is_removed():
     photo = studio_photo().resize((3000, 3600))
     assert max(remove_border(photo).size) == 2048

@@ -82,10 +82,12 @@ def forbidden(imports: dict[str, set[str]]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 def test_no_modules_import_each_other_in_a_circle():
     assert circle_in(imports_of(ROOT)) == []
 
 
+@pytest.mark.slow
 def test_rooms_import_only_what_is_below_them():
     assert forbidden(imports_of(ROOT)) == []
 
@@ -106,6 +108,7 @@ def test_a_circle_and_an_import_upwards_are_found(tmp_path):
     assert forbidden(imports) == ["adgen.shop.three imports adgen.finishing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "libraries"),
     [
@@ -130,6 +133,7 @@ def test_a_package_loads_no_library_that_it_must_do_without(package, libraries):
     assert done.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_transformers_waits_until_a_model_is_built():
     """It takes longer to load than all else, and every process of Ray would pay for it: planning, look-ups, uploads."""
     jobs = [f"adgen.on_ray.{name}.job" for name in ("refresh", "training", "evaluation", "proof")]

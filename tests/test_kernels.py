@@ -14,6 +14,8 @@ from adgen.generation.kernels import cpu
 from adgen.generation.sampling import PICTURE, draw_codes, draw_tokens, gumbel_noise, gumbel_noise_at, sample
 from adgen.generation.sampling_settings import SamplingSettings
 
+pytestmark = pytest.mark.slow
+
 needs_compiler = pytest.mark.skipif(cpu.library() is None, reason="no C compiler on this machine")
 CACHE_TYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn)
 

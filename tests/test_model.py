@@ -96,6 +96,7 @@ def test_the_residual_starts_as_the_raw_history():
     assert preference.dual_modality_fusion_encoder.output_proj.weight.grad.any(), "the fused part can learn"
 
 
+@pytest.mark.slow
 def test_a_step_of_adam_cannot_bury_the_history_under_a_constant():
     """The fused part comes out of a layer norm: a hundred steps that all push one way leave it no longer than an embedding."""
     config = small_config()
@@ -265,6 +266,7 @@ def test_pixels_survive_the_round_trip():
     assert torch.equal(to_uint8(to_unit_range(picture)), picture)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["adgen.model.uniadgen", "adgen.model.checkpoint", "adgen.generation.generate"])
 def test_model_code_knows_tensors_only(module):
     program = f"import sys, {module}; print(sorted({{'ray', 'boto3', 'deepspeed'}} & sys.modules.keys()))"

@@ -72,6 +72,7 @@ def test_the_dinov2_is_transformers_but_for_its_positions(monkeypatch, dtype, si
     assert torch.equal(ours(pixels), theirs(pixels).last_hidden_state)
 
 
+@pytest.mark.slow
 def test_loading_a_model_loads_neither_transformers_nor_torchs_compiler():
     """They take three to ten CPU seconds of every process that has a model."""
     code = (

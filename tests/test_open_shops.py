@@ -110,6 +110,7 @@ def test_photographs_that_are_not_there_are_refused(tmp_path):
 # -- words ----------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_reference_titles_of_any_words_say_their_product_and_nothing_else():
     for number in range(150):
         locale = "zh" if number % 2 else "en"

@@ -86,6 +86,7 @@ def test_whose_lineage_is_gone_keeps_a_seat_without_clicks(shop, tmp_path):
         assert after == (before._replace(clicked=()) if seat in seats else before)
 
 
+@pytest.mark.slow
 def test_the_gate_s_scores_of_a_creative_are_the_same_in_every_sample(shop, tmp_path, monkeypatch):
     """With other neighbours, and in items of another size."""
     run = made_run(tmp_path / "store", shop)

@@ -67,6 +67,7 @@ def test_a_users_pairs_are_neighbours_and_only_the_last_shard_is_short(shop, fol
     assert len([user for user, before in zip(users, [None, *users], strict=False) if user != before]) == len(set(users))
 
 
+@pytest.mark.slow
 def test_nothing_changed_all_carried(shop, store: Storage):
     first = shop.night(store)
     second = shop.night(store, first, user_secret=b"rotated")
@@ -83,6 +84,7 @@ def test_nothing_changed_all_carried(shop, store: Storage):
     assert third.lineage() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked_by", ["heads", "a listing"])
 def test_a_creative_whose_object_is_lost_is_made_again(shop, store: Storage, monkeypatch, caplog, asked_by: str):
     """A picture that is gone, one that is cut short, a rendition that is gone; the others are carried."""
@@ -159,6 +161,7 @@ def test_another_model_engine_setting_or_seed_generates_all(shop, folder, change
     assert shop.night(folder, first, **change).summary.to_generate == len(shop.pairs)
 
 
+@pytest.mark.slow
 def test_failed_rows_are_tried_again_with_the_next_attempt(shop, folder):
     victim = sorted(shop.night(folder).made)[0]
     first = shop.night(folder, failed={victim})

@@ -55,6 +55,7 @@ def test_a_split_in_parts_equals_a_split_at_once(shop, folder, tmp_path):
     assert sum(each.carry.num_rows for each in plans) == len(shop.pairs)
 
 
+@pytest.mark.slow
 def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder, tmp_path):
     whole = shop.night(folder)
     another, scratch = open_storage(tmp_path / "another"), tmp_path / "apart"
@@ -66,6 +67,7 @@ def test_catalog_and_plan_are_the_same_from_processes_of_their_own(shop, folder,
     assert (parts, summary) == (whole.parts, whole.summary)
 
 
+@pytest.mark.slow
 def test_buckets_split_in_two_steps_make_the_same_plan(shop, folder, monkeypatch):
     first = shop.night(folder)
     shop.products["p4"]["title"] = "brand new name"

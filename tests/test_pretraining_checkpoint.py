@@ -22,6 +22,8 @@ from adgen.on_ray.training.run_folder import RunFolder, checkpoint_name
 from adgen.training.deepspeed_files import UNIVERSAL
 from adgen.training.deepspeed_step import DeepSpeedStep, deepspeed_config
 
+pytestmark = pytest.mark.slow
+
 # -- another number of workers ------------------------------------------------------------------------------------------
 
 

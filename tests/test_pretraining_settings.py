@@ -76,6 +76,7 @@ def test_settings_that_cannot_be_are_refused(inputs, tmp_path):
     assert small_run(inputs, tmp_path, stage="tokenizer", workers={"bf16": True}).engine == "torch"  # its weights are fp32
 
 
+@pytest.mark.slow
 def test_the_command_says_in_a_line_what_is_wrong(tmp_path):
     job = [sys.executable, str(ROOT / "jobs" / "pretrain.py"), str(ROOT / "jobs" / "pretrain.toml")]
     done = subprocess.run([*job, "--batch", "5", "--workers.num", "2"], capture_output=True, text=True, timeout=120)

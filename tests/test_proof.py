@@ -39,6 +39,8 @@ from adgen.shop.synthetic.style_pictures import draw_style_pictures
 from adgen.shop.synthetic.synth import synthesize
 from adgen.shop.synthetic.truth import Truth, read_truth
 
+pytestmark = pytest.mark.slow
+
 JOB = Path(__file__).parent.parent / "jobs" / "evaluate.py"
 REACHED = {
     "num_pairs": 400, "classifier_accuracy_on_real": 0.97, "style_accuracy": 0.9, "style_accuracy_without_history": 0.15,

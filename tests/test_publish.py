@@ -66,6 +66,7 @@ def test_a_partial_run_moves_the_pointer_only_when_told(store: Storage):
     assert shown.document.state == "PARTIAL"
 
 
+@pytest.mark.slow
 def test_a_run_with_under_half_of_the_published_runs_ok_rows_is_held_and_published_when_told(store: Storage):
     first = refresh(store, pair_ids(40))  # 40 rows in ten shards: 29 ok
     shrunk = refresh(store, pair_ids(16), resume_key="shrunk", min_ok_share=0.5)  # 11 ok
@@ -76,6 +77,7 @@ def test_a_run_with_under_half_of_the_published_runs_ok_rows_is_held_and_publish
     assert again.run_id == shrunk.run_id == read_pointer(store, CAMPAIGN)[0].run_id
 
 
+@pytest.mark.slow
 def test_a_run_with_half_of_the_published_runs_ok_rows_and_a_first_run_are_published(store: Storage):
     for count, key in ((40, "first"), (24, "second")):  # 29 ok, 17 ok
         run = refresh(store, pair_ids(count), resume_key=key, min_ok_share=0.5)
@@ -155,6 +157,7 @@ def titles(store: Storage) -> dict[str, str]:
     return dict(zip(*published_rows(store).select(["pair_id", "title"]).to_pydict().values(), strict=True))
 
 
+@pytest.mark.slow
 def test_a_crash_between_any_two_acts_of_publishing_changes_nothing(store: Storage):
     """After each, readers see the run before or the new one, whole; the same command then publishes the same rows."""
     expected = {pair: None if pair == pair_ids(3)[2] else "look" for pair in pair_ids(3)}
@@ -180,6 +183,7 @@ def test_a_crash_between_any_two_acts_of_publishing_changes_nothing(store: Stora
     assert at > 8
 
 
+@pytest.mark.slow
 def test_a_crash_between_any_two_acts_of_a_refresh_loses_and_doubles_nothing(tmp_path: Path):
     """From the first look at the store to the last write; the rows equal those of an undisturbed refresh."""
     undisturbed = FolderStorage(tmp_path / "undisturbed")

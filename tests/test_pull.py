@@ -344,6 +344,7 @@ def test_withdrawn_creatives_stay_where_they_were_asked_to_until_a_pull_without(
     assert files_in(dest) == published_files(store)
 
 
+@pytest.mark.slow
 def test_a_user_who_was_erased_leaves_the_folder(store: Storage, dest: Path):
     refresh(store, pair_ids(30))
     pull(store, CAMPAIGN, dest)
@@ -356,6 +357,7 @@ def test_a_user_who_was_erased_leaves_the_folder(store: Storage, dest: Path):
     assert {name for name in files_in(dest) if name.startswith("objects/")} == others
 
 
+@pytest.mark.slow
 def test_what_another_campaign_in_the_folder_names_stays(store: Storage, dest: Path, monkeypatch):
     for name in ("one", "two"):
         monkeypatch.setattr("support.runs.CAMPAIGN", name)

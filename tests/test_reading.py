@@ -30,6 +30,7 @@ def published_rows(store: Storage) -> pa.Table:
     return pa.concat_tables(open_published(store, CAMPAIGN).tables())
 
 
+@pytest.mark.slow
 def test_a_reader_during_refreshes_and_a_rollback_sees_complete_runs_only(store: Storage):
     """Each time it reads everything: pointer, run.json, manifest, and that all rows are of one run."""
     first = refresh(store, pair_ids(8), "look 0")

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import pytest
 from support.runs import CAMPAIGN, Crash, CrashingStorage, begin, commit_plan, do_shards, pair_ids, refresh
 
 from adgen.creatives import layout
@@ -39,6 +40,7 @@ def test_a_run_that_is_sealed_with_the_key_publishes_keyed_fingerprints_whatever
     assert read_run(store, CAMPAIGN, run.run_id).keyed_fingerprints
 
 
+@pytest.mark.slow
 def test_earlier_runs_are_written_again_and_can_still_be_published(store: Storage):
     plain_key = "e" * 64
     old = refresh(store, PAIRS, "old", resume_key=plain_key)

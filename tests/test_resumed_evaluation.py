@@ -31,6 +31,8 @@ from adgen.on_ray.evaluation.job import evaluate_run
 from adgen.on_ray.evaluation.model import evaluate_model
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluationSettings
 
+pytestmark = pytest.mark.slow
+
 
 class Counting(Silent):
     """Counts rows, remembers what it was told, and dies when told so."""

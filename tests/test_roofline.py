@@ -112,6 +112,7 @@ def test_the_counted_parts_by_hand():
     assert vq_work(larger).flops["decoder"] == pytest.approx(4 * vq_work(load).flops["decoder"], rel=0.1)
 
 
+@pytest.mark.slow
 def test_the_longer_of_bytes_and_operations_is_the_roofline():
     load = Workload(janus_pro_7b(), 2, 64, 1200, negative_tokens=40, title_tokens=20)
     work = picture_work(load)

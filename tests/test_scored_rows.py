@@ -62,6 +62,7 @@ def test_every_row_has_its_scores_or_says_why_not(evaluated):
         assert len(row["bleu_counts"]) == NUM_COUNTS
 
 
+@pytest.mark.slow
 def test_a_creative_s_scores_do_not_depend_on_its_batch(evaluated, store, shop, encoder, networks, tmp_path, monkeypatch):
     monkeypatch.setattr(scoring, "ROWS_AT_ONCE", 2)
     for row, alone in zip(rows_of(evaluated), scored(store, shop, tmp_path / "out", encoder, **networks), strict=True):

@@ -58,6 +58,7 @@ def test_nothing_else_lists_scores(folder):
         assert not texts & (set(NAMES) - NAMED_ONCE), file
 
 
+@pytest.mark.slow
 def test_one_more_entry_is_a_score_of_rows_summary_comparison_and_report(store_of_references, references_shop, tmp_path):
     command = [sys.executable, "-W", "ignore", added_score.__file__, str(store_of_references), str(references_shop), str(tmp_path)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])

@@ -94,6 +94,7 @@ def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
         assert min(distances, key=distances.get) == name, distances
 
 
+@pytest.mark.slow
 def test_titles_of_users_with_few_clicks_are_as_right_as_those_with_all(tmp_path):
     """Histories of 0 to 6 clicks, as a refresh shows them: every title closes and says nothing that its product does not."""
     synthesize(tmp_path, num_users=4, num_products=12, num_pairs=8, seed=5, picture_side=64)

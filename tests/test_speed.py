@@ -102,6 +102,7 @@ def test_the_model_itself_is_what_the_floor_counts():
     assert small_engine().model_config == small_model().config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", ["adgen.on_ray.refresh.settings", "adgen.on_ray.refresh.stages"])
 def test_workers_without_an_engine_load_no_torch(module):
     """Seconds and hundreds of megabytes of each look-up and finishing worker."""

@@ -116,6 +116,7 @@ def _count_up(root: str, times: int) -> None:
                 continue
 
 
+@pytest.mark.slow
 def test_processes_that_count_together_lose_no_step(tmp_path: Path):
     """Also over more generations than a folder keeps."""
     store = FolderStorage(tmp_path)

@@ -41,6 +41,7 @@ def published_users(store: Storage) -> set[str]:
     return {f"user-{row['pair_id'][0]}" for row in open_published(store, CAMPAIGN).rows()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws_environment")
 def test_forget_removes_a_user_and_says_what_it_cannot_reach(store: Storage, tmp_path: Path, capsys):
     refresh(store, PAIRS)
@@ -87,6 +88,7 @@ def test_campaigns_whose_key_is_not_given_are_named_and_the_exit_code_is_1(folde
     assert Tombstones(folder_store, key).among([USER]) == {USER}
 
 
+@pytest.mark.slow
 def test_without_a_key_a_store_on_s3_is_not_forgotten_in_unless_it_was_made_with_the_public_one(
     s3_uri, s3_access, aws_environment, capsys
 ):
@@ -100,6 +102,7 @@ def test_without_a_key_a_store_on_s3_is_not_forgotten_in_unless_it_was_made_with
     assert "--campaign-key" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("aws_environment")
 def test_a_dry_run_removes_nothing_and_counts_what_goes(store: Storage, capsys):
     for night in range(4):

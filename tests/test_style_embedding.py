@@ -157,6 +157,7 @@ def test_a_style_embedding_is_added_where_the_picture_begins_and_nowhere_else():
     assert PROMPTER.picture_prompt(PromptFacts("mug", (), ("lamp",)), "mug").slots[-1] == -1, "titles alone show none"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_tokens_of_a_model_with_a_style_embedding_equal_the_two_pass_oracle(sampling):
     model = styled_model()
@@ -189,6 +190,7 @@ def test_teacher_forced_logits_with_a_style_embedding_are_those_of_cached_genera
             assert (pictures[row] - picture).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_a_model_directory_loads_with_the_names_of_any_version_and_is_saved_with_those_of_0_1_0(tmp_path):
     model = styled_model()
     save(model, tmp_path)

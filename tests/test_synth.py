@@ -47,6 +47,7 @@ def shop(tmp_path_factory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_any_process(tmp_path):
     code = (
         "import sys\nfrom adgen.shop.synthetic.synth import synthesize\n"
@@ -64,6 +65,7 @@ def test_same_seed_same_bytes_in_any_process(tmp_path):
     assert not set(first.values()) & set(hashes(tmp_path / "other").values())
 
 
+@pytest.mark.slow
 def test_a_bigger_shop_extends_a_smaller_one(tmp_path):
     small, large = tmp_path / "small", tmp_path / "large"
     synthesize(small, num_users=50, num_products=30, num_references=6, picture_side=64)
@@ -77,6 +79,7 @@ def test_a_bigger_shop_extends_a_smaller_one(tmp_path):
     assert pictures.items() <= hashes(large).items()
 
 
+@pytest.mark.slow
 def test_more_products_leave_products_tastes_and_most_clicks_as_they_were(tmp_path):
     for folder, products in (("few", 100), ("many", 110)):
         synthesize(tmp_path / folder, 200, products, num_references=0, picture_side=16)
@@ -89,6 +92,7 @@ def test_more_products_leave_products_tastes_and_most_clicks_as_they_were(tmp_pa
     assert 0 < changed < 0.25  # a tenth of the products is new, and each click looks at three
 
 
+@pytest.mark.slow
 def test_batches_and_order_of_work_do_not_matter(tmp_path, monkeypatch):
     synthesize(tmp_path / "a", 50, 25, num_references=30, picture_side=32)
     monkeypatch.setattr(synth, "USERS_PER_BATCH", 7)
@@ -99,6 +103,7 @@ def test_batches_and_order_of_work_do_not_matter(tmp_path, monkeypatch):
     assert truth(tmp_path / "a", "user") == truth(tmp_path / "b", "user")
 
 
+@pytest.mark.slow
 def test_users_click_in_their_favourite_styles_60_to_90_percent_and_else_elsewhere(tmp_path):
     synthesize(tmp_path, num_users=1500, num_products=80, num_references=0, picture_side=16)
     styles = {product: row["styles"][0] for product, row in truth(tmp_path, "product").items()}
@@ -118,6 +123,7 @@ def test_users_click_in_their_favourite_styles_60_to_90_percent_and_else_elsewhe
     assert min(favourites.count(style) for style in STYLES) > 0.8 * len(favourites) / len(STYLES)
 
 
+@pytest.mark.slow
 def test_clicked_titles_lean_to_the_users_tone(tmp_path):
     synthesize(tmp_path, num_users=400, num_products=200, num_references=0, picture_side=16)
     tones = {product: row["tone"] for product, row in truth(tmp_path, "product").items()}
@@ -209,6 +215,7 @@ def test_every_kind_can_be_said_and_drawn(kind):
         assert draw_cutout(kind, "teal", "checked", side, np.random.default_rng(1)).size == (side, side)
 
 
+@pytest.mark.slow
 def test_splits_share_no_user_product_or_look(tmp_path):
     looks = {}
     for split in ("train", "eval"):
@@ -277,6 +284,7 @@ def linear_accuracy(seen: np.ndarray, labels: np.ndarray, fresh: np.ndarray, ans
     return float(((z @ weights).argmax(axis=1) == answers).mean())
 
 
+@pytest.mark.slow
 def test_styles_can_be_told_apart_but_not_by_colour_alone():
     (seen, labels), (fresh, answers) = styled_pictures(0, 500), styled_pictures(1, 200)
     assert linear_accuracy(seen, labels, fresh, answers) > 0.8
@@ -353,6 +361,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_users_and_pairs(tmp_path):
     peaks = []
     for users in (20_000, 80_000):

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
 from support.engine import SAMPLED, requests
 from support.models import save_small_model, small_model, small_prompter
+from support.processes import forks_with_deepspeed
 
 from adgen.errors import ModelError, RunError
 from adgen.generation import engine as engine_module
@@ -21,6 +21,8 @@ from adgen.generation.engine import Engine, serve_rank, start_rank
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
 from adgen.generation.model_directory import ModelDirectory
+
+pytestmark = pytest.mark.slow
 
 SETTINGS = EngineSettings(num_slots=2, tensor_parallel=2, timeout_seconds=20)
 TOO_MANY_CODES = Request("mug", 1, history_codes=torch.zeros(1, 9, dtype=torch.int64))
@@ -34,14 +36,14 @@ def model_dir(tmp_path_factory) -> Path:
 
 
 class Ranks:
-    """Two spawned ranks; rank 1 serves, rank 0 does `lead(engine, directory)`. Each writes what became of it."""
+    """Two ranks; rank 1 serves, rank 0 does `lead(engine, directory)`. Each writes what became of it."""
 
     def __init__(self, lead, model_dir: Path, directory: Path, settings=(SETTINGS, SETTINGS)):
         self.directory = directory
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        context = mp.get_context("spawn")
+        context = forks_with_deepspeed()
         self.processes = [
             context.Process(target=run_rank, args=(rank, port, model_dir, settings[rank], lead, directory), daemon=True)
             for rank in range(2)

@@ -56,6 +56,7 @@ def test_teacher_forced_logits_are_those_of_cached_generation(stage, residual):
             assert (pictures[row] - picture).abs().max() < 1e-4
 
 
+@pytest.mark.slow
 def test_an_overfitted_model_generates_its_references():
     """What training drives to zero is what inference does: greedy generation repeats titles and codes."""
     model = small_model()
@@ -259,6 +260,7 @@ def test_gradients_that_are_no_numbers_leave_the_weights_as_they_were():
     assert all(torch.equal(value, before[name]) for name, value in task.state_dict().items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_resumed_step_goes_on_to_the_bit(kind, tmp_path):
     settings = training_settings(optimizer={"kind": kind})
@@ -292,6 +294,7 @@ def test_a_sample_that_is_too_long_is_named():
         collator([row])
 
 
+@pytest.mark.slow
 def test_training_loads_no_ray():
     code = "import sys, adgen.training.stages, adgen.training.step, adgen.training.deepspeed_step; "
     code += "print(sorted({'ray', 'boto3', 'deepspeed'} & sys.modules.keys()))"
@@ -299,6 +302,7 @@ def test_training_loads_no_ray():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_job_that_ray_train_imports_loads_no_torch():
     """Its controller and Ray Data's own processes import it as well, and torch takes seconds of CPU in each."""
     code = (

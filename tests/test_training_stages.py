@@ -74,6 +74,7 @@ def train(task, collator, rows, steps: int, rate: float) -> list[float]:
     return losses
 
 
+@pytest.mark.slow
 def test_the_tokenizer_learns_pictures_and_its_codes_are_what_it_decodes():
     settings = TrainingSettings(stage="tokenizer")
     task = TokenizerTask(small_model(), small_prompter(), settings)
@@ -142,6 +143,7 @@ def scenes(styles: int = 4) -> tuple[list[dict], list[dict]]:
     return cutouts, backgrounds
 
 
+@pytest.mark.slow
 def test_the_encoder_learns_backgrounds_and_overlooks_products(tmp_path):
     settings = TrainingSettings(stage="pbs", contrast={"encoder": ENCODER.model_dump()})
     cutouts, backgrounds = scenes()
@@ -204,6 +206,7 @@ def test_a_start_of_another_kind_is_refused(tmp_path):
         make_task(tmp_path / "encoder", TrainingSettings(stage="pbs"))
 
 
+@pytest.mark.slow
 def test_a_janus_start_needs_a_dinov2_or_a_word(tmp_path):
     """Training from a Janus-Pro directory must not begin with random eyes because nobody thought of them."""
     directory, dino = tmp_path / "janus", tmp_path / "dino"

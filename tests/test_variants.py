@@ -82,6 +82,7 @@ def test_a_fingerprint_of_variant_0_is_what_it_was_before_there_were_variants():
 # -- the plan --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_more_variants_keep_those_that_are_there_and_fewer_drop_the_highest(shop, folder):
     one = shop.night(folder)
     three = shop.night(folder, one, variants=3)

@@ -1,5 +1,6 @@
 """Processes of the tests: Python in one of its own, which finds what the tests find; those below this one, by title."""
 
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -18,6 +19,13 @@ def python(code: str, **environment: str) -> subprocess.CompletedProcess:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
     return done
+
+
+def forks_with_deepspeed() -> multiprocessing.context.BaseContext:
+    """Starts processes that have torch and DeepSpeed: forks of one that imported them once, which takes seconds."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "deepspeed"])
+    return context
 
 
 def own_processes(title: str) -> list[psutil.Process]:
