@@ -94,6 +94,7 @@ def test_a_finished_run_is_not_trained_again(finished, inputs):
     assert (finished / "model" / "training.json").stat().st_mtime_ns == before
 
 
+@pytest.mark.long
 def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_to_the_bit(finished, inputs, tmp_path):
     """The kernel says ENOSPC: a file of the second checkpoint leads to /dev/full. With room again the same command goes on from
     the first, to the losses and the weights of a run that was left alone."""
@@ -203,7 +204,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.long), "pbs"])
 def test_stages_without_a_prompt_train_and_write_their_model(ray_cluster, inputs, tmp_path, monkeypatch, stage):
     """The places are relative to where the command is given."""
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""2,000 random mutations of tables, pictures and JSON: never a traceback, never a lost sound row, and memory is bounded.
+"""2,200 random mutations of tables, feeds, pictures and JSON: never a traceback, never a lost sound row, and memory is bounded.
 
     PYTHONPATH=tests python -m pytest tests/long/test_fuzz.py --hypothesis-seed=1
 
@@ -17,9 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as draw
 from PIL import Image
+from support.feeds import write_pictures
 from support.fuzz.documents import mutated_bytes, mutated_json
+from support.fuzz.feeds import MAPPED, ROWS, SCHEMAS, feeds_and_logs
 from support.fuzz.pictures import harmless, pictures, spoilt_bytes
-from support.fuzz.tables import TABLES, FuzzedShop, rewritten, spoilt_cells, spoilt_columns
+from support.fuzz.tables import TABLES, FuzzedShop, parquet, rewritten, spoilt_cells, spoilt_columns
 from support.models import save_small_model
 from support.runs import CAMPAIGN, make_older, pair_ids, refresh
 
@@ -32,6 +34,9 @@ from adgen.errors import AdgenError, InputError, PairError
 from adgen.generation.model_directory import ModelDirectory
 from adgen.images import read_picture, square_frame
 from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.shop.inputs.feeds.clicks import ClickOptions, ClickSummary, import_clicks
+from adgen.shop.inputs.feeds.products import FeedOptions, FeedSummary, import_feed
+from adgen.shop.inputs.tables import open_inputs
 
 SHARE = float(os.environ.get("ADGEN_FUZZ", "1"))
 MEMORY = 6 * 2**30  # address space above what the process has
@@ -111,6 +116,56 @@ def test_a_damaged_file_is_refused_or_read(fuzzed, data):
     spoilt = data.draw(spoilt_bytes(whole))
     with suppress(AdgenError):
         fuzzed.plan(fuzzed.tables, damaged={name: spoilt})
+
+
+# -- feeds and logs -------------------------------------------------------------------------------------------------------
+
+SHOPS_OWN = feeds_and_logs()
+
+
+@pytest.fixture(scope="module")
+def beside_pictures(tmp_path_factory) -> Path:
+    """Where feeds and logs lie."""
+    write_pictures(folder := tmp_path_factory.mktemp("feeds"))
+    return folder
+
+
+@times(150)
+@given(data=draw.data())
+def test_a_damaged_feed_or_log_is_imported_or_named(beside_pictures, data):
+    name = data.draw(draw.sampled_from(sorted(SHOPS_OWN)))
+    kind, sound = SHOPS_OWN[name]
+    imported(beside_pictures, kind, name, data.draw(spoilt_bytes(sound)))
+
+
+@times(50)
+@given(data=draw.data())
+def test_an_encoding_of_a_feed_s_or_log_s_parquet_loses_no_row(beside_pictures, data):
+    """All of its rows come, or the file is refused by name."""
+    kind = data.draw(draw.sampled_from(sorted(ROWS)))
+    options = data.draw(rewritten(ROWS[kind]))
+    found = imported(beside_pictures, kind, f"{kind}.parquet", parquet(ROWS[kind], SCHEMAS[kind], **options))
+    if found is None:
+        assert options["data_page_size"] == 1  # of which Arrow reads no row
+    else:
+        assert (found.rows, found.skipped) == (len(ROWS[kind]), {})
+
+
+def imported(folder: Path, kind: str, name: str, file: bytes) -> FeedSummary | ClickSummary | None:
+    """What its import says, and its tables are there; None where it is refused by a sentence with its name."""
+    (folder / name).write_bytes(file)
+    tables = folder / "tables"
+    shutil.rmtree(tables, ignore_errors=True)
+    try:
+        if kind == "feed":
+            found = import_feed(str(folder / name), tables, FeedOptions(max_bad_share=1, mapping=MAPPED[kind]))
+        else:
+            found = import_clicks(str(folder / name), tables, ClickOptions(max_bad_share=1, mapping=MAPPED[kind]))
+    except AdgenError as error:
+        names(error, folder / name)
+        return None
+    open_inputs(str(tables), ("products" if kind == "feed" else "histories",))
+    return found
 
 
 # -- pictures -------------------------------------------------------------------------------------------------------------
