@@ -78,10 +78,11 @@ WRONG = {
     "a draw of other tokens": (cpu, "draw", first_code, "draw", "rows got another token"),
     "a draw that fails": (cpu, "draw", failing, "draw", "RuntimeError: no kernel image"),
 }
+FURTHER = ("attention that is no number", "attention that forgets")
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", WRONG)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.long] * (name in FURTHER)) for name in WRONG])
 def test_a_wrong_kernel_is_switched_off_and_the_creatives_are_right(name, monkeypatch, caplog):
     place, function, wrong, kernel, said = WRONG[name]
     expected = generate(small_model(), small_prompter(), requests(), SAMPLED)

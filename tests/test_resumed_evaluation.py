@@ -33,6 +33,9 @@ from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, RunEvaluat
 
 pytestmark = pytest.mark.slow
 
+# What a folder and S3 do alike: on S3, and on a folder in make test-long.
+on_s3 = pytest.mark.parametrize("store_uri", [pytest.param("folder", marks=pytest.mark.long), "s3"], indirect=True)
+
 
 class Counting(Silent):
     """Counts rows, remembers what it was told, and dies when told so."""
@@ -129,12 +132,14 @@ def test_a_second_start_scores_only_what_is_missing_and_says_so(asked, store_uri
         evaluate_run(asked(), Silent())
 
 
+@on_s3
 def test_an_evaluation_that_had_all_parts_scores_nothing(asked, store_uri, access):
     stop_after(12, asked())
     record = evaluate_run(asked(), bar := Counting())
     assert (bar.done, record["rows"], record["parts"]) == (0, 12, {"found": 3, "scored": 0})
 
 
+@on_s3
 def test_another_evaluation_s_parts_are_refused(asked, store_uri, access, shop, store, tmp_path):
     stop_after(5, asked())
     before = keys(open_storage(store_uri, access))
@@ -180,6 +185,7 @@ class CrashingWrites(CrashingStorage):
         return super().act(name, *arguments) if name in ("create", "put") else getattr(self.inner, name)(*arguments)
 
 
+@on_s3
 @pytest.mark.parametrize("writes", range(8))  # an identity, features and rows of three shards, the record
 def test_stopped_between_any_two_writes_it_goes_on_to_the_same_end(asked, tmp_path, monkeypatch, writes):
     out = tmp_path / "out"

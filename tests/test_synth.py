@@ -361,7 +361,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_with_users_and_pairs(tmp_path):
     peaks = []
     for users in (20_000, 80_000):

@@ -3,10 +3,10 @@
 import platform
 import statistics
 from dataclasses import asdict
+from importlib.metadata import version
 from typing import Any
 
 import torch
-import transformers
 from rich.table import Table
 
 import adgen
@@ -167,7 +167,7 @@ def _extras(found: Measurement) -> dict[str, Any]:
 
 
 def _surroundings(found: Measurement, machine: Machine) -> dict[str, Any]:
-    versions = {"adgen": adgen.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    versions = {"adgen": adgen.__version__, "torch": torch.__version__, "transformers": version("transformers")}
     return {
         "machine": asdict(machine) | {"roofline_bandwidth": "read_gb_s", "floor_bandwidth": "read_gb_s"},
         "gflops": found.gflops,
