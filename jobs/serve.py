@@ -4,8 +4,8 @@
     python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign spring --auth.tokens tokens.json
 
 Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again; where settings
-changed, engines are replaced, the new ones first: so a model of another path comes in. Exit code 0 when it was ended, 1 when it
-could not serve.
+changed, engines are replaced, the new ones first: so a model of another path comes in. Where that fails, all stays as it was. Exit
+code 0 when it was ended, 1 when it could not serve.
 """
 
 import dataclasses
@@ -15,9 +15,11 @@ import threading
 from pathlib import Path
 from typing import Annotated
 
+from pydantic import ValidationError
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
-from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, run
+from adgen.errors import AdgenError
+from adgen.on_ray.command import DEFAULT, Outcome, Output, on_cluster, parse, print_error, run
 from adgen.on_ray.display import error_console
 from adgen.on_ray.serving.settings import ServeSettings
 
@@ -40,6 +42,22 @@ def read(arguments: list[str]) -> Command:
     return dataclasses.replace(command, settings=command.settings.complete(command.no_auth))
 
 
+def replaced(command: Command, arguments: list[str]) -> Command:
+    """The command as its files say now, in effect; the one before where that could not be."""
+    from adgen.on_ray.serving.application import start
+
+    try:
+        fresh = read(arguments)
+        start(fresh.settings, fresh.no_auth)
+    except (AdgenError, ValidationError) as error:
+        print_error("serve", error)
+        start(command.settings, command.no_auth)
+        error_console().print("the service goes on with the settings of before")
+        return command
+    error_console().print("settings were read again" + (fresh.settings.http != command.settings.http) * "; http needs a new start")
+    return fresh
+
+
 def serve_until_ended(arguments: list[str]) -> Outcome:
     """Serve until a signal says that it is enough."""
     command = read(arguments)
@@ -58,11 +76,9 @@ def serve_until_ended(arguments: list[str]) -> Outcome:
             wake.clear()
             if again.is_set() and not ended.is_set():
                 again.clear()
-                command = read(arguments)
-                start(command.settings, command.no_auth)
-                console.print("settings were read again")
+                command = replaced(command, arguments)
         console.print("ending: accepted requests are answered first")
-        stop()
+        stop(command.settings.load.timeout_seconds)
     return Outcome({"served": settings.campaign}, command.output)
 
 

@@ -4,7 +4,6 @@ import base64
 import hashlib
 import io
 import json
-import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,11 +13,13 @@ import pytest
 import requests
 from PIL import Image
 from support.refreshes import CAMPAIGN, run, settings
+from support.serving import HeldReplica, free_port, held_file, send_and_hold, until
 
 from adgen.creatives.reading import open_published
 from adgen.creatives.served import served_files
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tokens import new_token
+from adgen.on_ray.serving.histories import HistoryFiles
 from adgen.shop.inputs.tables import open_inputs
 
 
@@ -31,19 +32,21 @@ def service(ray_cluster, shop, model, tmp_path_factory) -> Iterator[SimpleNamesp
     folder = tmp_path_factory.mktemp("serving")
     night = settings(shop, str(folder / "store"), model)
     run(night)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     tokens = folder / "tokens.json"
     found = {scope: new_token(tokens, scope, [scope]) for scope in ("read", "generate", "admin")}
     found["expired"] = new_token(tokens, "expired", ["admin"], days=0)
+    found["twice"] = new_token(tokens, "twice", ["read"], per_minute=2)
     shared = {
         name: getattr(night, name) for name in ("inputs", "store", "campaign", "model", "sampling", "engine", "finish", "keys")
     }
     serving = ServeSettings(
-        **shared, http={"port": port}, auth={"tokens": tokens, "per_minute": 10_000}, load={"max_body_bytes": 300_000}
+        **shared,
+        http={"port": port},
+        auth={"tokens": tokens, "per_minute": 10_000},
+        load={"max_body_bytes": 300_000, "max_queued": 4, "retry_after_seconds": 7},
     )
-    start(serving)
+    start(serving, replica=HeldReplica)
     rows = list(open_published(open_storage(night.store), CAMPAIGN).rows(where=[("status", "==", "ok")]))
     [pairs] = list(open_inputs(str(shop))["pairs"].batches())
     users = {}
@@ -52,8 +55,48 @@ def service(ray_cluster, shop, model, tmp_path_factory) -> Iterator[SimpleNamesp
 
     for pair in pairs.to_pylist():
         users[user_key(DEVELOPMENT_KEYS["user_secret"], pair["user_id"])] = pair["user_id"]
-    yield SimpleNamespace(url=f"http://127.0.0.1:{port}", tokens=found, rows=rows, users=users, store=folder / "store")
+    yield SimpleNamespace(
+        url=f"http://127.0.0.1:{port}", port=port, tokens=found, rows=rows, users=users, store=folder / "store", settings=serving
+    )
     stop()
+
+
+class Engine:
+    """What tests do with the only engine."""
+
+    def __init__(self, port: int):
+        from ray import serve
+
+        self._handle = serve.get_deployment_handle("engine", "adgen")
+        self._held = held_file(port)
+
+    def hold(self) -> None:
+        self._held.touch()
+
+    def release(self) -> None:
+        self._held.unlink(missing_ok=True)
+
+    def do(self, what: str):
+        return getattr(self._handle, what).remote().result(timeout_s=120)
+
+    def __getitem__(self, name: str) -> int:
+        return self.do("state")[name]
+
+
+@pytest.fixture
+def engine(service) -> Iterator[Engine]:
+    """The service's engine, which is held until the test releases it."""
+    found = Engine(service.port)
+    found.hold()
+    yield found
+    found.release()
+
+
+def accepted() -> int:
+    """Requests for creatives that the ingress has accepted and not answered."""
+    from ray import serve
+
+    return serve.get_deployment_handle("ingress", "adgen").accepted.remote().result(timeout_s=120)
 
 
 def get(service, path: str, token: str = "admin", **more) -> requests.Response:
@@ -184,6 +227,102 @@ def test_an_idempotency_key_stands_for_one_body(service):
 
 def test_health_and_openapi_need_no_token(service):
     assert requests.get(service.url + "/healthz/live", timeout=60).json() == {"status": "ok"}
-    assert requests.get(service.url + "/healthz/ready", timeout=60).json() == {"status": "ok"}
+    ready = requests.get(service.url + "/healthz/ready", timeout=60)
+    assert (ready.status_code, ready.json()) == (200, {"status": "ok"}), ready.text
     paths = requests.get(service.url + "/openapi.json", timeout=60).json()["paths"]
     assert {"/v1/creatives", "/v1/campaigns/{campaign}/creatives"} <= set(paths)
+
+
+def test_half_of_the_clients_hanging_up_costs_the_others_nothing(service, engine):
+    body = lambda seed: request_of(service, service.rows[0], seed=seed)  # noqa: E731
+    before = engine.do("state")
+    with ThreadPoolExecutor(4) as pool:
+        first = pool.submit(post, service, body(100))
+        until(lambda: engine["begun"] > 0)
+        staying = [pool.submit(post, service, body(seed)) for seed in (101, 102, 103)]
+        going = [send_and_hold(service.port, body(seed), service.tokens["admin"]) for seed in (111, 112, 113)]
+        until(lambda: engine["waiting"] == 6)
+        for client in going:
+            client.close()
+        until(lambda: engine["waiting"] == 3)
+        engine.release()
+        assert [each.result().status_code for each in (first, *staying)] == [200] * 4
+    after = engine.do("state")
+    assert (after["rows"] - before["rows"], after["left"] - before["left"]) == (4, 3)
+
+
+def test_the_same_request_in_flight_is_made_once_and_who_hangs_up_does_not_end_it(service, engine):
+    body, before = request_of(service, service.rows[1], seed=200), engine["rows"]
+    with ThreadPoolExecutor(3) as pool:
+        gone = send_and_hold(service.port, body, service.tokens["admin"])
+        until(lambda: engine["begun"] > 0)
+        same = [pool.submit(post, service, body, **{"Idempotency-Key": "once"}) for _ in range(3)]
+        until(lambda: accepted() == 4)
+        gone.close()
+        until(lambda: accepted() == 3)
+        engine.release()
+        answers = [each.result() for each in same]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.json()["data"][0]["fingerprint"] for answer in answers}) == 1
+    assert engine["rows"] - before == 1
+
+
+def test_more_than_can_wait_is_told_when_to_come_again(service, engine):
+    with ThreadPoolExecutor(20) as pool:
+        answers = [pool.submit(post, service, request_of(service, service.rows[0], seed=300 + number)) for number in range(20)]
+        until(lambda: sum(each.done() for each in answers) >= 20 - 8 - 4)  # two batches are taken, four wait
+        assert get(service, "/healthz/ready").status_code == 200  # busy is not broken
+        engine.release()
+        answers = [each.result() for each in answers]
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert {(answer.status_code, answer.headers["Retry-After"], answer.json()["error"]["code"]) for answer in refused} == {
+        (429, "7", "busy")
+    }
+    assert 8 <= len(refused) < 20
+    assert {answer.status_code for answer in answers} == {200, 429}
+
+
+def test_a_token_that_asks_too_often_is_told_when_to_come_again(service):
+    row = service.rows[0]
+    ask = lambda: get(  # noqa: E731
+        service, f"/v1/campaigns/{CAMPAIGN}/creatives", "twice", params={name: row[name] for name in ("user_key", "product_id")}
+    )
+    answers = [ask() for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+    assert (answers[2].headers["Retry-After"], answers[2].json()["error"]["code"]) == ("7", "rate_limited")
+
+
+def test_past_the_deadline_it_is_not_made(service, engine):
+    body, before = request_of(service, service.rows[0], seed=400), engine["left"]
+    blocking = send_and_hold(service.port, request_of(service, service.rows[0], seed=401), service.tokens["admin"])
+    until(lambda: engine["begun"] > 0)
+    answer = post(service, body, **{"x-request-timeout-seconds": "2"})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+    until(lambda: engine["waiting"] == 0)
+    engine.release()
+    blocking.close()
+    assert post(service, request_of(service, service.rows[0], seed=402)).status_code == 200
+    assert engine["left"] - before == 1
+
+
+def test_logs_are_json_and_name_no_user(service):
+    import ray
+
+    row, nobody = service.rows[0], "nobody-we-know-of"
+    get(service, f"/v1/campaigns/{CAMPAIGN}/creatives", params={"user_key": row["user_key"], "product_id": row["product_id"]})
+    get(service, f"/v1/campaigns/{CAMPAIGN}/creatives", params={"product_id": row["product_id"]}, headers={"X-Adgen-User": nobody})
+    post(service, request_of(service, row, user_id=nobody))
+    post(service, request_of(service, row, user_id=nobody, n=99))
+    folder = Path(ray._private.worker._global_node.get_logs_dir_path()) / "serve"
+    text = "".join(file.read_text() for file in folder.glob("*.log"))
+    assert "/v1/creatives" in text
+    assert not any(key in text for key in (*service.users, nobody))
+    for line in text.splitlines():
+        json.loads(line)
+
+
+def test_histories_go_from_the_disk_with_the_last_who_reads_them(shop, tmp_path):
+    files = HistoryFiles(open_inputs(str(shop)), b"secret", tmp_path / "histories")
+    assert len(list((tmp_path / "histories").iterdir())) == 1
+    del files
+    assert not (tmp_path / "histories").exists()

@@ -210,14 +210,16 @@ def token(
     name: Annotated[str, arg(metavar="NAME", help="whose it is; logs and limits name it")],
     scope: UseAppendAction[Annotated[tuple[Literal["read", "generate", "admin"], ...], arg(help="what it may do")]] = (),
     days: Annotated[int | None, arg(metavar="N", help="until it expires; default never")] = None,
+    per_minute: Annotated[int | None, arg(metavar="N", help="requests a minute; default as the service is set")] = None,
     as_json: Json = False,
 ) -> int:
     """Make a bearer token for the service (jobs/serve.py). The file holds its hash only: the token is printed once."""
     from adgen.creatives.tokens import new_token
 
-    if days is not None and days < 1:
-        raise SettingsError(f"--days {days}: is a number from 1 on")
-    made = new_token(file, name, scope or ("read",), days)
+    for flag, number in (("--days", days), ("--per-minute", per_minute)):
+        if number is not None and number < 1:
+            raise SettingsError(f"{flag} {number}: is a number from 1 on")
+    made = new_token(file, name, scope or ("read",), days, per_minute)
     if as_json:
         return print_json({"name": name, "token": made, "scopes": scope or ("read",)})
     print(made)

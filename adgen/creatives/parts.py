@@ -99,7 +99,9 @@ class ManifestParts:
 
     def __init__(self, storage: Storage, files: Sequence[ManifestFile]):
         self.storage, self.files = storage, files
-        self._ends: dict[str, bytes] = {}  # footers: who looks up many creatives reads each once
+        # Who looks up many creatives reads and understands each footer once.
+        self._ends: dict[str, bytes] = {}
+        self._footers: dict[str, ds.ParquetFileFragment] = {}
 
     def tables(self, selection: Selection) -> Iterator[pa.Table]:
         """The rows in the manifest's order, some thousand at once.
@@ -114,7 +116,8 @@ class ManifestParts:
         """The same of one file."""
         address = self.storage.address(file.key)
         with _as_consumer_error(address), self._opened(file, selection) as source:
-            part = _Part(pq.ParquetFile(source, page_checksum_verification=True), source, address)
+            part = _Part(source, address, self._footers.get(file.key))
+            _remember(self._footers, file.key, part.footer)
             yield from part.tables(selection)
 
     @contextmanager
@@ -130,9 +133,7 @@ class ManifestParts:
         else:
             ranged = RangedFile(self.storage, file, self._ends.get(file.key, b""))
             yield ranged
-            if len(self._ends) >= _MOST_ENDS:
-                self._ends.clear()
-            self._ends[file.key] = ranged.end
+            _remember(self._ends, file.key, ranged.end)
 
     def mirror(self, file: ManifestFile, folder: Storage) -> None:
         """Put a file into another store. ConsumerError, and nothing is put: it is gone or another than run.json says."""
@@ -154,10 +155,21 @@ class ManifestParts:
 class _Part:
     """A manifest file that was opened."""
 
-    def __init__(self, parquet: pq.ParquetFile, source: BinaryIO | RangedFile, address: str):
-        self.parquet, self.source, self.address = parquet, source, address
-        self.names = parquet.schema_arrow.names
-        self._check_schema()
+    def __init__(self, source: BinaryIO | RangedFile, address: str, footer: ds.ParquetFileFragment | None):
+        """footer: of an earlier time, whose schema is known to be right."""
+        self.source, self.address = source, address
+        known = footer and footer.metadata
+        self.parquet = pq.ParquetFile(source, metadata=known, page_checksum_verification=True)
+        self.names = self.parquet.schema_arrow.names
+        if footer is None:
+            self._check_schema()
+        self.footer = footer or self._read_footer()
+
+    def _read_footer(self) -> ds.ParquetFileFragment:
+        self.source.seek(0)
+        fragment = _FORMAT.make_fragment(pa.PythonFile(self.source, mode="r"))
+        fragment.ensure_complete_metadata()
+        return fragment
 
     def tables(self, selection: Selection) -> Iterator[pa.Table]:
         for group in self._groups(selection):
@@ -179,9 +191,7 @@ class _Part:
     def _groups(self, selection: Selection) -> list[int]:
         if not selection.filters or not set(selection.compared) <= set(self.names):
             return list(range(self.parquet.num_row_groups))
-        self.source.seek(0)
-        fragment = _FORMAT.make_fragment(pa.PythonFile(self.source, mode="r"))
-        return [group.id for some in fragment.split_by_row_group(selection.expression) for group in some.row_groups]
+        return [group.id for some in self.footer.split_by_row_group(selection.expression) for group in some.row_groups]
 
     def _read(self, group: int, columns: Sequence[str]) -> pa.Table:
         self._load(group, columns)
@@ -217,6 +227,12 @@ class _Part:
         if about is not None and about.has_min_max:
             return about.max
         return pc.max(self._read(group, ["schema_version"])["schema_version"]).as_py() or 0
+
+
+def _remember(known: dict[str, Any], key: str, value: Any) -> None:
+    if key not in known and len(known) >= _MOST_ENDS:
+        known.clear()
+    known[key] = value
 
 
 def newer_schema(address: str, version: int) -> str:

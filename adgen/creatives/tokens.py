@@ -33,6 +33,8 @@ class Token(Document):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     scopes: tuple[Scope, ...]
     expires_at: datetime | None = None
+    per_minute: int | None = Field(default=None, gt=0)
+    """Requests that it may make in a minute; default as the service is set."""
 
     def allows(self, scope: Scope) -> bool:
         """Whether it may do that; admin may do everything."""
@@ -76,7 +78,7 @@ class TokenFile:
         self._tokens, self._stamp = _parsed(text, self.path), stamp
 
 
-def new_token(path: Path, name: str, scopes: Sequence[Scope], days: int | None = None) -> str:
+def new_token(path: Path, name: str, scopes: Sequence[Scope], days: int | None = None, per_minute: int | None = None) -> str:
     """Add a token to the file, which is made where there is none; the token. SettingsError: the name is taken, or the file is no
     list of tokens."""
     before = _parsed(path.read_text(encoding="utf-8"), path) if path.exists() else ()
@@ -85,12 +87,12 @@ def new_token(path: Path, name: str, scopes: Sequence[Scope], days: int | None =
     token = _PREFIX + secrets.token_urlsafe(32)
     expires = utc_now() + timedelta(days=days) if days is not None else None
     try:
-        entry = Token(name=name, sha256=hash_of(token), scopes=tuple(scopes), expires_at=expires)
+        entry = Token(name=name, sha256=hash_of(token), scopes=tuple(scopes), expires_at=expires, per_minute=per_minute)
     except ValidationError as error:
         raise SettingsError(f"token {name!r}: {error.errors(include_url=False)[0]['msg']}") from None
     made = path.with_name(path.name + ".new")
     with open(os.open(made, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o640), "w", encoding="utf-8") as file:
-        json.dump([each.model_dump(mode="json") for each in (*before, entry)], file, indent=1)
+        json.dump([each.model_dump(mode="json", exclude_none=True) for each in (*before, entry)], file, indent=1)
         file.write("\n")
     os.replace(made, path)
     return token

@@ -1,4 +1,4 @@
-"""Reading, comparing and mirroring a manifest takes memory that does not grow with it."""
+"""Reading, comparing, mirroring and serving a manifest takes memory that does not grow with it."""
 
 import hashlib
 import subprocess
@@ -29,6 +29,14 @@ if what == "rows":
     assert sum(1 for _ in run.rows(["user_key", "uri", "sha256", "bytes"])) == rows
 elif what == "tables":
     assert sum(table.num_rows for table in run.tables()) == rows
+elif what == "served":
+    import itertools
+    from adgen.on_ray.serving.published import Published
+    published = Published(run.storage, bytes(32), follow_seconds=60)
+    wanted = itertools.islice(run.rows(["user_key", "product_id"]), 0, rows, rows // 300)
+    for row in list(wanted):
+        found, _ = published.find(campaign, row["product_id"], row["user_key"], None, None)
+        assert found["product_id"] == row["product_id"]
 elif what == "changes":
     assert sum(1 for _ in run.changes_since(before)) == rows // 10
 else:
@@ -80,7 +88,7 @@ def publish(store: FolderStorage, count: int, look: str) -> str:
 def stores(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     """Two stores, the second with five times the rows: where, and the run before the published one."""
     found = []
-    for count in (120_000, 600_000):
+    for count in (200_000, 1_000_000):
         store = FolderStorage(tmp_path_factory.mktemp("store"))
         before = publish(store, count, "old")
         publish(store, count, "new")
@@ -88,7 +96,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str]]:
     return found
 
 
-@pytest.mark.parametrize("what", ["rows", "tables", "changes", "pull"])
+@pytest.mark.parametrize("what", ["rows", "tables", "changes", "pull", "served"])
 def test_five_times_the_rows_take_the_same_memory(stores, tmp_path, what):
     peaks = []
     for place, (uri, before) in enumerate(stores):

@@ -50,7 +50,7 @@ class MeasuredReplica(EngineReplica):
 
     async def alone(self, asked: list[CreativeRequest], at_once: int) -> float:
         """Seconds of the engine for these, so many in a call; they are planned and looked up before the clock starts."""
-        rows = [row for each in asked for row in await asyncio.to_thread(self.maker.planned, each)]
+        rows = [row for each in asked for row in await self.maker.planned(each)]
         requests = [row["request"] for row in rows]
         return await asyncio.to_thread(self._seconds_alone, requests, at_once)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adgen.config import FinishSettings
 from adgen.errors import PairError
 from adgen.finishing.fallbacks import plain_background, template_title
 from adgen.finishing.finish import ProductFacts, product_cutout
@@ -20,6 +21,8 @@ from adgen.on_ray.refresh.speed import shard_speed
 from adgen.on_ray.rows import Row, as_row_error
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from adgen.generation.engine import Engine
     from adgen.generation.generate import Result
 
@@ -116,10 +119,14 @@ class Generate:
                 check_title=partial(
                     title_complaint, product_texts=(fact.title, *fact.selling_points), locale=fact.locale, settings=finish
                 ),
-                check_picture=lambda picture: picture_complaint(picture.numpy(), finish),
+                check_picture=partial(_complaint, settings=finish),
             )
             for pair, fact in zip(pairs, facts, strict=True)
         ]
+
+
+def _complaint(picture: "Tensor", settings: FinishSettings) -> str | None:
+    return picture_complaint(picture.numpy(), settings)
 
 
 def build_engine(settings: RefreshSettings, directory: ModelDirectory) -> "Engine":

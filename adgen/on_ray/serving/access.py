@@ -39,7 +39,8 @@ def _answer(status: int, code: str, message: str, headers: dict[str, str] | None
 
 
 async def _service_error(request: Request, error: ServiceError) -> JSONResponse:
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": str(_state.retry_after)}}.get(error.status)
+    again = {"Retry-After": str(_state.retry_after)}
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 429: again, 503: again}.get(error.status)
     return _answer(error.status, error.code, error.message, headers)
 
 
@@ -111,7 +112,8 @@ class _Needs:
             raise ServiceError(401, "unauthorized", "give a valid token: Authorization: Bearer TOKEN")
         if not token.allows(self.scope):
             raise ServiceError(403, "forbidden", f"this token may not {self.scope}")
-        if not _state.limiter.hit(_state.limit, token.name):
+        limit = RateLimitItemPerMinute(token.per_minute) if token.per_minute else _state.limit
+        if not _state.limiter.hit(limit, token.name):
             raise ServiceError(429, "rate_limited", "this token asks too often")
 
 

@@ -1,6 +1,6 @@
 """What clients send and get, and what goes wrong between the two."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
@@ -27,8 +27,14 @@ class InlineProduct(_Model):
     """The picture file in base64: with transparency, or on a plain background."""
 
 
+def _named_by(field: str) -> dict[str, Any]:
+    return {"required": [field], "properties": {field: {"type": "string"}}}
+
+
 class CreativeRequest(_Model):
     """One pair, and how many creatives of it."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [_named_by("user_id"), _named_by("user_key")]})
 
     user_id: Name | None = None
     user_key: UserKey | None = None

@@ -1,8 +1,13 @@
 """The application on Ray Serve: started, replaced replica by replica, ended."""
 
+import logging
+
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve import Application
 from ray.serve.config import AutoscalingConfig, BackpressureConfig, HTTPOptions
+from ray.serve.exceptions import RayServeException
+from ray.serve.schema import LoggingConfig
 
 from adgen.errors import RunError
 from adgen.on_ray.cluster import cluster_device, slot_resources
@@ -10,7 +15,9 @@ from adgen.on_ray.serving.engine import EngineReplica
 from adgen.on_ray.serving.ingress import Ingress
 from adgen.on_ray.serving.settings import ServeSettings
 
+log = logging.getLogger(__name__)
 NAME = "adgen"
+LOGS = LoggingConfig(encoding="JSON")
 _TAKEN_PER_SLOT = 2  # requests that a replica takes: one batch runs, the next is made ready
 
 
@@ -57,15 +64,20 @@ def build(settings: ServeSettings) -> Application:
 def start(settings: ServeSettings, no_auth: bool = False, replica: type[EngineReplica] = EngineReplica) -> None:
     """Start the application, or replace what of it changed; returns when it serves. RunError: it could not start."""
     timeout = settings.load.timeout_seconds + 5
-    serve.start(http_options=HTTPOptions(host=settings.http.host, port=settings.http.port, request_timeout_s=timeout))
+    http = HTTPOptions(host=settings.http.host, port=settings.http.port, request_timeout_s=timeout)
+    serve.start(http_options=http, logging_config=LOGS)
     try:
-        serve.run(application(settings, no_auth, replica), name=NAME, route_prefix="/")
+        serve.run(application(settings, no_auth, replica), name=NAME, route_prefix="/", logging_config=LOGS)
     except RuntimeError as error:
         raise RunError(f"the service could not start: {_why(error)}") from None
 
 
-def stop() -> None:
-    """End the application: requests that were accepted are answered first."""
+def stop(seconds: float = 120.0) -> None:
+    """End the application: requests that were accepted are answered first, within so many seconds."""
+    try:
+        serve.get_deployment_handle("ingress", NAME).drain.remote().result(timeout_s=seconds)
+    except (TimeoutError, RayError, RayServeException) as error:
+        log.warning("not all accepted requests were answered: %s", error)
     serve.delete(NAME)
     serve.shutdown()
 

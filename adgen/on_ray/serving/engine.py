@@ -5,7 +5,8 @@ import copy
 import logging
 import time
 
-from ray.serve.metrics import Counter, Gauge, Histogram
+from ray.exceptions import RayActorError
+from ray.serve.metrics import Gauge, Histogram
 
 from adgen.errors import AdgenError
 from adgen.on_ray.refresh.speed import shard_speed
@@ -18,10 +19,11 @@ log = logging.getLogger("ray.serve.adgen")
 
 
 class EngineReplica:
-    """One engine. Its constructor loads the model: a replica that answers is ready."""
+    """One engine. Its constructor loads the model: a replica that runs is ready."""
 
     def __init__(self, settings: ServeSettings):
         self.maker = CreativeMaker(settings)
+        self._follow_seconds = settings.served.follow_seconds
         self.maker.queue.on_batch = self._count_batch
         self._timings = copy.copy(self.maker.engine.timings)
         self._waiting = Gauge("adgen_queue", description="requests that wait for a batch")
@@ -29,11 +31,11 @@ class EngineReplica:
         self._step = Gauge("adgen_step_ms", description="milliseconds of an image token of the last batch")
         self._roofline = Gauge("adgen_share_of_roofline", description="the least time of the last batch as a share of what it took")
         self._seconds = Histogram("adgen_batch_seconds", description="of a batch", boundaries=[0.1, 0.5, 1, 2, 5, 10, 30, 60])
-        self._failed = Counter("adgen_failed", description="requests that got no creative, by reason", tag_keys=("reason",))
         self._follower: asyncio.Task | None = None
 
-    async def make(self, asked: CreativeRequest, timeout_seconds: float) -> list[Row]:
-        """Rows of the creatives. ServiceError; 504 past the deadline, and the rows have left the queue."""
+    async def make(self, asked: CreativeRequest, timeout_seconds: float) -> list[Row] | ServiceError:
+        """Rows of the creatives, or why there are none: as a value, since Serve logs a page for each error that is raised. 504 past
+        the deadline, and the rows have left the queue."""
         if self._follower is None:
             self._follower = asyncio.create_task(self._follow())
         self._waiting.set(len(self.maker.queue))
@@ -41,25 +43,17 @@ class EngineReplica:
             async with asyncio.timeout(timeout_seconds):
                 return await self.maker.make(asked)
         except TimeoutError:
-            raise self._problem(504, "deadline", f"not made within {timeout_seconds:g} seconds") from None
+            return ServiceError(504, "deadline", f"not made within {timeout_seconds:g} seconds")
         except ServiceError as error:
-            raise self._problem(error.status, error.code, error.message) from None
-        except AdgenError as error:
+            return error
+        except (AdgenError, RayActorError) as error:
             log.error("a creative failed: %s", error)
-            raise self._problem(503, type(error).__name__, "the creative cannot be made now; try again") from None
-
-    async def ready(self) -> bool:
-        """That the model is loaded."""
-        return True
+            return ServiceError(503, type(error).__name__, "the creative cannot be made now; try again")
 
     async def __del__(self) -> None:
         if self._follower is not None:
             self._follower.cancel()
-        await self.maker.queue.close()
-
-    def _problem(self, status: int, code: str, message: str) -> ServiceError:
-        self._failed.inc(tags={"reason": code})
-        return ServiceError(status, code, message)
+        await self.maker.close()
 
     def _count_batch(self, rows: int, seconds: float) -> None:
         engine = self.maker.engine
@@ -76,10 +70,10 @@ class EngineReplica:
     async def _follow(self) -> None:
         """Look for a newly published run now and then; what goes wrong is tried again."""
         while True:
-            await asyncio.sleep(self.maker.settings.served.follow_seconds)
+            await asyncio.sleep(self._follow_seconds)
             started = time.monotonic()
             try:
-                if await asyncio.to_thread(self.maker.follow):
-                    log.info("follows run %s, read in %.1f s", self.maker.shop.pointer, time.monotonic() - started)
-            except AdgenError as error:
+                if (run_id := await self.maker.follow()) is not None:
+                    log.info("follows run %s, read in %.1f s", run_id, time.monotonic() - started)
+            except (AdgenError, RayActorError) as error:
                 log.warning("the inputs cannot be read again: %s", error)

@@ -1,5 +1,7 @@
 """Users' clicks on this machine's disk, spread over files by user key, so that one user's are found without reading all."""
 
+import shutil
+import weakref
 from collections import defaultdict
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,10 +22,12 @@ class HistoryFiles:
     """The table histories as it was when this was made."""
 
     def __init__(self, inputs: Inputs, secret: bytes, folder: Path):
-        """secret: of user keys. folder: empty scratch room; it holds what `private/` holds, so only its owner may read it."""
+        """secret: of user keys. folder: new; it holds what `private/` holds, so only its owner may read it, and it goes with this
+        object."""
         self._secret, self._folder = secret, folder
         self._files = min(_MOST_FILES, 1 + inputs["histories"].num_rows // _ROWS_PER_FILE)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         with ExitStack() as opened:
             writers = [opened.enter_context(pa.ipc.new_stream(str(self._path(n)), _SCHEMA)) for n in range(self._files)]
             for batch in inputs["histories"].batches(HISTORIES.names, batch_rows=8192):

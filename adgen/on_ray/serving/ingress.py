@@ -9,9 +9,10 @@ from typing import Annotated
 
 from fastapi import Header, Query, Request
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
+from ray.serve.metrics import Counter
 
 from adgen.creatives.served import remember_request, request_digest
 from adgen.creatives.stores import open_storage
@@ -31,12 +32,20 @@ from adgen.on_ray.serving.api import (
 from adgen.on_ray.serving.api import not_found as unknown
 from adgen.on_ray.serving.published import Published
 from adgen.on_ray.serving.settings import ServeSettings
+from adgen.on_ray.serving.shared_work import SharedWork
 from adgen.records import bound_key
 from adgen.shop.key_files import load_keys
 
 log = logging.getLogger("ray.serve.adgen")
 _ERRORS = {status: {"model": ErrorAnswer} for status in (400, 401, 403, 404, 413, 422, 429, 500, 503, 504)}
 app = new_app()
+
+
+def _engines_run() -> bool:
+    """As the controller knows: to ask an engine would take as long as requests wait for it. Serve pickles the class below by value
+    when it is decorated, so this stands above it."""
+    application = serve.status().applications.get(serve.get_replica_context().app_name)
+    return application is not None and application.deployments["engine"].replica_states.get("RUNNING", 0) > 0
 
 
 @serve.ingress(app)
@@ -49,6 +58,9 @@ class Ingress:
         keys = load_keys(settings.keys, settings.store)
         self.key = bound_key(keys.campaign_key, settings.campaign)
         self.published = Published(self.storage, keys.user_secret, settings.served.follow_seconds)
+        self._shared = SharedWork()
+        self._accepted, self._ends = 0, False
+        self._failed = Counter("adgen_failed", description="requests that got no creative, by reason", tag_keys=("reason",))
         configure(settings, no_auth)
 
     @app.get("/healthz/live")
@@ -59,12 +71,16 @@ class Ingress:
     @app.get("/healthz/ready", responses=_ERRORS)
     async def ready(self) -> dict[str, str]:
         """A model is loaded and the store can be reached."""
+        if self._ends:
+            raise ServiceError(503, "ending", "the service ends")
         try:
             async with asyncio.timeout(5):
-                await self.engines.ready.remote()
                 await asyncio.to_thread(self.storage.head, "private/probe/ready.txt")
-        except (TimeoutError, StoreError, OSError, RayActorError, BackPressureError, DeploymentUnavailableError):
-            raise ServiceError(503, "not_ready", "the model or the store is not there") from None
+                loaded = await asyncio.to_thread(_engines_run)
+        except (TimeoutError, StoreError, OSError, RayError):
+            loaded = False
+        if not loaded:
+            raise ServiceError(503, "not_ready", "the model or the store is not there")
         return {"status": "ok"}
 
     @app.get("/v1/campaigns/{campaign}/creatives", responses=_ERRORS, dependencies=[needs("read")])
@@ -79,7 +95,8 @@ class Ingress:
         """The published creative of a user and a product. The user is named by user_key, or by id in the header X-Adgen-User."""
         if (user_key is None) == (x_adgen_user is None):
             raise ServiceError(422, "invalid", "name the user by user_key, or by id in the header X-Adgen-User")
-        found = await asyncio.to_thread(self.published.find, campaign, product_id, user_key, x_adgen_user, variant)
+        asked = campaign, product_id, user_key, x_adgen_user, variant
+        found = self.published.find_known(*asked) or await asyncio.to_thread(self.published.find, *asked)
         return await self._shown(*found, "url")
 
     @app.post("/v1/creatives", responses=_ERRORS, dependencies=[needs("generate")])
@@ -92,13 +109,42 @@ class Ingress:
     ) -> CreativesAnswer:
         """Make creatives of a pair now. The same request twice has the same creatives, which are made once."""
         self._check(asked)
-        if idempotency_key is not None:
-            await self._remember(idempotency_key, asked, bearer(request))
-        rows = await self._made(asked, self._seconds(x_request_timeout_seconds))
-        data = [await self._shown(row, None, asked.response_format) for row in rows]
+        seconds = self._seconds(x_request_timeout_seconds)
+        self._accepted += 1
+        try:
+            if idempotency_key is not None:
+                await self._remember(idempotency_key, asked, bearer(request))
+            rows = await self._rows(asked, seconds)
+            data = [await self._shown(row, None, asked.response_format) for row in rows]
+        except ServiceError as error:
+            self._failed.inc(tags={"reason": error.code})
+            raise
+        finally:
+            self._accepted -= 1
         return CreativesAnswer(created=int(time.time()), data=data)
 
+    async def accepted(self) -> int:
+        """Requests for creatives that were accepted and are not answered yet."""
+        return self._accepted
+
+    async def drain(self) -> None:
+        """Accept no more requests for creatives; returns when those that were accepted are answered."""
+        self._ends = True
+        while self._accepted:
+            await asyncio.sleep(0.05)
+
+    async def _rows(self, asked: CreativeRequest, seconds: float) -> list[Row]:
+        """Rows of the request's creatives. Who asks for the same meanwhile, of whichever engine, shares the work."""
+        work = asked.model_dump_json(exclude={"response_format"})
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._shared.do(work, lambda: self._made(asked))
+        except TimeoutError:
+            raise ServiceError(504, "deadline", f"not made within {seconds:g} seconds") from None
+
     def _check(self, asked: CreativeRequest) -> None:
+        if self._ends:
+            raise ServiceError(503, "ending", "the service ends; ask another one")
         if asked.campaign not in (None, self.settings.campaign):
             raise unknown()
         if asked.n > self.settings.load.max_creatives:
@@ -121,24 +167,29 @@ class Ingress:
         seconds = min(seconds, most)
         return max(seconds / 2, seconds - max(0.3, seconds / 20))
 
-    async def _made(self, asked: CreativeRequest, seconds: float) -> list[Row]:
+    async def _made(self, asked: CreativeRequest) -> list[Row]:
         """The engines' rows. A replica that dies costs a second try of another."""
-        ends = time.monotonic() + seconds
         for last in (False, True):
             try:
-                async with asyncio.timeout_at(asyncio.get_running_loop().time() + ends - time.monotonic() + 1):
-                    return await self.engines.make.remote(asked, max(0.001, ends - time.monotonic()))
+                found = await self._asked_engine(asked)
+                if isinstance(found, ServiceError):
+                    raise found
+                return found
             except BackPressureError:
                 raise ServiceError(429, "busy", "too many requests wait; try again") from None
-            except TimeoutError:
-                raise ServiceError(504, "deadline", f"not made within {seconds:g} seconds") from None
-            except RayTaskError as error:
-                raise error.cause if isinstance(error.cause, ServiceError) else error from None
             except (RayActorError, DeploymentUnavailableError) as error:
                 log.warning("an engine died with a request: %s", type(error).__name__)
                 if last:
                     raise ServiceError(503, "engine_lost", "the engine died twice with this request; try again") from None
         raise AssertionError
+
+    async def _asked_engine(self, asked: CreativeRequest) -> list[Row] | ServiceError:
+        response = self.engines.make.remote(asked, self.settings.load.timeout_seconds)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # its rows leave the queue
+            raise
 
     async def _shown(self, row: Row, run_id: str | None, form: str) -> CreativeAnswer:
         answer = CreativeAnswer(**{name: row.get(name) for name in CreativeAnswer.model_fields if name in row and name != "gates"})

@@ -10,9 +10,10 @@ from adgen.creatives.secrets import user_key_of
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError, StoreError
 from adgen.on_ray.rows import Row
-from adgen.on_ray.serving.api import not_found
-from adgen.records import OK
+from adgen.on_ray.serving.api import CreativeAnswer, not_found
+from adgen.records import MANIFEST, OK
 
+_COLUMNS = [name for name in MANIFEST.names if name in {*CreativeAnswer.model_fields, "rank", "uri"}]
 _MOST_USERS = 4096
 _MOST_CAMPAIGNS = 256
 
@@ -31,15 +32,24 @@ class Published:
     ) -> tuple[Row, str]:
         """The ok row of the best rank, or of that variant, and the run that published it. ServiceError: there is none."""
         run = self._run(campaign)
+        return _best(self._of_user(campaign, run, self._key(run, user_key, user_id)), product_id, variant), run.run.run_id
+
+    def find_known(
+        self, campaign: str, product_id: str, user_key: str | None, user_id: str | None, variant: int | None
+    ) -> tuple[Row, str] | None:
+        """The same of a user who was asked for before, or None: the store must be read, which `find` does."""
+        with self._lock:
+            run, looked = self._runs.get(campaign, (None, 0.0))
+            if run is None or time.monotonic() - looked >= self._follow:
+                return None
+            rows = self._users.get((campaign, run.run.run_id, self._key(run, user_key, user_id)))
+        return None if rows is None else (_best(rows, product_id, variant), run.run.run_id)
+
+    def _key(self, run: PublishedRun, user_key: str | None, user_id: str | None) -> str:
         try:
-            key = user_key or user_key_of(run.run, self._secret, user_id)
+            return user_key or user_key_of(run.run, self._secret, user_id)
         except ConsumerError:  # made with another secret: we know nobody of it
             raise not_found() from None
-        rows = [row for row in self._of_user(campaign, run, key) if row["product_id"] == product_id and row["status"] == OK]
-        rows = [row for row in rows if variant in (None, row["variant"])]
-        if not rows:
-            raise not_found()
-        return min(rows, key=lambda row: (row["rank"] or 0, row["variant"])), run.run.run_id
 
     def _of_user(self, campaign: str, run: PublishedRun, key: str) -> list[Row]:
         name = campaign, run.run.run_id, key
@@ -47,7 +57,7 @@ class Published:
             if name in self._users:
                 self._users.move_to_end(name)
                 return self._users[name]
-        rows = run.of_user(key)
+        rows = list(run.rows(_COLUMNS, [("user_key", "==", key)]))
         with self._lock:
             self._users[name] = rows
             while len(self._users) > _MOST_USERS:
@@ -74,3 +84,10 @@ class Published:
             while len(self._runs) > _MOST_CAMPAIGNS:
                 self._runs.popitem(last=False)
         return run
+
+
+def _best(rows: list[Row], product_id: str, variant: int | None) -> Row:
+    good = [row for row in rows if row["product_id"] == product_id and row["status"] == OK and variant in (None, row["variant"])]
+    if not good:
+        raise not_found()
+    return min(good, key=lambda row: (row["rank"] or 0, row["variant"]))
