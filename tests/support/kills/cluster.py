@@ -52,8 +52,9 @@ class TwoNodes(Cluster):
     def __init__(self) -> None:
         script = str(Path(__file__).parents[1] / "ray_nodes.py")
         pipe = subprocess.PIPE
+        even = {"RAY_worker_niceness": "0"}  # Ray's workers would starve beside commands
         words, quiet = [sys.executable, script, "2"], subprocess.DEVNULL
-        self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=os.environ | {})
+        self._process = subprocess.Popen(words, stdin=pipe, stdout=pipe, stderr=quiet, text=True, env=os.environ | even)
         super().__init__(self._process.stdout.readline().strip(), self._process.pid)
 
     def lose_node(self) -> str:

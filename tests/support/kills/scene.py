@@ -166,16 +166,20 @@ class Scene:
                 key.last_modified = key.last_modified.fromtimestamp(then, key.last_modified.tzinfo)
 
     def _draw_shops(self) -> None:
-        """Versions of a shop: other histories of some users; D with another picture of a product, too."""
+        """Versions of a shop: other histories of some users; D with another picture of a product, too.
+
+        Where A and B differ D is like neither: rows of the nights are painted, so that which of them D carries must not depend
+        on the night that a rollback published.
+        """
         synthesize(self.inputs["A"], num_users=6, num_products=30, num_pairs=NUM_PAIRS, num_references=0, picture_side=64)
-        for version, whose in (("B", (0, 1)), ("C", (0, 2, 3, 4)), ("D", (0, 2, 3))):
+        for version, whose, further in (("B", (0, 1), 1), ("C", (0, 2, 3, 4), 1), ("D", (0, 1, 2), 2)):
             folder = self.inputs[version]
             shutil.copytree(self.inputs["A"], folder)
             table = pq.read_table(folder / "histories.parquet")
             before = table.to_pylist()
             rows = table.to_pylist()
             for place in whose:
-                rows[place]["clicks"] = before[(place + 1) % len(before)]["clicks"]
+                rows[place]["clicks"] = before[(place + further) % len(before)]["clicks"]
             pq.write_table(pa.Table.from_pylist(rows, table.schema), folder / "histories.parquet")
         product = pq.read_table(self.inputs["D"] / "products.parquet").to_pylist()[0]
         picture = Image.fromarray(np.random.default_rng(1).integers(0, 200, (64, 64, 3), np.uint8))
