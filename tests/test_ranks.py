@@ -128,10 +128,10 @@ def stage(ray_cluster, tmp_path, monkeypatch):
     marks = tmp_path / "marks"
     marks.mkdir()
 
-    def make(deaths: int) -> GenerateTogether:
+    def make(deaths: int, num_slots: int = 1000) -> GenerateTogether:
         for number in range(deaths):
             (marks / str(number)).touch()
-        made = RefreshSettings(device="cpu", engine={"tensor_parallel": 2, "num_slots": 1000})
+        made = RefreshSettings(device="cpu", engine={"tensor_parallel": 2, "num_slots": num_slots})
         return GenerateTogether(Context(made, str(marks), "", ""))
 
     yield make
@@ -140,7 +140,7 @@ def stage(ray_cluster, tmp_path, monkeypatch):
 
 
 def test_a_group_that_loses_a_rank_is_replaced(stage):
-    lossy = stage(deaths=2)
+    lossy = stage(deaths=1)
     assert lossy({"index": 1}) == {"index": 1, "made": True}
     assert len(own_processes("ScriptedRank")) == 2
 
@@ -152,9 +152,9 @@ def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage
 
 
 def test_a_group_without_memory_is_followed_by_one_with_half_the_slots(stage):
-    large = stage(deaths=0)
-    assert large({"index": 1, "fits": 125}) == {"index": 1, "fits": 125, "made": True}
-    assert large.context.settings.engine.num_slots == 125, "from 1000, by halves; which are no tries"
+    large = stage(deaths=0, num_slots=16)
+    assert large({"index": 1, "fits": 1}) == {"index": 1, "fits": 1, "made": True}
+    assert large.context.settings.engine.num_slots == 1, "from 16, by halves; which are no tries"
     with pytest.raises(EngineLost, match=r"out of memory with engine\.num_slots 1 on"):
         raise_row_error(large({"index": 1, "fits": 0}))
 
