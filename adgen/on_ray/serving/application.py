@@ -10,7 +10,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.schema import LoggingConfig
 
 from adgen.errors import RunError
-from adgen.on_ray.cluster import cluster_device, slot_resources
+from adgen.on_ray.cluster import cluster_device, quiet_ray, slot_resources
 from adgen.on_ray.serving.engine import EngineReplica
 from adgen.on_ray.serving.ingress import Ingress
 from adgen.on_ray.serving.settings import ServeSettings
@@ -66,6 +66,7 @@ def start(settings: ServeSettings, no_auth: bool = False, replica: type[EngineRe
     timeout = settings.load.timeout_seconds + 5
     http = HTTPOptions(host=settings.http.host, port=settings.http.port, request_timeout_s=timeout)
     serve.start(http_options=http, logging_config=LOGS)
+    quiet_ray()  # serve.start sets its logger up anew
     try:
         serve.run(application(settings, no_auth, replica), name=NAME, route_prefix="/", logging_config=LOGS)
     except RuntimeError as error:
