@@ -47,7 +47,7 @@ test-gpu: install ## what needs a CUDA device, tests/gpu/
 train-tiny: install ## the small model from nothing (two cores: up to 100 minutes; the same command goes on)
 	$(BIN)/python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
 
-proof: install ## does the shipped model follow the user? measured on a shop that nobody trained on (a few minutes)
+proof: install ## does the shipped model follow the user? measured on shops that nobody trained on (up to 45 minutes)
 	$(BIN)/python jobs/evaluate.py proof
 
 lint: install ## style

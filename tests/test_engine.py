@@ -184,6 +184,10 @@ def test_titles_that_close_at_different_steps_are_those_of_the_simple_loop(merge
     assert {result.title for result in expected} == {"mug!", ""}, "the titles were meant to differ"
     engine = Engine(model, prompter, EngineSettings(**{"num_slots": 5} | settings), SAMPLED)
     assert_same(engine.generate(rows), expected)
+    steps = engine.timings.picture_steps
+    alone = engine.titles(rows)
+    assert [(each.first, each.title) for each in alone] == [(result.title, result.title) for result in expected]
+    assert engine.timings.picture_steps == steps, "titles alone paint nothing"
 
 
 # -- at the edges ----------------------------------------------------------------------------------------------------
@@ -253,6 +257,9 @@ def test_a_title_that_its_check_refuses_is_drawn_again_and_its_neighbours_stay_a
     assert made[1].title == "a mug!"
     assert not torch.equal(made[1].codes, plain[1].codes), "painted for the title that stays"
     assert_same(engine.generate([never, fallen, *requests()[2:4]]), made)
+    written = engine.titles([never, fallen, *requests()[2:4]])
+    assert [(each.title, each.is_template) for each in written] == [(each.title, each.is_template) for each in made]
+    assert [each.first for each in written] == [each.title for each in plain]
     assert engine.timings.title_steps > alone.timings.title_steps * 2
     assert engine.timings.picture_steps == 2 * alone.timings.picture_steps, "pictures are painted once"
 

@@ -20,22 +20,25 @@ from support.progress import Silent
 
 from adgen.errors import InputError, RunError, SettingsError
 from adgen.evaluation.proof.goals import GOALS, check_goals
+from adgen.evaluation.proof.judges import Discriminant, StyleJudge, border_statistics
 from adgen.evaluation.proof.measures import chance, style_hits, title_measures
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.proof.sheet import Column, draw_sheet, save_sheet
 from adgen.evaluation.proof.style_classifier import train_style_classifier
 from adgen.evaluation.proof.table import print_proof
+from adgen.evaluation.proof.unseen import Finding, title_values
+from adgen.evaluation.proof.unseen import Goal as FindingGoal
 from adgen.evaluation.titles.scores import ProductTexts
 from adgen.model.pbs import PBS_CONFIG_FILE, PBS_FILE, PBSEncoder, initialize_pbs
 from adgen.model.pbs_config import PBSConfig
 from adgen.on_ray.proof.job import prove, with_models
-from adgen.on_ray.proof.pairs import choose_pairs, controlled_user, draw_held_out_shop
+from adgen.on_ray.proof.pairs import choose_pairs, controlled_user, draw_held_out_shop, with_newest_clicks
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.proof.sheet import last_clicked
 from adgen.shop.inputs.tables import open_inputs
 from adgen.shop.synthetic import people
 from adgen.shop.synthetic.controlled_histories import NUM_CLICKS, controlled_clicks, stray_clicks
-from adgen.shop.synthetic.style_pictures import draw_style_pictures
+from adgen.shop.synthetic.style_pictures import STYLE_NAMES, draw_style_pictures
 from adgen.shop.synthetic.synth import synthesize
 from adgen.shop.synthetic.truth import Truth, read_truth
 
@@ -84,6 +87,23 @@ def test_the_same_seed_gives_the_same_classifier(pictures):
     shown, styles = pictures
     first, second = (train_style_classifier(shown[:64], styles[:64], 10, seed=4, epochs=1) for _ in range(2))
     assert all(np.array_equal(a.detach(), b.detach()) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+def test_a_judge_without_a_network_knows_styles_by_their_border(pictures):
+    shown, styles = pictures
+    judge = StyleJudge(border_statistics, shown[:280], styles[:280], STYLE_NAMES)
+    found = judge.styles([Image.fromarray(each) for each in shown[280:]])
+    assert np.mean([name == STYLE_NAMES[style] for name, style in zip(found, styles[280:], strict=True)]) > 0.8
+    covered = shown[280:].copy()
+    covered[:, 8:-8, 8:-8] = 0  # whatever stands in the middle says nothing
+    np.testing.assert_array_equal(border_statistics(covered), border_statistics(shown[280:]))
+    blank = [Image.new("RGB", (32, 32), (128, 128, 128))] * 3
+    assert len(judge.styles(blank)) == 3
+
+
+def test_a_style_that_a_judge_never_saw_is_never_found():
+    features, styles = np.random.default_rng(0).normal(size=(60, 4)), np.repeat([0, 2], 30)
+    assert set(Discriminant(features, styles, 4).classes(features)) <= {0, 2}
 
 
 def test_style_pictures_do_not_depend_on_how_many_are_drawn(pictures):
@@ -267,6 +287,40 @@ def test_title_measures_by_hand():
     assert 1 / 3 < found["rouge_l"] < 1
 
 
+def test_titles_on_unseen_ground_by_hand():
+    mug = ProductTexts("Pax-7 mug 350 ml", ("holds heat", "UPF 50+"), "Kesa", "en")
+    said = ["Pax-7 mug 350 ml: holds heat, UPF 50+", "Pax-7 mug 350 ml", "Bright mug: holds heat", "Pax-7 mug: holds heat"]
+    firsts = [said[0], "", "Bright mug: holds heat", "Grusome mug"]
+    found = title_values(said, firsts, [False, False, False, True], [mug] * 4)
+    assert found == {
+        "made": [True, True, False, True],
+        "templates": [False, False, False, True],
+        "first_clean": [True, False, False, False],
+        "allowed_words": [True, True, False, True],
+        "selling_points": [1.0, 0.0, 0.5, 0.5],
+        "own_title": [False, True, False, False],
+    }
+
+
+def test_a_value_within_an_error_of_its_goal_is_undecided():
+    line = lambda value, error, goal: Finding("drawn", "own clicks", "made", value, error, 100, goal).verdict  # noqa: E731
+    assert [line(value, 0.02, FindingGoal(0.9)) for value in (0.95, 0.89, 0.91, 0.8)] == ["met", "undecided", "undecided", "missed"]
+    assert [line(value, 0.02, FindingGoal(0.1, False)) for value in (0.05, 0.11, 0.3)] == ["met", "undecided", "missed"]
+    assert line(1.0, 0.0, FindingGoal(1.0)) == "met"
+    assert line(0.5, 0.1, None) is None
+    assert Proof(unseen=[Finding("drawn", "1 click", "made", 0.1, 0.01, 100, FindingGoal(0.9))]).missed == ["drawn: made (1 click)"]
+
+
+def test_the_newest_clicks_are_shown(shop, tmp_path):
+    pairs = choose_pairs(str(shop), 4, (), tmp_path)
+    user = pairs.references[0].user
+    more = with_newest_clicks(pairs, {"new": (user, 2), "none": (user, 0)}, tmp_path)
+    rows = {row["user_id"]: row["clicks"] for row in more.inputs["histories"].reader().read_all().to_pylist()}
+    assert rows["new"] == rows[user][-2:]
+    assert rows["none"] == []
+    assert len(rows) == 6
+
+
 def test_a_title_with_an_invented_number_is_not_allowed():
     mug = ProductTexts("Striped red mug, 350 ml", ("holds heat",), "Kesa", "en")
     said = ["Striped red mug, 350 ml", "Striped red mug, 900 ml", "Striped red mug"]
@@ -329,6 +383,7 @@ def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
     model, encoder = save_small_model(tmp_path / "others" / "no_history" / "model"), small_encoder(tmp_path / "pbs")
     directory = tmp_path / "others" / "no_history" / "model"
     options = ["--seed", "3", "--pairs", "6", "--inputs", str(shop), "--noise", "0.3", "--classifier-pictures", "100"]
+    options += ["--unseen", "drawn", "open words", "--titles", "8", "--pictures", "4"]
     options += ["--sheet", str(tmp_path / "sheet.png"), "--ablation", str(tmp_path / "others"), "--sampling.max-title-tokens", "6"]
     arguments = ["proof", "--model", str(directory), "--encoder", str(encoder), *options, "--require-goals"]
     assert job().main(arguments) == 1  # untrained weights follow nobody
@@ -343,13 +398,18 @@ def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
     # The same model without history, once as an ablation and once as a condition.
     assert record["ablation"][0]["style_accuracy"] == record["style_accuracy_without_history"]
     assert "missed" in printed.err
+    found = {(line["section"], line["condition"]) for line in record["unseen"]}
+    assert {("drawn", f"{count} clicks") for count in (0, 2, 3, 5, 6, 20)} <= found
+    assert {("drawn", "1 click"), ("open words", "own clicks")} <= found
+    assert {line["num"] for line in record["unseen"] if line["measure"] == "templates"} == {8}
+    assert "drawn: first_clean (own clicks)" in record["missed"]
     assert Image.open(tmp_path / "sheet.png").width > model.config.image.image_size
 
 
 def test_tables_without_the_truth_are_measured_as_far_as_they_can_be(shop, tmp_path, ray_cluster, capsys):
     save_small_model(tmp_path / "model")
     shutil.copytree(shop, tmp_path / "tables", ignore=shutil.ignore_patterns("styles.parquet", "shop.json", "pairs.parquet"))
-    options = ["--inputs", str(tmp_path / "tables"), "--pairs", "4", "--sampling.max-title-tokens", "6"]
+    options = ["--inputs", str(tmp_path / "tables"), "--pairs", "4", "--unseen", "--sampling.max-title-tokens", "6"]
     options += ["--encoder", str(small_encoder(tmp_path / "pbs"))]
     assert job().main(["proof", "--model", str(tmp_path / "model"), *options]) == 0  # missed goals are no failure of the job
     record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

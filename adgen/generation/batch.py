@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.generate import Request, Result, embed, embed_history, read_title, title_fits
+from adgen.generation.generate import Request, Result, TitleResult, embed, embed_history, read_title, title_fits
 from adgen.generation.layers import StepLayers
 from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
@@ -47,6 +47,8 @@ class _Titles:
     """The tokens written last: what the row's cache holds behind its prompt."""
     texts: list[str | None]
     """The title that stays; None: it never closed."""
+    firsts: list[str | None]
+    """As it was drawn first."""
     attempts: list[int]
     are_templates: list[bool]
 
@@ -99,6 +101,18 @@ class BatchRunner:
         return [Result(title or "", title is not None, row, picture, size, *tries, off) for title, row, picture, *tries in made]
 
     @torch.inference_mode()
+    def titles(self, requests: Sequence[Request]) -> list[TitleResult]:
+        """The title that `run` would give each of B requests. ModelError as there."""
+        device, measure = self._model.device, self._timings.measure
+        with measure("prefill", device):
+            rows, hidden, _ = self._read(requests)
+        with measure("title", device):
+            titles = self._write_titles(rows, hidden)
+        self._timings.rows += len(requests)
+        made = zip(titles.firsts, titles.texts, titles.are_templates, strict=True)
+        return [TitleResult(first or "", text or "", is_template) for first, text, is_template in made]
+
+    @torch.inference_mode()
     def some_codes(self, num_steps: int, captured: bool = True) -> Tensor:
         """The first codes (B, num_steps) of pictures behind nothing but the negative prompt's end: a trial of the steps."""
         painter = self._painter
@@ -126,10 +140,10 @@ class BatchRunner:
     def _write_titles(self, rows: _Rows, hidden: Tensor) -> "_Titles":
         """Each row's title, drawn until its check has no complaint."""
         size = len(rows.requests)
-        titles = _Titles([[]] * size, [None] * size, [0] * size, [False] * size)
+        titles = _Titles([[]] * size, [None] * size, [None] * size, [0] * size, [False] * size)
         self._draw_titles(rows, hidden, titles, range(size))
         refused = self._refused([r.check_title for r in rows.requests], [text or "" for text in titles.texts], range(size))
-        first = list(titles.texts)
+        titles.firsts = list(titles.texts)
         for attempt in range(1, self._sampling.attempts):
             if not refused:
                 break
@@ -140,7 +154,7 @@ class BatchRunner:
             titles.are_templates[row] = template is not None and title_fits(
                 self._model, self._prompter, rows.requests[row], template
             )
-            titles.texts[row] = template if titles.are_templates[row] else first[row]
+            titles.texts[row] = template if titles.are_templates[row] else titles.firsts[row]
         return titles
 
     def _draw_titles(self, rows: _Rows, hidden: Tensor, titles: "_Titles", which: Sequence[int], attempt: int = 0) -> None:

@@ -7,8 +7,8 @@ others sit in `serve_rank`.
 """
 
 import logging
-from collections.abc import Sequence
-from typing import get_args
+from collections.abc import Callable, Sequence
+from typing import TypeVar, get_args
 
 import torch
 
@@ -17,7 +17,7 @@ from adgen.generation.batch import BatchRunner
 from adgen.generation.deepspeed_layers import wrap_decoder
 from adgen.generation.device_check import Finding, check_engine, failed_kernels
 from adgen.generation.engine_settings import ENGINE_VERSION, EngineSettings, KernelName
-from adgen.generation.generate import Request, Result
+from adgen.generation.generate import Request, Result, TitleResult
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.memory_plan import row_capacity
@@ -34,6 +34,7 @@ from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Engine:
@@ -125,6 +126,10 @@ class Engine:
         self._group.send(*pack_requests(requests, self._agreement()))
         return self._generate_together(requests)
 
+    def titles(self, requests: Sequence[Request]) -> list[TitleResult]:
+        """The title that `generate` would give each request, with no picture. ModelError as there; an engine of one rank."""
+        return self._in_batches(requests, BatchRunner.titles)
+
     def check(self) -> None:
         """Compare each kernel with the plain path, and switch off, with a warning, what differs on any rank."""
         while (found := check_engine(self)) is None:
@@ -148,13 +153,16 @@ class Engine:
             self._group.close()
 
     def _generate(self, requests: Sequence[Request]) -> list[Result]:
+        return self._in_batches(requests, BatchRunner.run)
+
+    def _in_batches(self, requests: Sequence[Request], act: Callable[[BatchRunner, Sequence[Request]], list[T]]) -> list[T]:
         for request in requests:
             check_request(self._model, self._prompter, request, self.sampling)
-        results: list[Result] = []
+        results: list[T] = []
         while len(results) < len(requests):
             batch = requests[len(results) : len(results) + self.num_slots]
             try:
-                results += self._run(batch)
+                results += self._run(batch, act)
             except RuntimeError as error:
                 if not _out_of_memory(error):
                     raise
@@ -170,10 +178,10 @@ class Engine:
             self._halve(out_of_memory)
         return results
 
-    def _run(self, batch: Sequence[Request]) -> list[Result]:
+    def _run(self, batch: Sequence[Request], act: Callable[[BatchRunner, Sequence[Request]], list[T]]) -> list[T]:
         """One batch in full slots. A short one is filled with copies of its last row: the same kernels run whatever the
         number of rows, and a copy ends when its original does."""
-        results = self._ready_runner().run([*batch, *[batch[-1]] * (self.num_slots - len(batch))])[: len(batch)]
+        results = act(self._ready_runner(), [*batch, *[batch[-1]] * (self.num_slots - len(batch))])[: len(batch)]
         self.num_calls += 1
         self.num_generated += len(batch)
         return results

@@ -77,6 +77,17 @@ class Result:
     """Kernels that were switched off when it was made, with commas between them."""
 
 
+@dataclass(frozen=True)
+class TitleResult:
+    """A title without a picture."""
+
+    first: str
+    """As it was drawn first, before any check; empty where the model never ended it."""
+    title: str
+    """The one that stays."""
+    is_template: bool
+
+
 @torch.inference_mode()
 def generate(
     model: UniAdGen, prompter: Prompter, requests: Sequence[Request], sampling: SamplingSettings | None = None

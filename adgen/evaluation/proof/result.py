@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from adgen.evaluation.proof.goals import GOALS, check_goals
+from adgen.evaluation.proof.unseen import Finding
 from adgen.evaluation.scores import with_old_names
 
 OLD_NAMES = {
@@ -23,17 +24,22 @@ class Proof:
     """A row for each share of stray clicks."""
     ablation: list[dict[str, Any]] = field(default_factory=list)
     """A row for each other model."""
+    unseen: list[Finding] = field(default_factory=list)
+    """Lines of the sections on unseen ground."""
     notes: list[str] = field(default_factory=list)
 
     @property
     def missed(self) -> list[str]:
         """Names of goals that were measured and missed."""
-        return [verdict.goal.name for verdict in check_goals(self.values) if verdict.hit is False]
+        names = [verdict.goal.name for verdict in check_goals(self.values) if verdict.hit is False]
+        return names + [_name(line) for line in self.unseen if line.verdict == "missed"]
 
     @property
     def undecided(self) -> list[str]:
-        """Names of goals whose values cannot be trusted, since the classifier that gave them is too weak."""
-        return [verdict.goal.name for verdict in check_goals(self.values) if verdict.undecided]
+        """Names of goals whose values cannot be trusted, since the classifier that gave them is too weak, or that lie within an
+        error of their limit."""
+        names = [verdict.goal.name for verdict in check_goals(self.values) if verdict.undecided]
+        return names + [_name(line) for line in self.unseen if line.verdict == "undecided"]
 
     @property
     def unmeasured(self) -> list[str]:
@@ -48,5 +54,10 @@ class Proof:
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
         compared = {"noise": self.noise, "ablation": self.ablation, "notes": self.notes}
+        compared["unseen"] = [line.as_dict() for line in self.unseen]
         goals = {"missed": self.missed, "undecided": self.undecided, "unmeasured": self.unmeasured}
         return {**with_old_names(self.values, OLD_NAMES), **compared, **goals}
+
+
+def _name(line: Finding) -> str:
+    return f"{line.section}: {line.measure} ({line.condition})"

@@ -5,6 +5,7 @@ from rich.table import Table
 
 from adgen.evaluation.proof.goals import CLASSIFIER_LEAST, GoalCheck, check_goals
 from adgen.evaluation.proof.result import Proof
+from adgen.evaluation.proof.unseen import print_findings
 
 
 def print_proof(console: Console, proof: Proof) -> None:
@@ -18,6 +19,8 @@ def print_proof(console: Console, proof: Proof) -> None:
         section = verdict.goal.section
         table.add_row(name, verdict.goal.name, verdict.goal.meaning, _text(verdict.value), verdict.goal.text, _mark(verdict))
     console.print(table)
+    if proof.unseen:
+        print_findings(console, proof.unseen)
     for heading, rows in (("clicks in random other styles", proof.noise), ("ablation", proof.ablation)):
         if rows:
             columns = list(dict.fromkeys(name for row in rows for name in row))

@@ -74,7 +74,7 @@ def make_all(settings: ProofSettings, pairs: ProofPairs, scratch: Path, progress
         OWN: Condition(maker.rows),
         NONE: Condition(with_histories(maker.rows, [()] * len(users))),
         OTHER_USER: Condition(shown([pairs.other_users[user] for user in users])),
-        HIDDEN: Condition(maker.rows, shows_product=False),
+        HIDDEN: Condition(maker.rows, "product hidden"),
     }
     for share in pairs.noise:
         conditions[noisy(share)] = Condition(shown([controlled_user(user, share) for user in users]))

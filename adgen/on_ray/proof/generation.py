@@ -4,6 +4,7 @@ A condition is what a pair is shown: its user's drawn clicks, nobody's, another 
 conditions of a pair share its seed, so nothing else differs between two pictures.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class Condition:
     """What pairs are shown: planned rows, each with the drawn clicks of its prompt."""
 
     rows: Sequence[Row]
-    shows_product: bool = True
+    stage: Literal["whole", "product hidden", "title"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,11 @@ class Creative:
     """What the engine made of a pair under a condition."""
 
     title: str
-    picture: np.ndarray
-    """(S, S, 3) uint8, not pasted."""
+    picture: np.ndarray | None
+    """(S, S, 3) uint8, not pasted; None of a title alone."""
+    first_title: str | None = None
+    """Of a title alone: as it was drawn first, before gates and attempts."""
+    is_template: bool = False
 
 
 @dataclass
@@ -82,7 +86,7 @@ class Maker:
         """A creative of each row of each condition, in one go: engines start once. InputError where a product cannot be
         shown to the model."""
         shards = [
-            {"index": index, "condition": name, "shows_product": condition.shows_product, "shard": pack(list(part), {})}
+            {"index": index, "condition": name, "stage": condition.stage, "shard": pack(list(part), {})}
             for name, condition in conditions.items()
             for index, part in enumerate(_parts(condition.rows))
         ]
@@ -143,16 +147,20 @@ class MakeShard:
         if context.settings.device == "cpu":
             torch.set_num_threads(1)  # as many engines as cores: together they are quicker than one with all threads
         self.look_up = LookUp(context, catalog)
-        self.generate = Generate(context)
         self.context = context
+        self.stages: dict[str, Generate] = {"whole": Generate(context)}
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """One shard."""
         pairs, _ = unpack(row["shard"])
         pictures = self.look_up.look_up(pairs)
-        stage = self.generate if row["shows_product"] else HiddenProduct(self.context, self.generate.engine)
-        return stage(row | {"shard": pack(pairs, pictures)})
+        return self._stage(row["stage"])(row | {"shard": pack(pairs, pictures)})
+
+    def _stage(self, name: str) -> Generate:
+        if name not in self.stages:
+            self.stages[name] = OTHER_STAGES[name](self.context, self.stages["whole"].engine)
+        return self.stages[name]
 
 
 class HiddenProduct(Generate):
@@ -160,6 +168,25 @@ class HiddenProduct(Generate):
 
     def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
         return {pair["product_id"]: None for pair in pairs}
+
+
+class WriteTitles(HiddenProduct):
+    """Titles alone, with what was drawn first."""
+
+    @as_row_error
+    def __call__(self, row: Row) -> Row:
+        """Adds a title to each pair."""
+        started = time.perf_counter()
+        pairs, pictures = unpack(row["shard"])
+        wanted = [pair for pair in pairs if pair["reason"] is None]
+        requests = self._requests(wanted, self._conditions(wanted, pictures), pictures)
+        for pair, result in zip(wanted, self.engine.titles(requests), strict=True):
+            source = "template" if result.is_template else "model"
+            pair |= {"title": result.title, "detail": result.first, "title_source": source}
+        return row | {"shard": pack(pairs, pictures), "engine_seconds": time.perf_counter() - started}
+
+
+OTHER_STAGES: dict[str, type[Generate]] = {"product hidden": HiddenProduct, "title": WriteTitles}
 
 
 def _dataset(context: Context, catalog: Catalog, shards: list[Row]) -> ray.data.Dataset:
@@ -181,7 +208,9 @@ def _dataset(context: Context, catalog: Catalog, shards: list[Row]) -> ray.data.
 def _creative(pair: Row) -> Creative:
     if pair["reason"] is not None:
         raise InputError(f"product {pair['product_id']}: {pair['reason']}: {pair['detail']}")
-    return Creative(pair["title"] or "", np.asarray(read_picture(pair["picture"])))
+    picture = None if pair["picture"] is None else np.asarray(read_picture(pair["picture"]))
+    first = pair["detail"] if picture is None else None
+    return Creative(pair["title"] or "", picture, first, pair["title_source"] == "template")
 
 
 def _parts(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -18,6 +18,7 @@ from adgen.on_ray.proof.pairs import choose_pairs, draw_held_out_shop
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.proof.sheet import write_sheet
 from adgen.on_ray.proof.style_classifier import train_classifier
+from adgen.on_ray.proof.unseen import prove_unseen
 from adgen.progress import Progress
 from adgen.shipped import shipped_encoder, shipped_model
 from adgen.shop.synthetic.controlled_histories import stray_clicks
@@ -46,6 +47,9 @@ def prove(settings: ProofSettings, progress: Progress) -> Proof:
             proof.ablation.append(comparison(name, settings, pairs, others, classifier))
         if settings.sheet is not None:
             write_sheet(settings.sheet, pairs, made)
+        proof.unseen = prove_unseen(settings, scratch, progress)
+    if "photographs" in settings.unseen and settings.photographs is None:
+        proof.notes.append("no photographs: name a folder of them with --photographs")
     proof.values |= {"seed": settings.seed, "model_digest": made.maker.context.model_digest}
     proof.values |= {"engine_seconds": round(made.maker.seconds, 1), "seconds": round(time.time() - started, 1)}
     return proof

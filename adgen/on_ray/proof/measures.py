@@ -87,7 +87,7 @@ def classifier_values(pairs: ProofPairs, classifier: StyleNamer, model: Path) ->
     return {
         "classifier_accuracy_on_real": accuracy(pictures),
         "classifier_accuracy_on_reconstructed": accuracy(reconstructed(pictures, model)),
-        "num_real_pictures": len(pictures),
+        "numreal_pictures": len(pictures),
     }
 
 
@@ -118,7 +118,7 @@ def title_values(pairs: ProofPairs, made: Made) -> Values:
     """Scores of the titles that the own history gave."""
     references = _references(pairs)
     titles = [references[row["user_id"], row["product_id"]].titles for row in made.rows]
-    brands = _product_columns(pairs)
+    brands = product_columns(pairs)
     products = [
         ProductTexts(row["product_title"], tuple(row["selling_points"] or ()), *brands[row["product_id"]]) for row in made.rows
     ]
@@ -148,11 +148,11 @@ def pbs_values(pairs: ProofPairs, made: Made, encoder: PBSEncoder) -> tuple[Valu
     if NONE in made.creatives:
         values["pbs_margin_without_history"] = pbs_measures(features(made.pasted(NONE)), near, far)["pbs_margin"]
     if pairs.truth is not None:
-        values["pbs_margin_of_real"] = pbs_measures(features(_real_pictures(pairs, made.rows)), near, far)["pbs_margin"]
+        values["pbs_margin_of_real"] = pbs_measures(features(real_pictures(pairs, made.rows)), near, far)["pbs_margin"]
     return values, len(made.rows) - len(whole)
 
 
-def _real_pictures(pairs: ProofPairs, rows: Sequence[Row]) -> list[Image.Image]:
+def real_pictures(pairs: ProofPairs, rows: Sequence[Row]) -> list[Image.Image]:
     """For each pair a real picture of some other product in a style that its user likes: what a perfect model
     would show."""
     images = {}
@@ -177,7 +177,7 @@ def _references(pairs: ProofPairs) -> dict[tuple[str, str], Reference]:
     return {(each.user, each.product): each for each in pairs.references}
 
 
-def _product_columns(pairs: ProofPairs) -> dict[str, tuple[str | None, str | None]]:
+def product_columns(pairs: ProofPairs) -> dict[str, tuple[str | None, str | None]]:
     """(brand, locale) of every product."""
     found: dict[str, tuple[str | None, str | None]] = {}
     for batch in pairs.inputs["products"].batches(["product_id", "brand", "locale"]):

@@ -52,14 +52,14 @@ class ProofPairs:
     """What was left out, and why."""
 
 
-def draw_held_out_shop(folder: Path, seed: int, pairs: int, side: int, workers: int) -> str:
-    """A shop of the evaluation split, one pair and reference a user, unless it lies there; its folder. SettingsError:
-    another shop lies there."""
+def draw_held_out_shop(folder: Path, seed: int, pairs: int, side: int, workers: int, **others: Any) -> str:
+    """A shop of the evaluation split, one pair and reference a user, unless it lies there; its folder. others: as `synthesize`
+    takes them. SettingsError: another shop lies there."""
     counts = {"num_users": pairs, "num_products": max(LEAST_PRODUCTS, pairs), "num_pairs": pairs, "num_references": pairs}
     if (folder / "references.parquet").exists():
         _check_same(folder, {"seed": seed, "split": "eval", "side": side} | counts)
         return str(folder)
-    synthesize(folder, **counts, seed=seed, split="eval", picture_side=side, workers=workers)
+    synthesize(folder, **counts, seed=seed, split="eval", picture_side=side, workers=workers, **others)
     return str(folder)
 
 
@@ -97,6 +97,19 @@ def choose_pairs(uri: str, count: int, noise: tuple[float, ...], scratch: Path) 
     chosen = {"pairs": _written(pairs, scratch, "pairs"), "histories": _written(histories, scratch, "histories")}
     held = dataclasses.replace(inputs, tables={"products": inputs["products"], **chosen})
     return ProofPairs(held, references, _panel(users, truth), truth, tuple(controlled), tuple(notes))
+
+
+def with_newest_clicks(pairs: ProofPairs, newest: dict[str, tuple[str, int]], scratch: Path) -> ProofPairs:
+    """The pairs with more histories: of each new user id, so many of a user's newest clicks."""
+    if not newest:
+        return pairs
+    histories = pairs.inputs["histories"].reader().read_all()
+    clicks = dict(zip(histories["user_id"].to_pylist(), histories["clicks"].to_pylist(), strict=True))
+    rows = [{"user_id": new, "clicks": (clicks[user] or [])[-count:] if count else []} for new, (user, count) in newest.items()]
+    more = pa.Table.from_pylist(rows, _nullable(HISTORIES)).cast(histories.schema)
+    table = _written(pa.concat_tables([histories, more]), scratch, "more-histories")
+    held = dataclasses.replace(pairs.inputs, tables={**pairs.inputs.tables, "histories": table})
+    return dataclasses.replace(pairs, inputs=held)
 
 
 def controlled_user(user: str, share: float) -> str:

@@ -30,6 +30,15 @@ class ProofSettings(Settings):
     inputs: Annotated[str | None, PLACE] = None
     """Measure on these tables (products, histories, references) instead of a shop that is drawn. Where no styles.parquet
     lies in their folder, nothing is known of the users' styles, and what needs it is left out."""
+    unseen: tuple[Literal["drawn", "open words", "photographs"], ...] = ("drawn", "open words", "photographs")
+    """Sections on ground that no training showed: drawn styles and words kept out of it, with 0 to 20 clicks and with strays;
+    any words; photographs. Empty: the ten styles alone."""
+    titles: int = Field(default=1000, gt=1)
+    """Titles of each unseen section's conditions, drawn without pictures."""
+    pictures: int = Field(default=200, gt=1)
+    """Pictures of the same."""
+    photographs: Path | None = None
+    """A folder of photographs (backgrounds/CLASS/*.jpg, cutouts/*.png, products.json), of which the split eval is shown."""
     ablation: Path | None = None
     """Folder of models to compare on the same pairs, as NAME/model; each adds a row."""
     noise: tuple[float, ...] = (0.1, 0.3, 0.5)
