@@ -21,6 +21,9 @@ from adgen.shop.synthetic.synth import synthesize
 
 # Workers side by side, each with as many threads as cores, would wait for each other. Read when torch is loaded.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Workers of Ray, Serve and jobs unpickle classes of tests/support.
+HERE = Path(__file__).parent
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH"))))
 # Ray's workers are nice to all others (15), so that beside other tests they would stand still.
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Its log monitors look for new files all the time: a core's tenth of each Ray.

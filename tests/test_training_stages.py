@@ -365,8 +365,11 @@ def test_a_workers_state_has_the_bytes_of_the_formula():
     assert weights + gradients + moments == pytest.approx(expected, rel=0.1)
 
 
-def test_activations_have_the_bytes_of_the_formula():
-    """Of a wide model with checkpointing in bf16: what the whole forward pass saves, and one layer's inside."""
+def test_activations_have_the_bytes_of_the_formula(monkeypatch):
+    """Of a wide model with checkpointing in bf16: what the whole forward pass saves, and one layer's inside, with the fused
+    attention of GPUs."""
+    fused = lambda q, k, v, visible: F.scaled_dot_product_attention(q, k, v, attn_mask=visible)  # noqa: E731
+    monkeypatch.setattr("adgen.model.decoder._unfused_attention", fused)
     sizes = {"hidden_size": 512, "intermediate_size": 1376, "num_layers": 6, "num_heads": 8, "num_key_value_heads": 8}
     small = small_config()
     config = small.model_copy(update={"decoder": small.decoder.model_copy(update=sizes)})

@@ -15,7 +15,7 @@ from adgen.on_ray.cluster_settings import ClusterSettings
 class ProofSettings(Settings):
     """What is measured, on which shop, with which model."""
 
-    ADDED = frozenset({"allow_untrained"})
+    ADDED = frozenset({"allow_untrained", "unseen", "titles", "pictures", "photographs"})
 
     model: Path | None = None
     """Model directory; default the model that ships with the package."""

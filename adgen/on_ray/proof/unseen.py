@@ -37,7 +37,7 @@ from adgen.on_ray.rows import Row
 from adgen.progress import Progress
 from adgen.shop.synthetic.styles import style_set
 
-OWN, OTHER_USER, ONE_CLICK = "own clicks", "another user's clicks", "1 click"
+OWN, OTHER_USER = "own clicks", "another user's clicks"
 PBS_APART = Goal(0.42)
 """Two backgrounds of one product, as reported of the paper's encoder."""
 
@@ -53,6 +53,22 @@ class Ground:
     """Numbers of newest clicks that users are cut to, for sections of their own."""
     has_strays: bool = False
     has_pictures: bool = True
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Whose clicks the users of a section are shown."""
+
+    name: str
+    of: Callable[[str], str]
+    """User -> whose."""
+    num_clicks: int | None = None
+    """Where users are cut to so many."""
+
+    @property
+    def is_painted(self) -> bool:
+        """Of the cut histories only those of one click are: what a picture follows is asked where there is least to follow."""
+        return self.num_clicks in (None, 1)
 
 
 GROUNDS = {
@@ -99,69 +115,68 @@ class _Section:
 
     def findings(self) -> list[Finding]:
         """Of titles, then of pictures."""
-        shown = {name: self._shown(users) for name, users in self._histories()}
-        titles = {f"titles {name}": Condition(rows, "title") for name, rows in shown.items()}
-        pictures = {
-            name: Condition(rows[: len(self.painted_rows)])
-            for name, rows in shown.items()
-            if self.painted_rows and (not name.endswith(("click", "clicks")) or name in (OWN, OTHER_USER, ONE_CLICK))
-        }
+        conditions = list(self._conditions())
+        rows = {shown.name: self._rows(shown) for shown in conditions}
+        num = len(self.painted_rows)
+        titles = {f"titles, {name}": Condition(some, "title") for name, some in rows.items()}
+        pictures = {each.name: Condition(rows[each.name][:num]) for each in conditions if num and each.is_painted}
         self.progress.phase(f"{self.name}: generate", sum(len(each.rows) for each in (*titles.values(), *pictures.values())))
         made = self.maker.make(titles | pictures, self.progress)
-        found = [line for name in shown for line in self._of_titles(name, made[f"titles {name}"], made[f"titles {OWN}"])]
-        if pictures:
-            found += self._of_pictures({name: made[name] for name in pictures}, shown)
-        return found
+        values = {shown.name: self._title_values(made[f"titles, {shown.name}"]) for shown in conditions}
+        found = [line for shown in conditions for line in self._of_titles(shown, values)]
+        painted = {shown: made[shown.name] for shown in conditions if shown.name in pictures}
+        return found + (self._of_pictures(painted, rows) if painted else [])
 
-    def _histories(self) -> Iterator[tuple[str, Callable[[str], str]]]:
-        """(condition, whose clicks a user is shown)."""
-        yield OWN, lambda user: user
-        yield OTHER_USER, lambda user: self.pairs.other_users[user]
+    def _conditions(self) -> Iterator[Shown]:
+        yield Shown(OWN, lambda user: user)
+        yield Shown(OTHER_USER, lambda user: self.pairs.other_users[user])
         for count in self.ground.clicks:
-            yield _clicks(count), lambda user, count=count: _cut_user(user, count)
+            yield Shown("1 click" if count == 1 else f"{count} clicks", lambda user, count=count: _cut_user(user, count), count)
         for share in self.pairs.noise:
-            yield noisy(share), lambda user, share=share: controlled_user(user, share)
+            yield Shown(noisy(share), lambda user, share=share: controlled_user(user, share))
 
-    def _shown(self, of: Callable[[str], str]) -> list[Row]:
+    def _rows(self, shown: Shown) -> list[Row]:
         rows = self.maker.rows
-        return with_histories(rows, self.maker.draws(rows, self.pairs.inputs, [of(row["user_id"]) for row in rows]))
+        return with_histories(rows, self.maker.draws(rows, self.pairs.inputs, [shown.of(row["user_id"]) for row in rows]))
 
-    def _of_titles(self, condition: str, made: list[Creative], own: list[Creative]) -> list[Finding]:
+    def _of_titles(self, shown: Shown, values: dict[str, dict[str, list[float]]]) -> list[Finding]:
         goals = dict(TITLE_GOALS)
-        values = self._title_values(made)
-        if condition.endswith(("click", "clicks")) and condition not in (OWN, OTHER_USER):
-            goals["allowed_words"] = Goal(round(mean_of(self._title_values(own)["allowed_words"])[0] - FEW_CLICKS_LESS, 4))
-        return title_findings(self.name, condition, values, goals)
+        if shown.num_clicks is not None:
+            goals["allowed_words"] = Goal(round(mean_of(values[OWN]["allowed_words"])[0] - FEW_CLICKS_LESS, 4))
+        return title_findings(self.name, shown.name, values[shown.name], goals)
 
     def _title_values(self, made: list[Creative]) -> dict[str, list[float]]:
         columns = ([each.title for each in made], [each.first_title or "" for each in made], [each.is_template for each in made])
         return title_values(*columns, self.texts)
 
-    def _of_pictures(self, made: dict[str, list[Creative]], shown: dict[str, list[Row]]) -> list[Finding]:
+    def _of_pictures(self, made: dict[Shown, list[Creative]], rows: dict[str, list[Row]]) -> list[Finding]:
         real, judges = real_pictures(self.pairs, self.painted_rows), self._judges()
+        # What a real picture reaches is the judge's matter, and asked of the users' own styles whatever is shown.
+        real_hits = {name: style_hits(judge.styles(real), self._liked()) for name, judge in judges.items()}
         found = []
-        for condition, creatives in made.items():
+        for shown, creatives in made.items():
             pictures = [Image.fromarray(each.picture) for each in creatives]
-            wanted, goal = self._wanted(condition, shown[condition][: len(pictures)])
-            # What a real picture reaches is the judge's matter, and asked of the users' own styles whatever the condition.
+            wanted, goal = self._wanted(shown, rows[shown.name])
             for name, judge in judges.items():
-                hits, of_real = style_hits(judge.styles(pictures), wanted), style_hits(judge.styles(real), self._liked())
-                found += style_findings(self.name, condition, name, hits, of_real, goal)
+                hits = style_hits(judge.styles(pictures), wanted)
+                found += style_findings(self.name, shown.name, name, hits, real_hits[name], goal)
         if self.settings.encoder is not None:
-            found += self._of_pbs(made[OWN], real, load_pbs(self.settings.encoder))
+            own = next(creatives for shown, creatives in made.items() if shown.name == OWN)
+            found += self._of_pbs(own, real, load_pbs(self.settings.encoder))
         return found
 
     def _liked(self) -> list[tuple[str, ...]]:
         return [self.pairs.truth.favourites[row["user_id"]] for row in self.painted_rows]
 
-    def _wanted(self, condition: str, rows: list[Row]) -> tuple[list[tuple[str, ...]], Goal | None]:
+    def _wanted(self, shown: Shown, rows: list[Row]) -> tuple[list[tuple[str, ...]], Goal | None]:
         """The styles that each picture may have: its user's, whoever's clicks were shown, or the one click's own."""
         truth = self.pairs.truth
-        if condition == OTHER_USER:
-            return [truth.favourites[self.pairs.other_users[row["user_id"]]] for row in rows], None
-        if condition == ONE_CLICK:
-            return [tuple(truth.styles[click] for click in row["history_ids"]) for row in rows], STYLE_OF_ONE_CLICK
-        return self._liked(), STYLE if condition == OWN else None
+        if shown.name == OTHER_USER:
+            return [truth.favourites[self.pairs.other_users[row["user_id"]]] for row in self.painted_rows], None
+        if shown.num_clicks == 1:
+            clicked = [row["history_ids"] for row in rows[: len(self.painted_rows)]]
+            return [tuple(truth.styles[click] for click in clicks) for clicks in clicked], STYLE_OF_ONE_CLICK
+        return self._liked(), STYLE if shown.name == OWN else None
 
     def _judges(self) -> dict[str, StyleJudge]:
         side = min(64, ModelDirectory(self.settings.model).config.image.image_size)
@@ -198,10 +213,6 @@ class _Section:
         for batch in self.pairs.inputs["products"].batches(["product_id", "image"]):
             found |= dict(zip(batch["product_id"].to_pylist(), batch["image"].to_pylist(), strict=True))
         return found
-
-
-def _clicks(count: int) -> str:
-    return ONE_CLICK if count == 1 else f"{count} clicks"
 
 
 def _cut_user(user: str, count: int) -> str:

@@ -57,6 +57,8 @@ class ShopSettings(Settings):
 class Recipe(Settings):
     """A model's recorded recipe; `stages` are done in this order."""
 
+    ADDED = frozenset({"titles"})
+
     out: str = "runs/tiny"
     """Folder of the shop and of a run for each stage."""
     model: str = "tiny"
