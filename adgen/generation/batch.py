@@ -85,12 +85,8 @@ class BatchRunner:
     @torch.inference_mode()
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """A result for each of B requests. ModelError, before any layer runs: a request that this model cannot take."""
-        device, measure = self._model.device, self._timings.measure
-        with measure("prefill", device):
-            rows, hidden, shown = self._read(requests)
-        with measure("title", device):
-            titles = self._write_titles(rows, hidden)
-        with measure("prefill", device):
+        rows, titles, shown = self._titled(requests)
+        with self._timings.measure("prefill", self._model.device):
             hidden, prompt_tokens = self._read_back(rows, titles)
         codes, pictures, painted = self._paint(rows, torch.cat((hidden, self._negative_end.expand_as(hidden))), shown)
         self._timings.rows += len(rows.requests)
@@ -103,11 +99,7 @@ class BatchRunner:
     @torch.inference_mode()
     def titles(self, requests: Sequence[Request]) -> list[TitleResult]:
         """The title that `run` would give each of B requests. ModelError as there."""
-        device, measure = self._model.device, self._timings.measure
-        with measure("prefill", device):
-            rows, hidden, _ = self._read(requests)
-        with measure("title", device):
-            titles = self._write_titles(rows, hidden)
+        _, titles, _ = self._titled(requests)
         self._timings.rows += len(requests)
         made = zip(titles.firsts, titles.texts, titles.are_templates, strict=True)
         return [TitleResult(first or "", text or "", is_template) for first, text, is_template in made]
@@ -121,6 +113,14 @@ class BatchRunner:
         self.slots.start(list(range(self.slots.num_slots)))
         hidden = self._negative_end.expand(2 * self.slots.num_slots, -1)
         return painter.paint(hidden, False, min(num_steps, self.slots.num_tokens)).clone()
+
+    def _titled(self, requests: Sequence[Request]) -> tuple[_Rows, "_Titles", bool]:
+        """Rows, their titles, and whether any product is shown."""
+        device, measure = self._model.device, self._timings.measure
+        with measure("prefill", device):
+            rows, hidden, shown = self._read(requests)
+        with measure("title", device):
+            return rows, self._write_titles(rows, hidden), shown
 
     def _read(self, requests: Sequence[Request]) -> tuple[_Rows, Tensor, bool]:
         """Prompts into the cache; hidden states (B, D) at their ends, and whether any product is shown."""

@@ -182,7 +182,7 @@ class WriteTitles(HiddenProduct):
         requests = self._requests(wanted, self._conditions(wanted, pictures), pictures)
         for pair, result in zip(wanted, self.engine.titles(requests), strict=True):
             source = "template" if result.is_template else "model"
-            pair |= {"title": result.title, "detail": result.first, "title_source": source}
+            pair |= {"title": result.title, "first_title": result.first, "title_source": source}
         return row | {"shard": pack(pairs, pictures), "engine_seconds": time.perf_counter() - started}
 
 
@@ -209,8 +209,7 @@ def _creative(pair: Row) -> Creative:
     if pair["reason"] is not None:
         raise InputError(f"product {pair['product_id']}: {pair['reason']}: {pair['detail']}")
     picture = None if pair["picture"] is None else np.asarray(read_picture(pair["picture"]))
-    first = pair["detail"] if picture is None else None
-    return Creative(pair["title"] or "", picture, first, pair["title_source"] == "template")
+    return Creative(pair["title"] or "", picture, pair.get("first_title"), pair["title_source"] == "template")
 
 
 def _parts(rows: Sequence[Row]) -> list[Sequence[Row]]:

@@ -66,7 +66,7 @@ class Recipe(Settings):
     shop: ShopSettings = ShopSettings()
     tokenizer: PretrainSettings = PretrainSettings(stage="tokenizer")
     titles: PretrainSettings | None = None
-    """Stage general before its time, with losses.image = 0: a model learns to copy words some times faster without pictures."""
+    """A run of stage general on titles alone (losses.image = 0), before that with pictures: words are learned faster so."""
     general: PretrainSettings = PretrainSettings(stage="general")
     personal: PretrainSettings = PretrainSettings(stage="personal")
     pbs: PretrainSettings = PretrainSettings(stage="pbs")
