@@ -12,11 +12,20 @@ from adgen.generation.starter import write_starter_model
 from adgen.model.checkpoint import load
 from adgen.model.pbs import load_pbs
 from adgen.on_ray.training.recipe import Recipe, ShopSettings, draw_shop, ship
+from adgen.on_ray.training.settings import PretrainSettings
 from adgen.training.settings import TrainingSettings
 from adgen.training.stages import make_task
 
 ROOT = Path(__file__).parents[1]
 SAME = 2e-4  # relative: what fp32 sums in another order come to after 20 steps
+
+
+def test_titles_are_learned_alone_and_products_seen_first_afterwards():
+    assert [run.out for run in Recipe().runs()] == [f"runs/tiny/{name}" for name in ("tokenizer", "general", "personal", "pbs")]
+    with_titles = Recipe(titles=PretrainSettings(stage="general", steps=7))
+    _, titles, general, *_ = with_titles.runs()
+    assert (titles.stage, titles.steps, titles.losses.image, titles.out) == ("general", 7, 0, "runs/tiny/titles")
+    assert (general.model, general.dinov2) == ("runs/tiny/titles/model", "random")
 
 
 def test_the_recipe_chains_its_stages(tmp_path):

@@ -28,6 +28,7 @@ from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
 from adgen.shop.synthetic.styles import style_set
 from adgen.shop.synthetic.synth import synthesize
+from adgen.training.settings import UNTRAINED
 
 
 class ShopSettings(Settings):
@@ -81,7 +82,11 @@ class Recipe(Settings):
             if own is None:
                 continue
             stage, out = "general" if name == "titles" else name, f"{self.out}/{name}"
-            places = {"stage": stage, "inputs": f"{self.out}/shop", "out": out, "cache": f"{self.out}/examples"}
+            places: dict[str, Any] = {"stage": stage, "inputs": f"{self.out}/shop", "out": out, "cache": f"{self.out}/examples"}
+            if name == "titles":
+                places["losses"] = own.losses.model_copy(update={"image": 0.0})
+            elif name == "general" and self.titles is not None:
+                places["dinov2"] = own.dinov2 or UNTRAINED  # the decoder is trained, and no product was seen yet
             yield own.model_copy(update=places | {"model": "" if stage == "pbs" else model})
             model = f"{out}/{MODEL}"
 
