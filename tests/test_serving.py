@@ -90,6 +90,7 @@ def engine(service) -> Iterator[Engine]:
     found.hold()
     yield found
     found.release()
+    until(lambda: accepted() == 0, 600)  # what a failed test left goes into no other one
 
 
 def accepted() -> int:
@@ -268,9 +269,9 @@ def test_the_same_request_in_flight_is_made_once_and_who_hangs_up_does_not_end_i
 
 
 def test_more_than_can_wait_is_told_when_to_come_again(service, engine):
-    with ThreadPoolExecutor(20) as pool:
-        answers = [pool.submit(post, service, request_of(service, service.rows[0], seed=300 + number)) for number in range(20)]
-        until(lambda: sum(each.done() for each in answers) >= 20 - 8 - 4)  # two batches are taken, four wait
+    with ThreadPoolExecutor(24) as pool:
+        answers = [pool.submit(post, service, request_of(service, service.rows[0], seed=300 + number)) for number in range(24)]
+        until(lambda: sum(each.done() for each in answers) >= 8)  # two batches are taken, four wait, and Serve may count a few late
         assert get(service, "/healthz/ready").status_code == 200  # busy is not broken
         engine.release()
         answers = [each.result() for each in answers]
@@ -278,7 +279,7 @@ def test_more_than_can_wait_is_told_when_to_come_again(service, engine):
     assert {(answer.status_code, answer.headers.get("Retry-After"), answer.json()["error"]["code"]) for answer in refused} == {
         (429, "7", "busy")
     }
-    assert 8 <= len(refused) < 20
+    assert 8 <= len(refused) < 24
     assert {answer.status_code for answer in answers} == {200, 429}
 
 
