@@ -29,7 +29,7 @@ from adgen.records import FAILED, MANIFEST, OK, REJECTED, bound_key, with_public
 
 ROWS_PER_FILE = 1_000_000
 ROWS_IN_MEMORY = 65_536
-_ROWS_PER_GROUP = 8_192  # of a Parquet file: what a reader of one user fetches, some MB
+_ROWS_PER_GROUP = 2_048  # of a Parquet file: what a reader of one user fetches and decodes, half a MB
 _SAMPLES_PER_RANGE = 64
 _PARTS_IN_FLIGHT = 16
 _MOST_CHUNKS = 256

@@ -42,6 +42,8 @@ class Selection:
 
     columns: tuple[str, ...]
     filters: tuple[tuple[Filter, ...], ...] = ()
+    with_neighbours: bool = False
+    """All rows of the row groups that may hold what the filters keep: a reader that comes again finds more in them."""
 
     @classmethod
     def of(cls, columns: Collection[str] | None, where: Where | None) -> "Selection":
@@ -173,7 +175,9 @@ class _Part:
 
     def tables(self, selection: Selection) -> Iterator[pa.Table]:
         for group in self._groups(selection):
-            if selection.filters:
+            if selection.with_neighbours:
+                yield self._read(group, selection.columns)
+            elif selection.filters:
                 yield from self._found(group, selection)
             else:
                 self._load(group, selection.columns)

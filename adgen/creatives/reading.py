@@ -1,7 +1,7 @@
 """What a consumer reads: pointer, run.json, manifest files, objects. Each step names the next; nothing is listed."""
 
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import EllipsisType
@@ -17,7 +17,7 @@ from adgen.creatives.references import Reference, inspect
 from adgen.creatives.secrets import pair_of, user_key_of
 from adgen.creatives.storage import Storage
 from adgen.errors import ConsumerError, StoreError
-from adgen.records import MANIFEST_SCHEMA_VERSION, OK
+from adgen.records import MANIFEST, MANIFEST_SCHEMA_VERSION, OK
 
 _MOST_DOCUMENT_BYTES = 2**26
 _TRIES = 3
@@ -61,6 +61,11 @@ class ManifestReader:
         for table in self.tables(columns, where):
             for batch in table.to_batches(max_chunksize=1024):
                 yield from batch.to_pylist()
+
+    def around(self, user_key: str, columns: Collection[str]) -> pa.Table:
+        """All rows of the row groups that may hold a user, ordered by user_key: its own, and those of the users beside it."""
+        selection = replace(Selection.of(columns, [("user_key", "==", user_key)]), with_neighbours=True)
+        return pa.concat_tables([MANIFEST.empty_table().select(selection.columns), *self._parts.tables(selection)])
 
     def find(self, pair_id: str) -> list[Row]:
         """The rows of one pair, by variant. Reads the column pair_id up to where it is found; `creative` needs less."""
