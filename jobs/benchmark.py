@@ -79,7 +79,7 @@ def options(settings: Annotated[OptionsBenchmarkSettings, arg(name="")], output:
 
 @commands.add
 def gpu(settings: Annotated[GpuBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
-    """All that an hour on a GPU should answer: tests/gpu, kernels, bandwidth, memory planner, engine against others, training."""
+    """All that an hour on a GPU should answer: tests/gpu, kernels, bandwidth, slots, engine against others, training."""
     from adgen.generation.benchmark.measure import available_device
     from adgen.on_ray.benchmark.gpu import measurements, run
 

@@ -28,7 +28,7 @@ QUICK = EngineBenchmarkSettings(
     size=("tiny",), batch=(2,), prompt_tokens=(200,), pairs=2, baseline_steps=2, title_tokens=2, layers=2,
     against=("hf", "published"),
 )  # fmt: skip
-PROMISED = (  # by issue 4
+PROMISED = (  # what two machines, or a machine's forecast, are compared by
     "pictures_per_second", "ms_per_step", "roofline_ms_per_step", "share_of_roofline", "peak_bytes", "ratio_hf", "ratio_published",
     "device", "dtype", "batch", "prompt_tokens",
 )  # fmt: skip

@@ -59,7 +59,7 @@ POD_FIELDS = {
 }  # fmt: skip
 CONTAINER_FIELDS = {"env", "image", "name", "ports", "resources", "securityContext", "volumeMounts"}
 
-# The flags of jobs/refresh.py that issue 3 names, and the two settings that say where the keys are (docs/design.md 3.1).
+# What the cluster's commands may set, the files of the two keys among it (docs/design.md 3.1): what is not here is a slip.
 FLAGS = {
     "jobs/refresh.py": {
         "--inputs", "--store", "--campaign", "--model", "--limit", "--pairs-per-shard", "--dry-run", "--publish-partial",

@@ -8,8 +8,9 @@ from PIL import Image, ImageFont
 
 from adgen.config import FinishSettings
 from adgen.errors import SettingsError
+from adgen.finishing.channels import label_for
 from adgen.finishing.encode import encode
-from adgen.finishing.marking import draw_label, label_for, read_marking, xmp_packet
+from adgen.finishing.marking import draw_label, read_marking, xmp_packet
 
 PICTURE = Image.fromarray(np.random.default_rng(4).integers(0, 256, (200, 300, 3), dtype=np.uint8))
 

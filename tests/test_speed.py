@@ -11,9 +11,9 @@ from support.models import save_small_model, small_config, small_model, small_pr
 from adgen.generation.benchmark.machine import Machine
 from adgen.generation.benchmark.roofline import Workload, roofline
 from adgen.generation.engine_settings import CPU_SLOTS, EngineSettings
-from adgen.generation.memory_plan import plan_num_slots, row_capacity
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SamplingChoice
+from adgen.generation.slots_per_device import plan_num_slots, row_capacity
 from adgen.generation.timings import PhaseTimings
 from adgen.on_ray.refresh import slot_plan
 from adgen.on_ray.refresh import speed as speed_module

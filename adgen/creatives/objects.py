@@ -1,4 +1,7 @@
-"""Pictures in the store: named by their content, written once, shared by all runs and campaigns."""
+"""What writes a creative's picture to the store, as an object named by its content: written once, shared by all runs and campaigns.
+
+The bytes come from adgen/finishing/encode.py; the caller is adgen/on_ray/refresh/commit.py.
+"""
 
 import hashlib
 import time

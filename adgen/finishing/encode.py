@@ -1,4 +1,5 @@
-"""A creative's bytes: pictures as files. The same pixels, settings and library versions give the same bytes.
+"""From pixels to the bytes of a picture file, in memory. Nothing is written here: adgen/creatives/objects.py puts the bytes into
+the store. The same pixels, settings and library versions give the same bytes.
 
 A new output format is an entry in `PictureFormat` (adgen/config.py), in both tables here, and a branch of `_options`.
 """

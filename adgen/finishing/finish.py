@@ -10,9 +10,10 @@ from PIL import Image
 from adgen.config import FinishSettings
 from adgen.cutouts import cut_out
 from adgen.errors import PairError
+from adgen.finishing.channels import label_for
 from adgen.finishing.encode import Encoded, encode
 from adgen.finishing.gates import Draft, Verdict, judge
-from adgen.finishing.marking import draw_label, label_for, xmp_packet
+from adgen.finishing.marking import draw_label, xmp_packet
 from adgen.finishing.paste import Composite, compose
 from adgen.finishing.titles import clean_title
 from adgen.images import read_picture

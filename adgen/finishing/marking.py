@@ -1,4 +1,5 @@
-"""Marking a picture as made with AI: for machines in its XMP, for people as a label where a channel asks for one.
+"""Marking a picture as made with AI: for machines in its XMP, for people as a label where a channel asks for one
+(adgen/finishing/channels.py).
 
 IPTC's word for these creatives is compositeWithTrainedAlgorithmicMedia: a real product photograph set into a generated
 background, so a composite of which one element comes from a trained model. `trainedAlgorithmicMedia` says that all of
@@ -87,12 +88,6 @@ def read_marking(picture: Image.Image) -> Marking | None:
 
 
 # -- for people ------------------------------------------------------------------------------------------------
-
-
-def label_for(channel: str | None, settings: FinishSettings) -> str | None:
-    """The visible label that pictures of this channel get, or None."""
-    labels = settings.visible_labels
-    return labels.get(channel or "", labels.get("*")) or None
 
 
 def draw_label(picture: Image.Image, label: str, font_path: str | None) -> Image.Image:

@@ -16,12 +16,12 @@ from torch import Tensor
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, Result, TitleResult, embed, embed_history, read_title, title_fits
 from adgen.generation.layers import StepLayers
-from adgen.generation.memory_plan import MAX_VQ_PICTURES
 from adgen.generation.painting import Painter
 from adgen.generation.prompt import Prompt, Prompter
 from adgen.generation.reading import check_request, continue_prompts, read_prompts, same_prompts, show_products
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
+from adgen.generation.slots_per_device import MAX_VQ_PICTURES
 from adgen.generation.timings import PhaseTimings
 from adgen.generation.titles import TitleWriter
 from adgen.model.image_tokens import to_uint8

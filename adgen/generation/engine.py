@@ -20,13 +20,13 @@ from adgen.generation.engine_settings import ENGINE_VERSION, EngineSettings, Ker
 from adgen.generation.generate import Request, Result, TitleResult
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
-from adgen.generation.memory_plan import row_capacity
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
 from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.slots_per_device import row_capacity
 from adgen.generation.style_agreement import style_agreements
 from adgen.generation.timings import PhaseTimings
 from adgen.model.config import ModelConfig

@@ -79,7 +79,7 @@ class EngineSettings(Settings):
 
     def slots_in(self, memory_bytes: int, config: "ModelConfig", capacity: int) -> int:
         """Slots for a CUDA device of so much memory."""
-        from adgen.generation.memory_plan import plan_num_slots
+        from adgen.generation.slots_per_device import plan_num_slots
 
         dtypes = self.torch_dtype("cuda"), self.torch_cache_dtype("cuda")
         return plan_num_slots(config, capacity, memory_bytes, *dtypes, self.tensor_parallel)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.memory_plan import bytes_per_slot, row_capacity, weight_bytes
 from adgen.generation.model_directory import ModelDirectory
 from adgen.generation.sampling_settings import SamplingChoice
+from adgen.generation.slots_per_device import bytes_per_slot, row_capacity, weight_bytes
 from adgen.model.checkpoint import on_meta
 from adgen.model.modules import module_of
 from adgen.model.weight_files import TensorFile, weight_files

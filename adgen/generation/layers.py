@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from adgen.generation.attention import attend
 from adgen.generation.caches import CfgBranch, RowCache
 from adgen.generation.linears import Prepare, joined
-from adgen.generation.memory_plan import MAX_PREFILL_TOKENS
+from adgen.generation.slots_per_device import MAX_PREFILL_TOKENS
 from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
 
 

@@ -1,4 +1,4 @@
-"""Device memory of the creatives of a batch: allocated once, and reused by every batch. How many there are: memory_plan.py.
+"""Device memory of the creatives of a batch: allocated once, and reused by every batch. How many there are: slots_per_device.py.
 
 Shapes: B slots, N image tokens of a picture, L additions, D hidden size.
 """

@@ -24,8 +24,8 @@ from adgen.generation.benchmark.requests import bench_prompter, bench_requests
 from adgen.generation.benchmark.sizes import random_model, size
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import EngineSettings
-from adgen.generation.memory_plan import bytes_per_slot, weight_bytes
 from adgen.generation.sampling_settings import SamplingSettings
+from adgen.generation.slots_per_device import bytes_per_slot, weight_bytes
 from adgen.generation.timings import now
 from adgen.on_ray.training.throughput import peak_flops
 from adgen.progress import Progress
@@ -134,7 +134,7 @@ def check(device: Device, name: str) -> dict[str, Any]:
 
 
 def memory(device: Device, name: str) -> dict[str, Any]:
-    """What the memory planner foresaw, and what a batch of that many slots really took."""
+    """What adgen/generation/slots_per_device.py foresaw, and what a batch of that many slots really took."""
     where, config = torch.device(device), size(name)
     settings, prompter = EngineSettings(), bench_prompter(config)
     dtype = settings.torch_dtype(where)

@@ -1,4 +1,7 @@
-"""How many creatives an engine makes at once: one number for a whole run, which the smallest GPU can hold."""
+"""One number of slots for a whole run: what the cluster's smallest GPU holds.
+
+How many a GPU holds is computed in adgen/generation/slots_per_device.py; here the GPUs are asked for their memory.
+"""
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -16,7 +19,7 @@ def plan_slots(settings: RefreshSettings, model: ModelDirectory, device: str) ->
         return settings.engine.num_slots
     if device != "cuda":
         return CPU_SLOTS
-    from adgen.generation.memory_plan import row_capacity
+    from adgen.generation.slots_per_device import row_capacity
 
     capacity = row_capacity(model.config, model.prompter, settings.sampling.of(model.sampling))
     return settings.engine.slots_in(smallest_memory(), model.config, capacity)

@@ -1,4 +1,4 @@
-"""How many creatives fit a device at once: weights, then caches and additions a slot, then room for the largest phase.
+"""How many creatives a device makes at once (slots): its memory less the weights and the largest phase, by the bytes of a slot.
 
 Pure arithmetic from a model's sizes, so a driver without a GPU plans what an engine will find.
 """

@@ -1,4 +1,4 @@
-"""The memory planner against numbers worked out by hand."""
+"""adgen/generation/slots_per_device.py against numbers worked out by hand."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from support.models import small_config, small_model, small_prompter
 
 from adgen.generation.engine import Engine
 from adgen.generation.engine_settings import CPU_SLOTS, EngineSettings
-from adgen.generation.memory_plan import (
+from adgen.generation.slots_per_device import (
     MAX_SLOTS,
     bytes_per_cached_token,
     bytes_per_slot,
