@@ -1,6 +1,6 @@
 """Refresh a campaign: tables of products, histories and pairs in, published creatives out.
 
-    python jobs/refresh.py jobs/refresh.toml --inputs demo/shop --store demo/store --campaign spring --model demo/model
+    python jobs/refresh.py jobs/refresh.toml --inputs demo/shop --store demo/store --campaign demo
 
 Run the same command again and it goes on where it stopped. Settings come from the TOML file; any of them can be
 overridden, as in `--finish.width 768`. `--campaign spring summer` refreshes one after the other, and one that fails does

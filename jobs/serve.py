@@ -1,7 +1,7 @@
 """Serve a campaign over HTTP: published creatives are read, others are made on request.
 
     adgen token new tokens.json --name shop --scope read --scope generate
-    python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign spring --auth.tokens tokens.json
+    python jobs/serve.py jobs/serve.toml --inputs demo/shop --store demo/store --campaign demo --auth.tokens tokens.json
 
 Ends with SIGTERM or Ctrl-C, when accepted requests are answered. SIGHUP reads the command line's files again; where settings
 changed, engines are replaced, the new ones first: so a model of another path comes in. Where that fails, all stays as it was. Exit

@@ -21,7 +21,7 @@ DOCUMENTS = sorted(
     path for pattern in ("*.md", "docs/*.md", "adgen/**/*.md", "cluster/*.md", "tests/*.md") for path in ROOT.glob(pattern)
 )
 FOREIGN = {
-    *("aws", "docker", "eksctl", "helm", "jq", "kubectl", "openssl", "ray", "sed", "tensorboard"),
+    *("aws", "curl", "docker", "eksctl", "helm", "jq", "kubectl", "openssl", "ray", "sed", "tensorboard"),
     *("base64", "cd", "do", "done", "export", "for", "mkdir", "umask"),
 }
 """Programs of others, whose flags are theirs."""
