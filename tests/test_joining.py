@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from support.jobs import ray_nodes
 from support.refreshes import settings
 
@@ -168,3 +169,16 @@ def test_nobody_is_watched_after_the_block(asked_often):
     server.close()
     time.sleep(0.3)
     assert losses == []
+
+
+def test_a_ray_of_our_own_that_cannot_start_is_one_sentence(monkeypatch: pytest.MonkeyPatch):
+    def too_busy(**options):
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", too_busy)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    said = r"^Ray cannot start on this machine: The current node timed out during startup\. Is it"
+    with pytest.raises(RunError, match=said), connected(ClusterSettings()):
+        pass

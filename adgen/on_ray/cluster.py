@@ -64,13 +64,20 @@ JOIN_SECONDS = 25.0  # until an address that answers has to have let us in
 
 @contextmanager
 def _joining(address: str) -> Iterator[None]:
-    """RunError, within `JOIN_SECONDS`, where the address is none of a Ray cluster, nobody answers there, or it does not let us in.
+    """RunError, within `JOIN_SECONDS`, where the address is none of a Ray cluster, nobody answers there, or it does not let us in;
+    or where Ray of our own cannot start.
 
     Ray ends the whole process, without a word, where the cluster is another user's, of another version or on another machine's
     network: a child that waits for our end says so then.
     """
     if address == "local":
-        yield
+        try:
+            yield
+        except Exception as error:  # Ray raises that itself
+            with suppress(Exception):
+                ray.shutdown()
+            reason = " ".join(str(error).split())[:300]
+            raise RunError(f"Ray cannot start on this machine: {reason} Is it very busy, or out of memory or disk?") from None
         return
     named = f"the Ray cluster {address} (cluster.address or RAY_ADDRESS)"
     _check_answers(address, named)
