@@ -1,8 +1,9 @@
-"""Speed, part by part: `engine` measures the model on this machine, `options` its lossy options, `gpu` all that a
-new GPU is asked, `data` everything around it, `serve` the service on demand.
+"""Speed, part by part: `engine` measures the model on this machine, `roofline` says on paper what a step of it moves and computes,
+`options` measures its lossy options, `gpu` all that a new GPU is asked, `data` everything around it, `serve` the service on demand.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
+    python jobs/benchmark.py roofline --size janus-pro-7b --batch 64 --prompt-tokens 1200
     python jobs/benchmark.py options --size bench-30m
     python jobs/benchmark.py gpu --minutes 10
     python jobs/benchmark.py data --pairs 10000 200000
@@ -24,7 +25,12 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import OmitArgPrefixes, arg
 
-from adgen.generation.benchmark.settings import EngineBenchmarkSettings, GpuBenchmarkSettings, OptionsBenchmarkSettings
+from adgen.generation.benchmark.settings import (
+    EngineBenchmarkSettings,
+    GpuBenchmarkSettings,
+    OptionsBenchmarkSettings,
+    RooflineSettings,
+)
 from adgen.on_ray import command
 from adgen.on_ray.benchmark.settings import DataBenchmarkSettings, ServeBenchmarkSettings
 from adgen.on_ray.command import Outcome, progress
@@ -56,6 +62,22 @@ def engine(settings: Annotated[EngineBenchmarkSettings, arg(name="")], output: O
             bar.advance(1)
     error_console(WIDTH).print(table_of(rows))
     return Outcome(as_document(rows, command=shlex.join(["python", "jobs/benchmark.py", *sys.argv[1:]])), output)
+
+
+@commands.add
+def roofline(settings: Annotated[RooflineSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
+    """Bytes and operations of an image step from the model's sizes, and how much of a prompt variants and users share."""
+    from adgen.generation.benchmark.report import paper_of, table_of_paper
+
+    paper = paper_of(settings)
+    console = error_console(WIDTH)
+    console.print(paper["bytes_formula"])
+    console.print(table_of_paper(paper))
+    console.print(
+        f"Of {settings.prompt_tokens} tokens two variants of a pair share {paper['prompt_shared_by_variants']}, "
+        f"two users of a product {paper['prompt_shared_by_users_of_a_product']} (up to the first clicked title)."
+    )
+    return Outcome({"benchmark": "roofline"} | settings.model_dump(mode="json") | paper, output)
 
 
 @commands.add

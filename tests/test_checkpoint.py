@@ -22,6 +22,7 @@ from adgen.model.checkpoint import (
     load,
     load_dinov2,
     load_finetune,
+    load_image_tokenizer,
     on_meta,
     save,
     trainable_names,
@@ -30,7 +31,7 @@ from adgen.model.config import LoRAConfig, janus_pro_1b, janus_pro_7b
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.pbs import PBSEncoder, load_pbs
 from adgen.model.pbs_config import PBSConfig
-from adgen.model.weight_files import weight_files, write_tensors
+from adgen.model.weight_files import TensorFile, weight_files, write_tensors
 
 GOLDEN = Path(__file__).parent / "golden"
 REAL_KEYS = next(f / "real_keys" for f in (Path(os.environ.get("ADGEN_GOLDEN") or GOLDEN), GOLDEN) if (f / "real_keys").is_dir())
@@ -272,6 +273,32 @@ def test_save_and_load_round_trip(tmp_path):
 def test_loading_in_another_dtype(tmp_path):
     save_small_model(tmp_path)
     assert {p.dtype for p in load(tmp_path, dtype=torch.bfloat16).parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", ["own", "bf16", "janus"])
+def test_the_image_tokenizer_is_read_alone(tmp_path, janus, monkeypatch, kind):
+    """What encodes pictures needs nothing else of a model of gigabytes."""
+    directory = janus[1] if kind == "janus" else tmp_path
+    if kind != "janus":
+        save(save_small_model(tmp_path).to(torch.bfloat16 if kind == "bf16" else torch.float32), tmp_path)
+    read, whole = [], load(directory).image_tokenizer.float()
+    before = TensorFile.read
+    monkeypatch.setattr(TensorFile, "read", lambda file, name: read.append(name) or before(file, name))
+    tokenizer, config = load_image_tokenizer(directory)
+    assert config == load(directory).config
+    assert not tokenizer.training
+    assert tokenizer.state_dict().keys() == whole.state_dict().keys()
+    assert all(torch.equal(t, tokenizer.state_dict()[name]) for name, t in whole.state_dict().items())
+    assert len(read) == len(whole.state_dict())
+
+
+def test_what_is_wrong_with_an_image_tokenizer_is_named(tmp_path):
+    save_small_model(tmp_path)
+    rewrite(tmp_path, lambda t: t.pop("gen_vision_model.quant_conv.bias"))
+    with pytest.raises(ModelError, match=r"1 keys are missing, first gen_vision_model\.quant_conv\.bias"):
+        load_image_tokenizer(tmp_path)
+    with pytest.raises(ModelError, match="no such model directory"):
+        load_image_tokenizer(tmp_path / "none")
 
 
 def test_files_carry_published_names_whatever_transformers_calls_its_layers(tmp_path):

@@ -1,9 +1,12 @@
 """The roofline's arithmetic against numbers worked out by hand, and published roofline of the 7B model."""
 
 import pytest
+import torch
 from support.models import small_config
 
-from adgen.generation.benchmark.machine import Machine
+from adgen.generation.benchmark import machine
+from adgen.generation.benchmark.machine import Machine, measure_gflops
+from adgen.generation.benchmark.report import paper_of
 from adgen.generation.benchmark.roofline import (
     Workload,
     decoder_parameters,
@@ -17,10 +20,61 @@ from adgen.generation.benchmark.roofline import (
     title_work,
     vq_work,
 )
+from adgen.generation.benchmark.settings import RooflineSettings
+from adgen.generation.engine_settings import EngineSettings
 from adgen.model.config import janus_pro_7b
+from adgen.model.device import computing_dtype, warn_of_emulation
 from adgen.model.uniadgen import UniAdGen
 
 H200 = Machine(read_gb_s=4800, copy_gb_s=4000, triad_gb_s=4000, gflops=700_000)
+
+
+@pytest.mark.parametrize(
+    ("has", "computes"),
+    [
+        ({"avx2": True, "avx512_bf16": False}, torch.float32),
+        ({"avx512_f": True}, torch.float32),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"neon": True}, torch.float32),
+        ({"neon": True, "bf16": True}, torch.bfloat16),
+        ({}, torch.float32),
+    ],
+    ids=str,
+)
+def test_the_matrix_rate_is_that_of_the_dtype_that_computes(monkeypatch, has, computes):
+    """A CPU without bfloat16 widens it: the emulated product is slow, and no share of the roofline may come out over one."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: has)
+    asked, rates = [], {torch.float32: 100.0, torch.bfloat16: 400.0}
+    monkeypatch.setattr(machine, "_product_rate", lambda device, dtype: asked.append(dtype) or rates[dtype])
+    cpu = torch.device("cpu")
+    assert computing_dtype(cpu, torch.bfloat16) is computes
+    assert measure_gflops(cpu, torch.bfloat16) == rates[computes]
+    assert set(asked) == {computes, torch.float32}, "an engine in bfloat16 may compute in float32 where that is faster"
+    assert computing_dtype(cpu, torch.float32) is torch.float32
+    assert computing_dtype(torch.device("cuda"), torch.bfloat16) is torch.bfloat16
+    assert EngineSettings().torch_dtype(cpu) is torch.float32, "auto is the dtype that every CPU has"
+
+
+def test_a_dtype_that_a_cpu_only_emulates_is_warned_of(monkeypatch, caplog):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    warn_of_emulation(torch.device("cpu"), torch.bfloat16)
+    assert "computes bfloat16 as float32" in caplog.text
+    caplog.clear()
+    warn_of_emulation(torch.device("cpu"), torch.float32)
+    warn_of_emulation(torch.device("cuda"), torch.bfloat16)
+    assert not caplog.text
+
+
+def test_the_paper_of_a_step_at_7b():
+    """docs/models.md quotes it."""
+    paper = paper_of(RooflineSettings())
+    cache = [value for name, value in paper["bytes_by_term"].items() if name.startswith("keys and values of")]
+    assert round(sum(cache) / paper["bytes_per_step"], 2) == 0.82
+    assert paper["bytes_per_step"] == pytest.approx(sum(paper["bytes_by_term"].values()), abs=9)
+    narrow = paper_of(RooflineSettings(cache_dtype="float8_e4m3fn"))
+    assert narrow["bytes_per_step"] / paper["bytes_per_step"] == pytest.approx(0.59, abs=0.01)
+    assert (paper["prompt_shared_by_variants"], paper["prompt_shared_by_users_of_a_product"]) == (1200, 23)
 
 
 def test_the_rooflines_7b_numbers():

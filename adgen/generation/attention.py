@@ -95,7 +95,7 @@ def _plan(branches: Sequence[CfgBranch], layer: int, heads: int) -> ctypes.Array
     places = [(*_places(branch, layer), len(branch.offsets)) for branch in branches]
     known = branches[0].plans.get(layer)
     if known is None or known[0] != places:
-        known = (places, (cpu.Attention * len(branches))(*(_arguments(branch, layer, heads) for branch in branches)))
+        known = (places, (cpu.Attention * len(branches))(*(branch_arguments(branch, layer, heads) for branch in branches)))
         branches[0].plans[layer] = known
     return known[1]
 
@@ -112,7 +112,9 @@ def _places(branch: CfgBranch, layer: int) -> tuple[int, ...]:
     )
 
 
-def _arguments(branch: CfgBranch, layer: int, heads: int) -> cpu.Attention:
+def branch_arguments(branch: CfgBranch, layer: int, heads: int) -> cpu.Attention:
+    """The C kernel's arguments of a branch's rows in a layer, but for what a step computes: pointers to tensors that must stay.
+    heads: of queries, keys and values together."""
     keys, prefix = branch.cache.keys[layer], branch.prefix
     rows, groups, capacity, head_size = keys.shape
     return cpu.Attention(

@@ -30,6 +30,7 @@ from adgen.generation.slots_per_device import row_capacity
 from adgen.generation.style_agreement import style_agreements
 from adgen.generation.timings import PhaseTimings
 from adgen.model.config import ModelConfig
+from adgen.model.device import warn_of_emulation
 from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 
@@ -77,7 +78,7 @@ class Engine:
         self.num_slots = self._plan_slots()
         """Slots in use now: as set or planned, halved by each `num_halvings`."""
         prepare = preparation(settings.weights, num_rows=2 * self.num_slots)
-        self._layers = StepLayers(model.decoder, prepare)
+        self._layers = StepLayers(model.decoder, prepare, float8_cache=settings.cache_dtype != "same")
         prepare_heads(model, prepare)
         model.image_tokenizer.to(memory_format=torch.channels_last)
         if group is not None:
@@ -273,16 +274,17 @@ def _out_of_memory(error: BaseException | None) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error) or _out_of_memory(error.__context__)
 
 
-def _require_float8(device: torch.device, settings: EngineSettings) -> None:
+def _dtype_on(device: torch.device, settings: EngineSettings) -> torch.dtype:
     if settings.cache_dtype != "same" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
         raise SettingsError(f"engine.cache_dtype {settings.cache_dtype} needs a GPU of compute capability 8.9 or newer")
+    warn_of_emulation(device, dtype := settings.torch_dtype(device))
+    return dtype
 
 
 def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
     """Bring the model into its dtype and place, through DeepSpeed if it is wanted and there."""
     device = torch.device(device or model.device)
-    _require_float8(device, settings)
-    dtype = settings.torch_dtype(device)
+    dtype = _dtype_on(device, settings)
     if model.config.lora is not None and settings.tensor_parallel == 1:
         # Projections are joined by their weights: unmerged updates would be lost.
         merge_lora(model.decoder)

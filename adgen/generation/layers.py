@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from adgen.generation import cpu_step
 from adgen.generation.attention import attend
+from adgen.generation.cache_scales import fold_cache_scales
 from adgen.generation.caches import CfgBranch, RowCache
 from adgen.generation.linears import Prepare, joined
 from adgen.generation.slots_per_device import MAX_PREFILL_TOKENS
@@ -32,13 +34,12 @@ class StepLayer(nn.Module):
         self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
         self.qkv = prepare(joined(attention.q_proj, attention.k_proj, attention.v_proj))
         self.out = prepare(attention.o_proj)
-        self.gate_up = prepare(joined(mlp.gate_proj, mlp.up_proj))
+        self.gated = prepare(joined(mlp.gate_proj, mlp.up_proj), gated=True)
         self.down = prepare(mlp.down_proj)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """x (R, D) plus its SwiGLU."""
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, dim=-1)
-        return x + self.down(F.silu(gate) * up)
+        return x + self.down(self.gated(self.mlp_norm(x)))
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,22 @@ class Rope:
 class StepLayers(nn.Module):
     """All layers and the final norm. Takes the layers out of the decoder: a second copy of the weights would not fit."""
 
-    def __init__(self, decoder: Decoder, prepare: Prepare):
-        """prepare: lays out each linear for the steps to come."""
+    def __init__(self, decoder: Decoder, prepare: Prepare, float8_cache: bool = False):
+        """prepare: lays out each linear for the steps to come. float8_cache: keys and values must fit float8."""
         super().__init__()
         device = decoder.embed_tokens.weight.device
         self.interval = decoder.addition_interval
         self.norm = decoder.norm
         self.layers = nn.ModuleList()
         for index in range(len(decoder.layers)):
+            if float8_cache:
+                fold_cache_scales(decoder.layers[index])
             self.layers.append(StepLayer(decoder.layers[index], prepare))
             decoder.layers[index] = nn.Identity()  # free its weights before the next layer is joined
         positions = torch.arange(decoder.config.max_positions, device=device)[None]
         cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)
         self.rope = Rope(cos[0, 0], sin[0, 0])
+        self._in_one_call = cpu_step.can_run(self)
 
     @property
     def num_groups(self) -> int:
@@ -83,14 +87,30 @@ class StepLayers(nn.Module):
         """
         positions = torch.cat([branch.positions() for branch in branches])
         cos, sin = self.rope.cos[positions], self.rope.sin[positions]
+        if self._in_one_call and not any(branch.plain for branch in branches):
+            x = self._step_of(branches).run(x, cos, sin, additions)
+        else:
+            x = self._layer_by_layer(x, cos, sin, branches, additions)
+        for branch in branches:
+            branch.advance()
+        return x
+
+    def _step_of(self, branches: Sequence[CfgBranch]) -> "cpu_step.CpuStep":
+        """The kernel's arguments, kept in the first branch while tensors keep their place."""
+        known = branches[0].plans.get(("step", len(branches)))
+        if known is None or not known.fits(branches):
+            known = branches[0].plans["step", len(branches)] = cpu_step.CpuStep(self, branches)
+        return known
+
+    def _layer_by_layer(
+        self, x: Tensor, cos: Tensor, sin: Tensor, branches: Sequence[CfgBranch], additions: Tensor | None
+    ) -> Tensor:
         for index, layer in enumerate(self.layers):
             if additions is not None and index % self.interval == 0:
                 x = x + additions[index // self.interval]
             qkv = layer.qkv(layer.input_norm(x))
             x = x + layer.out(attend(qkv, cos, sin, branches, index))
             x = layer.feed_forward(x)
-        for branch in branches:
-            branch.advance()
         return self.norm(x)
 
     def prefill(self, embeds: Tensor, row: RowCache) -> Tensor:

@@ -1,22 +1,71 @@
-"""Linears for few rows: joined where they read the same input, packed for the CPU, narrowed when asked.
+"""Linears for few rows: joined where they read the same input, laid out for the CPU, narrowed when asked.
 
-Measured on two Zen 5 cores (AVX-512, 2 threads, 8 rows, the linears of bench-30m's layers, fp32): MKL through nn.Linear
-7.0 ms a step, oneDNN with packed weights 2.7 ms; at 64 rows 19 and 8.6.
+In fp32 a CPU has its weights in panels (`kernels/layers.c`), which a whole step reads in one call. Other dtypes, and machines
+without a compiler, have them as oneDNN packs them.
 """
 
 import warnings
-from collections.abc import Callable
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from adgen.errors import SettingsError
 from adgen.generation.engine_settings import WeightType
+from adgen.generation.kernels import cpu
 from adgen.model.uniadgen import UniAdGen
 
-Prepare = Callable[[nn.Module], nn.Module]
-"""Lays out a linear; what is not a plain one (a rank's part of a sum) is returned as it is."""
+
+class Prepare(Protocol):
+    """Lays out a linear; what is not a plain one (a rank's part of a sum) stays as it is."""
+
+    def __call__(self, linear: nn.Module, gated: bool = False) -> nn.Module:
+        """gated: its outputs are gates, then ups, and silu(gate) * up is wanted."""
+        ...
+
+
+class PanelLinear(nn.Module):
+    """y = x W^T + b in fp32 with W in the kernel's panels; the plain weight is not kept. gated: W is gates above ups, and y is
+    silu(gate) * up."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, gated: bool = False):
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.out_features = outputs // (1 + gated)
+        self.bias = None if bias is None else bias.detach().float().contiguous()
+        self.panels = _panels(weight.detach(), gated)
+        self.arguments = cpu.Linear(
+            self.panels.data_ptr(), None if self.bias is None else self.bias.data_ptr(), inputs, self.out_features, gated
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        x = x.contiguous()
+        out = x.new_empty(*x.shape[:-1], self.out_features)
+        cpu.linear(self.arguments, x, out)
+        return out
+
+
+def _panels(weight: Tensor, gated: bool) -> Tensor:
+    """(out, in) -> (panels, in, width of a panel), zeros where a panel is not full."""
+    width = cpu.panel_width() // (1 + gated)
+    parts = [F.pad(part, (0, 0, 0, -len(part) % width)).unflatten(0, (-1, width)) for part in weight.chunk(1 + gated)]
+    return torch.cat(parts, dim=1).transpose(1, 2).contiguous()
+
+
+class GatedLinear(nn.Module):
+    """silu(gate) * up of a linear whose outputs are gates, then ups."""
+
+    def __init__(self, linear: nn.Module):
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) -> (..., out)."""
+        gate, up = self.linear(x).chunk(2, dim=-1)
+        return F.silu(gate) * up
 
 
 class PackedLinear(nn.Module):
@@ -46,20 +95,22 @@ def joined(*linears: nn.Module) -> nn.Linear:
     return _linear(weight)
 
 
-def packed(linear: nn.Module, num_rows: int) -> nn.Module:
+def packed(linear: nn.Module, gated: bool = False, *, num_rows: int) -> nn.Module:
     """The linear laid out for num_rows rows on a CPU; as it is on other devices."""
-    if type(linear) is not nn.Linear or not can_pack(linear.weight):
-        return linear
-    return PackedLinear(linear.weight, linear.bias, num_rows)
+    if can_panel(linear):
+        return PanelLinear(linear.weight, linear.bias, gated)
+    if type(linear) is nn.Linear and can_pack(linear.weight):
+        linear = PackedLinear(linear.weight, linear.bias, num_rows)
+    return GatedLinear(linear) if gated else linear
 
 
-def narrowed(linear: nn.Module, weights: WeightType, config: object) -> nn.Module:
+def narrowed(linear: nn.Module, gated: bool = False, *, weights: WeightType, config: object) -> nn.Module:
     """The linear with weights of eight bits, activations as they are; through torchao, in place."""
     if type(linear) is nn.Linear:
         from torchao.quantization import quantize_
 
         quantize_(linear, config, filter_fn=lambda module, name: module is linear)
-    return linear
+    return GatedLinear(linear) if gated else linear
 
 
 def prepare_heads(model: UniAdGen, prepare: Prepare) -> None:
@@ -68,6 +119,13 @@ def prepare_heads(model: UniAdGen, prepare: Prepare) -> None:
     head = model.image_head
     head.output_mlp_projector = prepare(head.output_mlp_projector)
     head.vision_head = prepare(head.vision_head)
+
+
+def can_panel(linear: nn.Module) -> bool:
+    """Whether the linear may lie in panels: a plain one in fp32 on a CPU with the C kernels."""
+    if type(linear) is not nn.Linear:
+        return False
+    return linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32 and cpu.library() is not None
 
 
 def can_pack(weight: Tensor) -> bool:

@@ -13,11 +13,12 @@ from torch import Tensor, nn
 from adgen.config import read_json
 from adgen.errors import ModelError
 from adgen.model.config import CONFIG_FILE, DecoderConfig, ImageTokenConfig, LoRAConfig, ModelConfig
+from adgen.model.image_tokens import ImageTokenizer
 from adgen.model.initialize import initialize_part
 from adgen.model.lora import LoRALinear, add_lora, merge_lora
 from adgen.model.names import from_janus_name, plain_name, published_name, unused_because
 from adgen.model.uniadgen import UniAdGen
-from adgen.model.weight_files import read_tensors, weight_files, write_tensors
+from adgen.model.weight_files import TensorFile, read_tensors, weight_files, write_tensors
 
 Named = Iterable[tuple[str, Tensor]]
 
@@ -48,6 +49,24 @@ def load(directory: str | Path, device: str = "cpu", dtype: torch.dtype | None =
         _start_afresh(part, device, model.decoder.embed_tokens.weight.dtype)
     _require_complete(model, str(directory))
     return model.eval()
+
+
+def load_image_tokenizer(directory: str | Path) -> tuple[ImageTokenizer, ModelConfig]:
+    """The image tokenizer of a model in fp32, and the model's sizes; no other tensor is read. ModelError as `load`.
+
+    fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
+    """
+    directory = Path(directory)
+    config = ModelConfig.load(directory) if (directory / CONFIG_FILE).exists() else janus_config(directory)
+    with torch.device("meta"):
+        holder = nn.ModuleDict({"image_tokenizer": ImageTokenizer(config.image)}).eval()
+    wanted = {published_name(name) for name in holder.state_dict()}
+    files = [TensorFile(path) for path in weight_files(directory)]
+    found = {plain_name(from_janus_name(raw)): (file, raw) for file in files for raw in file.shapes}
+    tensors = ((name, file.read(raw)) for name, (file, raw) in found.items() if name in wanted)
+    fill(holder, tensors, "cpu", torch.float32, source=str(directory))
+    _require_complete(holder, str(directory))
+    return holder["image_tokenizer"], config
 
 
 def load_finetune(model: UniAdGen, path: str | Path, lora: LoRAConfig | None = None, merge: bool = True) -> UniAdGen:
@@ -88,7 +107,7 @@ def on_meta(config: ModelConfig) -> UniAdGen:
 
 @torch.no_grad()
 def fill(
-    model: UniAdGen,
+    model: nn.Module,
     tensors: Named,
     device: str,
     dtype: torch.dtype | None,
@@ -237,7 +256,7 @@ def _start_afresh(part: nn.Module, device: str, dtype: torch.dtype) -> None:
         initialize_part(part)
 
 
-def _require_complete(model: UniAdGen, source: str) -> None:
+def _require_complete(model: nn.Module, source: str) -> None:
     missing = sorted(published_name(name) for name, p in model.state_dict().items() if p.is_meta)
     if missing:
         raise ModelError(f"{source}: {len(missing)} keys are missing, first {missing[0]}")

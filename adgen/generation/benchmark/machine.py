@@ -9,6 +9,7 @@ import torch
 
 from adgen.generation.linears import PackedLinear, can_pack
 from adgen.generation.timings import now
+from adgen.model.device import computing_dtype
 
 _REPEATS = 3  # the best counts: a neighbour on the machine only ever makes it slower
 _GEMV_COLUMNS = 4096
@@ -26,7 +27,8 @@ class Machine:
     triad_gb_s: float
     """y = a + s b: bytes read plus bytes written."""
     gflops: float
-    """A square matrix product in the engine's dtype, 1e9 operations a second."""
+    """A square matrix product, 1e9 operations a second, in the dtype that computes: where a CPU widens the engine's to fp32, in
+    fp32. The faster one counts where it has both, since an engine may widen what it likes."""
 
 
 def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
@@ -44,14 +46,19 @@ def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
 
 def measure_gflops(device: torch.device, dtype: torch.dtype) -> float:
     """1e9 operations a second of a square matrix product, by the fastest way that the engine has to make one."""
+    dtypes = {computing_dtype(device, dtype), *((torch.float32,) if device.type == "cpu" else ())}
+    with torch.inference_mode():
+        return max(_product_rate(device, each) for each in dtypes)
+
+
+def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 1536
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     ways = [lambda: torch.mm(a, b)]
     if can_pack(b):
         linear = PackedLinear(b, None, size)
         ways.append(lambda: linear(a))
-    with torch.inference_mode():
-        return max(_rate(way, 2 * size**3, device) for way in ways)
+    return max(_rate(way, 2 * size**3, device) for way in ways)
 
 
 def device_name(device: torch.device) -> str:

@@ -12,7 +12,10 @@ from rich.table import Table
 import adgen
 from adgen.generation.benchmark.machine import Machine, device_name
 from adgen.generation.benchmark.measure import Measurement, typical_machine
-from adgen.generation.benchmark.roofline import FORMULA, Roofline, per_thousand, picture_work, roofline
+from adgen.generation.benchmark.requests import bench_prompter, bench_requests
+from adgen.generation.benchmark.roofline import FORMULA, Roofline, Workload, per_thousand, picture_work, roofline
+from adgen.generation.benchmark.settings import RooflineSettings
+from adgen.generation.benchmark.sizes import size
 from adgen.generation.engine_settings import ENGINE_VERSION
 
 PHASES = ("prefill", "title", "picture", "vq")
@@ -87,6 +90,45 @@ def terms_of(row: dict[str, Any]) -> list[str]:
     )
     phases = (f"{p} {row['seconds'][p]:.2f} s ({row['shares'][p]:.0%}, roofline {least[p]:.2f})" for p in PHASES)
     return [*lines, f"  a batch: {', '.join(phases)}"]
+
+
+def paper_of(settings: RooflineSettings) -> dict[str, Any]:
+    """Bytes and operations of a mean image step by what they are for, and what prompts share. Nothing is measured: sizes alone."""
+    config = size(settings.size)
+    prompter, dtype = bench_prompter(config), getattr(torch, settings.dtype)
+    request = bench_requests(config, prompter, 1, settings.prompt_tokens)[0]
+    load = Workload(
+        config=config,
+        element_bytes=dtype.itemsize,
+        batch=settings.batch,
+        prompt_tokens=settings.prompt_tokens,
+        negative_tokens=len(prompter.negative_prompt()),
+        history_items=len(request.history_titles),
+        cache_bytes=None if settings.cache_dtype == "same" else getattr(torch, settings.cache_dtype).itemsize,
+    )
+    work, steps = picture_work(load), config.image.tokens_per_picture
+    prompt = prompter.picture_prompt(request.facts, "")
+    return {
+        "bytes_by_term": {name: round(value / steps) for name, value in work.bytes.items()},
+        "bytes_per_step": round(sum(work.bytes.values()) / steps),
+        "flops_by_term": {name: round(value / steps) for name, value in work.flops.items()},
+        "flops_per_step": round(sum(work.flops.values()) / steps),
+        "bytes_formula": FORMULA,
+        "negative_tokens": load.negative_tokens,
+        "history_items": load.history_items,
+        "prompt_shared_by_variants": len(prompt),
+        "prompt_shared_by_users_of_a_product": next((i for i, slot in enumerate(prompt.slots) if slot >= 0), len(prompt)),
+    }
+
+
+def table_of_paper(paper: dict[str, Any]) -> Table:
+    """Its terms, each with its share."""
+    table = Table("a step", "", "share", box=None, pad_edge=False)
+    for kind, unit in (("bytes", "MB"), ("flops", "MFLOP")):
+        total = paper[f"{kind}_per_step"]
+        for name, value in (*paper[f"{kind}_by_term"].items(), (f"all {kind}", total)):
+            table.add_row(name, f"{value / 1e6:,.1f} {unit}", f"{value / total:.1%}")
+    return table
 
 
 def as_document(rows: list[dict[str, Any]], **about: Any) -> dict[str, Any]:

@@ -42,6 +42,21 @@ class EngineBenchmarkSettings(Settings):
     """Its num_slots and dtype are set by batch and dtype."""
 
 
+class RooflineSettings(Settings):
+    """A step of a batch, on paper."""
+
+    size: str = "janus-pro-7b"
+    """Of the model, as for `engine`."""
+    batch: int = Field(default=64, ge=1)
+    """Creatives made at once."""
+    prompt_tokens: int = Field(default=1200, ge=1)
+    """Tokens before the first image token, of a conditional row."""
+    dtype: Dtype = "bfloat16"
+    """Of weights and caches."""
+    cache_dtype: Literal["same", "float8_e4m3fn"] = "same"
+    """Of keys and values."""
+
+
 class OptionsBenchmarkSettings(Settings):
     """The plain engine beside each lossy option."""
 

@@ -1,4 +1,4 @@
-"""`decode.c` from Python: compiled once a machine with the C compiler at hand, called through ctypes.
+"""`decode.c` and `layers.c` from Python: compiled once a machine with the C compiler at hand, called through ctypes.
 
 A second of `cc` rather than a minute of a template library, no torch headers, and one OpenMP runtime: torch's own, which is
 loaded already. Where there is no compiler `library()` is None, and torch does the work.
@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 # Reassociation lets sums vectorise. -ffast-math is avoided: linked into a library it changes how its whole process rounds.
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math",
           "-fassociative-math", "-fno-signed-zeros", "-ffinite-math-only")  # fmt: skip
+_SOURCES = ("decode.h", "decode.c", "layers.c")
 CACHE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2, torch.float8_e4m3fn: 3}
 MAX_HEAD_SIZE = 256
 
@@ -32,12 +33,45 @@ _SIZES = ("rows", "heads", "groups", "width", "capacity", "num_shared")
 
 
 class Attention(ctypes.Structure):
-    """The arguments of one attention, as `decode.c` declares them."""
+    """The arguments of one attention, as `decode.h` declares them."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _POINTERS),
         *((name, ctypes.c_int64) for name in _SIZES),
         ("scale", ctypes.c_float),
+    )
+
+
+class Linear(ctypes.Structure):
+    """A linear over panels, as `layers.c` declares it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("panels", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs", "gated")),
+    )
+
+
+class Layer(ctypes.Structure):
+    """A decoder layer and the attention of each half of its rows, as `layers.c` declares it."""
+
+    _fields_ = (
+        *((name, Linear) for name in ("qkv", "out", "gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("input_norm", "mlp_norm", "halves")),
+        *((name, ctypes.c_float) for name in ("input_eps", "mlp_eps")),
+    )
+
+
+_STEP_POINTERS = ("layers", "embeds", "additions", "final_norm", "x", "normed", "qkv", "attended", "inner", "out")
+_STEP_SIZES = ("num_layers", "num_halves", "cache_type", "rows", "size", "interval")
+
+
+class Step(ctypes.Structure):
+    """One step of all layers, as `layers.c` declares it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in _STEP_POINTERS),
+        *((name, ctypes.c_int64) for name in _STEP_SIZES),
+        ("final_eps", ctypes.c_float),
     )
 
 
@@ -52,7 +86,10 @@ def library() -> ctypes.CDLL | None:
     loaded.adgen_attend.argtypes = [ctypes.POINTER(Attention), ctypes.c_int64, ctypes.c_int]
     pointer, size, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
     loaded.adgen_draw.argtypes = [pointer, pointer, pointer, pointer, size, real, real, size, size, pointer]
-    loaded.adgen_draw.restype = None
+    loaded.adgen_linear.argtypes = [ctypes.POINTER(Linear), pointer, size, pointer]
+    loaded.adgen_step.argtypes = [ctypes.POINTER(Step)]
+    loaded.adgen_panel.restype = size
+    loaded.adgen_draw.restype = loaded.adgen_linear.restype = loaded.adgen_step.restype = None
     return loaded
 
 
@@ -67,6 +104,21 @@ def attend(branches: ctypes.Array, cache_type: torch.dtype) -> None:
         raise ValueError(f"head size {branches[0].width} is over {MAX_HEAD_SIZE}")
 
 
+def panel_width() -> int:
+    """Outputs side by side in a panel of weights, by this processor's vectors."""
+    return library().adgen_panel()
+
+
+def linear(arguments: Linear, x: Tensor, out: Tensor) -> None:
+    """out (..., outputs) of x (..., inputs), fp32 and contiguous both."""
+    library().adgen_linear(arguments, x.data_ptr(), x.numel() // arguments.inputs, out.data_ptr())
+
+
+def step(arguments: Step) -> None:
+    """One step of all layers."""
+    library().adgen_step(arguments)
+
+
 def draw(logits: Tensor, seeds: Tensor, steps: Tensor, stream: int, weight: float, temperature: float, codes: Tensor) -> None:
     """Codes (B,) from logits (2B, V), the conditional rows first: `sample(guided(...))` with the row's own noise."""
     rows, size = len(codes), logits.shape[1]
@@ -79,23 +131,24 @@ def draw(logits: Tensor, seeds: Tensor, steps: Tensor, stream: int, weight: floa
 
 
 def _compiled() -> Path:
-    """The shared object of this source, compiler and processor; compiled when it is not there yet."""
+    """The shared object of these sources, compiler and processor; compiled when it is not there yet."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         raise FileNotFoundError("no C compiler (cc)")
-    source = resources.files(__package__) / "decode.c"
-    text = source.read_bytes()
+    sources = {name: (resources.files(__package__) / name).read_bytes() for name in _SOURCES}
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True, timeout=60).stdout
-    name = hashlib.sha256(b"\0".join((text, " ".join(_FLAGS).encode(), version, _processor()))).hexdigest()[:24]
+    name = hashlib.sha256(b"\0".join((*sources.values(), " ".join(_FLAGS).encode(), version, _processor()))).hexdigest()[:24]
     folder = _cache_folder()
     for known in folder.glob(f"decode-{name}-*.so"):
         # Its name ends with its size: to load what a full disk or a power cut has left of a library kills the process.
         if known.stat().st_size == int(known.stem.rsplit("-", 1)[1]):
             return known
         known.unlink(missing_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder) as fresh, resources.as_file(source) as path:
-        made = Path(fresh) / "decode.so"
-        done = subprocess.run([compiler, *_FLAGS, str(path), "-o", str(made)], capture_output=True, text=True, timeout=300)
+    with tempfile.TemporaryDirectory(dir=folder) as fresh:
+        for file, text in sources.items():
+            (Path(fresh) / file).write_bytes(text)
+        made, given = Path(fresh) / "decode.so", [str(Path(fresh) / file) for file in _SOURCES if file.endswith(".c")]
+        done = subprocess.run([compiler, *_FLAGS, *given, "-o", str(made)], capture_output=True, text=True, timeout=300)
         if done.returncode:
             raise OSError(f"{compiler}: {done.stderr.strip()}")
         return made.replace(folder / f"decode-{name}-{made.stat().st_size}.so")

@@ -6,41 +6,10 @@
  * C for GCC and Clang with OpenMP; no processor is named.
  */
 
-#include <stdint.h>
-#include <string.h>
+#include "decode.h"
 
 #define BLOCK 64    /* tokens between two rescalings of the running softmax */
-#define MAX_HEAD 256 /* checked by the caller */
 #define SMALL -3.0e38f
-
-enum { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, FLOAT8 = 3 }; /* FLOAT8 is e4m3fn */
-
-static inline float as_float(uint32_t bits) {
-    float value;
-    memcpy(&value, &bits, 4);
-    return value;
-}
-
-static inline uint32_t as_bits(float value) {
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    return bits;
-}
-
-/* exp for x <= 0: range reduction and a polynomial (Cephes expf), 2 ulp; vectorises. */
-static inline float exp_negative(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    float n = (float)(int32_t)(x * 1.44269504f - 0.5f);
-    float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return p * as_float((uint32_t)((int32_t)n + 127) << 23);
-}
 
 /* log for positive normal x (Cephes logf), 2 ulp; vectorises. */
 static inline float log_positive(float x) {
@@ -110,17 +79,6 @@ static inline uint8_t store_f8(float f) { /* saturates at 448 */
 
 /* -- vectors ------------------------------------------------------------------------------------------------------- */
 
-/* Sixteen numbers at once, in the compiler's own portable vectors: one AVX-512 register, two of AVX2, four of NEON. */
-#define LANES 16
-typedef float floats __attribute__((vector_size(4 * LANES)));
-typedef float half_floats __attribute__((vector_size(2 * LANES)));
-typedef float quarter_floats __attribute__((vector_size(LANES)));
-typedef uint32_t words __attribute__((vector_size(4 * LANES)));
-typedef uint16_t shorts __attribute__((vector_size(2 * LANES)));
-typedef uint8_t bytes __attribute__((vector_size(LANES)));
-
-#define LOAD_AS(KIND, FROM) ({ KIND loaded; memcpy(&loaded, FROM, sizeof loaded); loaded; })
-
 static inline floats load_all_f32(const float *from) { return LOAD_AS(floats, from); }
 
 static inline floats load_all_bf16(const uint16_t *from) {
@@ -154,21 +112,6 @@ static inline float total(floats v) {
 }
 
 /* -- attention ----------------------------------------------------------------------------------------------------- */
-
-typedef struct {
-    const float *qkv;         /* (R, (H + 2 G) * E): queries, keys and values of the new tokens, not yet rotated */
-    const float *cosine;      /* (R, E) */
-    const float *sine;        /* (R, E) */
-    float *out;               /* (R, H * E) */
-    void *keys;               /* (R, G, K, E) */
-    void *values;             /* (R, G, K, E) */
-    const void *prefix_keys;  /* (G, K', E), the shared tokens before every row's own; or null */
-    const void *prefix_values;
-    const int64_t *lengths;   /* (R,) tokens that a row's cache holds; the new one is written behind them */
-    const uint8_t *active;    /* (R,) rows at work; the others get zeros and their cache stays as it is; null: all */
-    int64_t rows, heads, groups, width, capacity, num_shared; /* R, H, G, E, K, K' */
-    float scale;
-} Attention;
 
 typedef struct {
     float top, sum;
@@ -278,7 +221,7 @@ ATTEND(attend_bf16, uint16_t, load_bf16, load_all_bf16, store_bf16)
 ATTEND(attend_f16, uint16_t, load_f16, load_all_f16, store_f16)
 ATTEND(attend_f8, uint8_t, load_f8, load_all_f8, store_f8)
 
-static void attend_one(const Attention *a, int64_t row, int64_t group, int type) {
+void adgen_attend_one(const Attention *a, int64_t row, int64_t group, int type) {
     if (a->active && !a->active[row]) {
         int64_t size = a->heads / a->groups * a->width;
         memset(a->out + row * a->heads * a->width + group * size, 0, (size_t)size * sizeof(float));
@@ -306,7 +249,7 @@ int adgen_attend(const Attention *halves, int64_t num_halves, int type) {
         const Attention *a = halves;
         int64_t left = task;
         while (left >= a->rows * a->groups) left -= a->rows * a->groups, a++;
-        attend_one(a, left / a->groups, left % a->groups, type);
+        adgen_attend_one(a, left / a->groups, left % a->groups, type);
     }
     return 0;
 }

@@ -64,11 +64,11 @@ def _draw(seed: int, start: int, count: int, side: int, styles: StyleSet) -> tup
 def reconstructed(pictures: Sequence[Image.Image], model: Path) -> list[Image.Image]:
     """What the model's image tokenizer makes of pictures: the best that a picture of this model can be."""
     from adgen.generation.pictures import square_pixels
-    from adgen.model.checkpoint import load
+    from adgen.model.checkpoint import load_image_tokenizer
     from adgen.model.image_tokens import to_uint8
 
-    loaded = load(model, dtype=torch.float32)
-    tokenizer, side = loaded.image_tokenizer.eval(), loaded.config.image.image_size
+    tokenizer, config = load_image_tokenizer(model)
+    side = config.image.image_size
     out = []
     for start in range(0, len(pictures), 32):
         pixels = torch.stack([square_pixels(picture, side) for picture in pictures[start : start + 32]])

@@ -19,7 +19,8 @@ RESTARTS = 3
 
 
 class HistoryEncoder:
-    """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the model when first asked."""
+    """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the image tokenizer, and nothing else of the
+    model, when first asked."""
 
     def __init__(self, model: ModelDirectory):
         self.model = model
@@ -41,9 +42,9 @@ class HistoryEncoder:
 
     def _loaded(self) -> tuple[Any, ModelConfig]:
         if not hasattr(self, "_parts"):
-            model = self.model.load()
-            # In fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
-            self._parts = (model.image_tokenizer.float(), model.config)
+            from adgen.model.checkpoint import load_image_tokenizer
+
+            self._parts = load_image_tokenizer(self.model.path)
         return self._parts
 
     def __getstate__(self) -> dict:

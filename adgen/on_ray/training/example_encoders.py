@@ -79,11 +79,10 @@ class _WithModel(Maker):
     @property
     def parts(self) -> tuple:
         """(tokenizer, config)."""
-        from adgen.model.checkpoint import load
+        from adgen.model.checkpoint import load_image_tokenizer
 
         if self._parts is None:
-            model = load(on_this_node(self.model))
-            self._parts = (model.image_tokenizer.float(), model.config)
+            self._parts = load_image_tokenizer(on_this_node(self.model))
         return self._parts
 
     def codes(self, pictures: list[Image.Image], pixels: Callable) -> list[bytes]:
