@@ -20,6 +20,10 @@ from adgen.finishing.marking import read_marking
 from adgen.records import MANIFEST
 
 
+BEFORE_METHODS = "ed61f2d676b06af7f287d41846255795fbff8e1b70c6a6a14aa884afd2199d6d"
+"""Of FinishSettings, when WebP had no method."""
+
+
 @pytest.mark.parametrize(
     ("format", "extension", "content_type"),
     [("webp", "webp", "image/webp"), ("jpeg", "jpg", "image/jpeg"), ("png", "png", "image/png")],
@@ -40,6 +44,17 @@ def test_noise_at_the_best_quality_is_encoded(format):
     """What an untrained model paints: it takes more bytes than it has pixels."""
     picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (512, 512, 3), dtype=np.uint8))
     assert len(encode(picture, format, 100, b"<x/>").data) > 512 * 512
+
+
+def test_a_quicker_webp_is_another_file_and_another_digest_only_where_it_is_asked_for():
+    """A store of before, whose settings did not know of methods, is carried."""
+    picture = Image.fromarray(BACKGROUND).resize((256, 256))
+    usual, quick = (encode(picture, "webp", 88, b"<x/>", *method).data for method in ((), (2,)))
+    assert usual == encode(picture, "webp", 88, b"<x/>", FinishSettings().webp_method).data != quick
+    assert np.abs(np.asarray(Image.open(io.BytesIO(quick))).astype(int) - np.asarray(picture)).mean() < 4
+    finished = finish(BACKGROUND, "a mug", PRODUCT, FinishSettings(webp_method=0)).picture.data
+    assert finished != finish(BACKGROUND, "a mug", PRODUCT, FinishSettings()).picture.data
+    assert FinishSettings().digest() == BEFORE_METHODS != FinishSettings(webp_method=2).digest()
 
 
 def test_quality_changes_the_size():

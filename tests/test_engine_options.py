@@ -68,7 +68,7 @@ def test_what_is_not_a_plain_linear_is_not_narrowed():
         pass
 
     module = Sum(8, 8)
-    assert narrowed(module, "int8", None) is module
+    assert narrowed(module, weights="int8", config=None) is module
     assert type(module.weight.data) is torch.Tensor
 
 

@@ -112,7 +112,7 @@ def _as_file(composite: Composite, format: str, channel: str | None, settings: F
     picture = composite.picture
     if label := label_for(channel, settings):
         picture = draw_label(picture, label, settings.label_font)
-    return encode(picture, format, settings.quality, xmp_packet(picture, settings))
+    return encode(picture, format, settings.quality, xmp_packet(picture, settings), settings.webp_method)
 
 
 def _ratio(width: int, height: int) -> str:
