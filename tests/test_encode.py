@@ -19,7 +19,6 @@ from adgen.finishing.finish import ProductFacts, finish
 from adgen.finishing.marking import read_marking
 from adgen.records import MANIFEST
 
-
 BEFORE_METHODS = "ed61f2d676b06af7f287d41846255795fbff8e1b70c6a6a14aa884afd2199d6d"
 """Of FinishSettings, when WebP had no method."""
 

@@ -57,6 +57,8 @@ def load_image_tokenizer(directory: str | Path) -> tuple[ImageTokenizer, ModelCo
     fp32 whatever the files are in: rounded to bf16 the tokenizer picks another code for one latent in sixty.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        raise ModelError(f"{directory}: no such model directory")
     config = ModelConfig.load(directory) if (directory / CONFIG_FILE).exists() else janus_config(directory)
     with torch.device("meta"):
         holder = nn.ModuleDict({"image_tokenizer": ImageTokenizer(config.image)}).eval()
