@@ -12,6 +12,7 @@ import pytest
 from support.feeds import read_table, table
 from support.shops import SmallShop, small_shop
 
+from adgen import records
 from adgen.cli import main
 from adgen.errors import InputError, SettingsError
 from adgen.shop.inputs.feeds import clicks as clicks_module
@@ -137,14 +138,51 @@ def test_clicks_on_unknown_products_are_counted(tmp_path, shop):
     assert import_clicks(str(tmp_path / "log.csv"), shop.folder).of_unknown_products == 1
 
 
-def test_many_buckets_give_what_one_gives(tmp_path, monkeypatch):
-    log = table([{"user": f"u{n % 37}", "product": f"p{n}", "time": 1_793_534_400 + n * 7 % 100} for n in range(2_000)])
-    _, together = imported(tmp_path, log)
-    monkeypatch.setattr(clicks_module, "ROWS_AT_ONCE", 50)
-    monkeypatch.setattr(clicks_module, "_ROWS_PER_BATCH", 64)
-    summary, apart = imported(tmp_path, log)
-    assert apart == together
-    assert (summary.users, summary.clicks) == (37, 2_000)
+@pytest.mark.parametrize("max_clicks", [1, 20, 1000])
+def test_users_are_whole_wherever_batches_end(tmp_path, monkeypatch, max_clicks):
+    rows = [{"user": f"u{n % 37 % (n % 5 + 1)}", "product": f"p{n}", "time": 1_793_534_400 + n * 7 % 100} for n in range(2_000)]
+    expected: dict[str, list] = {}
+    for row in sorted(rows, key=lambda row: row["time"]):
+        expected.setdefault(row["user"], []).append(row["product"])
+    for at_once in (65_536, 7):
+        monkeypatch.setattr(clicks_module, "ROWS_AT_ONCE", at_once)
+        monkeypatch.setattr(clicks_module, "_ROWS_PER_BATCH", at_once)
+        monkeypatch.setattr(clicks_module, "ROWS_PER_BUCKET", 10 * at_once)
+        summary, histories = imported(tmp_path, table(rows), options=ClickOptions(max_clicks=max_clicks))
+        found = {user: [product for product, _ in clicks] for user, clicks in histories.items()}
+        assert found == {user: products[-max_clicks:] for user, products in expected.items()}
+        assert (summary.users, summary.clicks + summary.older_clicks) == (len(expected), 2_000)
+
+
+def test_events_that_no_row_has_are_said_with_those_that_are_there(tmp_path, capsys):
+    (tmp_path / "log.csv").write_text(table(LOG))
+    assert main(["import-clicks", str(tmp_path / "log.csv"), str(tmp_path / "tables"), "--events", "buy"]) == 1
+    assert "none of its 4 rows has an event of --events buy; found: view 2, View 1, purchase 1" in capsys.readouterr().err
+
+
+def test_a_click_of_the_future_is_kept_and_named(tmp_path):
+    summary, histories = imported(tmp_path, table([LOG[0] | {"time": "2098-01-01"}, LOG[0]]))
+    assert [time.year for _, time in histories["u1"]] == [2026, 2098]
+    assert (summary.repaired, summary.skipped) == ({"future_time": 1}, {})
+    [problem] = read_table(tmp_path / "tables", "click_problems")
+    assert (problem["line"], problem["column"], problem["skipped"]) == (2, "clicked_at", False)
+
+
+def test_a_table_of_products_that_is_none_is_named_and_nothing_is_written(tmp_path, capsys):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "products.parquet").write_text("not Parquet")
+    (tmp_path / "log.csv").write_text(table(LOG))
+    assert main(["import-clicks", str(tmp_path / "log.csv"), str(tmp_path / "tables")]) == 1
+    assert "products.parquet cannot be read as Parquet" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "tables").iterdir()] == ["products.parquet"]
+
+
+def test_products_in_parts_are_known_and_a_null_id_hides_nothing(tmp_path):
+    rows = [{"product_id": each, "title": "t", "selling_points": [], "image": "i", "scale": 0.5} for each in ("p1", None)]
+    (tmp_path / "tables" / "products").mkdir(parents=True)
+    schema = records.PRODUCTS.remove(0).insert(0, pa.field("product_id", pa.string()))
+    pq.write_table(pa.Table.from_pylist(rows, schema), tmp_path / "tables" / "products" / "part.parquet")
+    assert imported(tmp_path, table(LOG))[0].of_unknown_products == 2
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------
@@ -219,3 +257,17 @@ def test_more_pairs_than_anybody_wants_are_refused(shop):
     (shop.folder / "histories.parquet").unlink()
     with pytest.raises(InputError, match="table 'histories' is missing"):
         make_pairs(shop.folder, PairOptions())
+
+
+def test_a_list_is_never_written_over(shop):
+    pairs_of(shop)
+    with pytest.raises(InputError, match="this import writes a file of this name there"):
+        make_pairs(shop.folder, PairOptions(given=str(shop.folder / "pairs.parquet")))
+
+
+def test_pairs_of_many_users_lie_in_few_row_groups(shop, monkeypatch):
+    """Users come in small batches; a row group of each would be read one by one."""
+    monkeypatch.setattr("adgen.shop.inputs.feeds.pairs.USERS_AT_ONCE", 2)
+    pairs_of(shop, top=2)
+    file = pq.ParquetFile(shop.folder / "pairs.parquet")
+    assert (file.num_row_groups, file.metadata.num_rows) == (1, 20)

@@ -230,6 +230,72 @@ def test_a_feed_in_the_root_of_the_disk_opens_no_disk(folder, monkeypatch):
     assert ([each["product_id"] for each in products], [each["reason"] for each in problems]) == (["a"], ["scheme_not_allowed"])
 
 
+META_TEMPLATE = '"# Required | An ID, at most 100 | characters; your SKU","# Required | A title","# Optional | Text",# Required\n'
+
+
+@pytest.mark.parametrize(
+    "feed",
+    [
+        META_TEMPLATE + "id,title,description,image_link\na,A mug,,images/0.png\n",
+        "sep=;\nid;title;image\na;A mug;images/0.png\n",
+        "\n\n  \nid|title|image\na|A mug|images/0.png\n",
+        'id;title;image;"note, with, more, commas"\na;A mug;images/0.png;x\n',
+        '"id","a;b;c;d;e","title","image"\na,x,A mug,images/0.png\n',
+    ],
+    ids=["Meta's template", "Excel's line", "empty lines", "commas in quotes", "semicolons in quotes"],
+)
+def test_the_names_of_columns_are_found_below_what_stands_above_them(folder, feed):
+    _, [product], _, problems = imported(folder, codecs.BOM_UTF8 + feed.encode())
+    assert (product["product_id"], product["title"], problems) == ("a", "A mug", [])
+
+
+def test_what_lies_inside_objects_has_a_dotted_name(folder):
+    row = {"id": 7, "title": {"en": "A mug", "de": "Tasse"}, "image": [{"url": "images/0.png"}, {"url": "images/1.png"}]}
+    row |= {"price": {"value": "12.50", "currency": "EUR"}, "deep": {}}
+    pq.write_table(pa.Table.from_pylist([row | {"deep": None}]), folder / "feed.parquet")
+    options = FeedOptions(("title=title.de", "price=price.value"), currency="EUR")
+    for name, feed in {"feed.jsonl": json.dumps(row), "feed.parquet": (folder / "feed.parquet").read_bytes()}.items():
+        _, [product], [offer], problems = imported(folder, feed, name, options)
+        assert (product["product_id"], product["title"], offer["price"]) == ("7", "Tasse", "12.50 EUR"), name
+        assert (product["image"], problems) == (str(folder / "images" / "0.png"), [])
+
+
+def test_objects_that_multiply_their_names_stay_as_they_are(folder):
+    deep: dict = {"title": "x"}
+    for _ in range(100):
+        deep = {"a": deep}
+    wide = {"n" * 100_000: {f"k{number}": 1 for number in range(10_000)}}  # a gigabyte of dotted names
+    feed = json.dumps({"id": "a", "title": "A mug", "image": "images/0.png", "deep": deep, **wide})
+    assert imported(folder, feed, "feed.jsonl")[0].products == 1
+
+
+def test_control_characters_leave_texts(folder):
+    row = USUAL | {"title": "A\x00 red\x1b[31m mug", "brand": "P\x07ax", "selling_points": "keeps\x08 warm"}
+    _, [product], _, _ = imported(folder, json.dumps(row), "feed.jsonl")
+    assert (product["title"], product["brand"], product["selling_points"]) == ("A red[31m mug", "Pax", ["keeps warm"])
+
+
+def test_an_import_never_writes_over_what_it_reads(folder):
+    write_pictures(folder / "shop")
+    rows = [{"id": "a", "title": "A mug", "image": "images/0.png"}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "shop" / "products.parquet")
+    before = (folder / "shop" / "products.parquet").read_bytes()
+    for source in (folder / "shop" / "products.parquet", folder / "shop"):
+        with pytest.raises(InputError, match=r"this import writes (a file of this name|its tables) there"):
+            import_feed(str(source), folder / "shop")
+    assert (folder / "shop" / "products.parquet").read_bytes() == before
+    assert import_feed(str(folder / "shop" / "products.parquet"), folder / "out").products == 1
+
+
+@pytest.mark.parametrize("name", ["products.parquet", "offers.parquet", "feed_problems.parquet", "picture_roots.json"])
+def test_a_folder_in_a_tables_place_leaves_all_as_it_was(folder, name):
+    (folder / "out" / name).mkdir(parents=True)
+    (folder / "feed.csv").write_text(table([USUAL]))
+    with pytest.raises(InputError, match=f"{name}: is a folder"):
+        import_feed(str(folder / "feed.csv"), folder / "out")
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
+
+
 # -- what is wrong with a row ------------------------------------------------------------------------------------------
 
 
@@ -334,7 +400,16 @@ def test_entities_that_multiply_are_never_expanded(folder):
 def test_a_small_file_that_holds_much_is_refused(folder, monkeypatch):
     monkeypatch.setattr(sources, "MAX_BYTES", 100_000)
     (folder / "feed.csv.gz").write_bytes(gzip.compress(table([USUAL]).encode() + b"\n" * 200_000))
-    with pytest.raises(InputError, match="holds more than 100000 bytes, decompressed"):
+    with pytest.raises(InputError, match="holds, decompressed, more than 100000 bytes"):
+        import_feed(str(folder / "feed.csv.gz"), folder / "out")
+
+
+def test_an_endless_file_is_refused_by_how_much_it_holds_for_its_size(folder, monkeypatch):
+    monkeypatch.setattr(sources, "FREE_BYTES", 100_000)
+    rows = table([USUAL | {"id": f"p{number}", "title": f"Mug {number * 7919 % 10007}"} for number in range(5_000)])
+    assert imported(folder, gzip.compress(rows.encode()), "feed.csv.gz")[0].products == 5_000
+    (folder / "feed.csv.gz").write_bytes(gzip.compress(table([USUAL]).encode() + b"\n" * 5_000_000))
+    with pytest.raises(InputError, match="more than 200 times its size"):
         import_feed(str(folder / "feed.csv.gz"), folder / "out")
 
 

@@ -264,3 +264,12 @@ def test_the_command_asks_no_inside_address(web, tmp_path, capsys):
     assert main(["import-feed", f"https://localhost:{web.port}/feed", str(tmp_path / "shop")]) == 1
     assert "inside_address: localhost is 127.0.0.1" in capsys.readouterr().err
     assert web.asked == []
+
+
+def test_a_password_in_a_feeds_own_link_is_refused_and_not_repeated(tmp_path, capsys):
+    for link in ("https://user:s3cret@shop.example/feed.xml?token=t0ken", "HTTPS://s3cret@shop.example"):
+        assert main(["import-feed", link, str(tmp_path / "shop")]) == 1
+        said = capsys.readouterr().err
+        assert "credentials_in_link" in said
+        assert "s3cret" not in said
+        assert "t0ken" not in said

@@ -10,6 +10,7 @@ _ITEM = re.compile(r"<li\b[^<>]*>", re.I)
 _BREAK = re.compile(r"</?(?:br|p|div|li|ul|ol|tr|table|h[1-6]|section|article)\b[^<>]*>", re.I)
 _TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 BULLET = "\u2022"
+_CONTROLS = re.compile(r"[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f]")  # white space is no part of it
 
 
 def without_entities(text: str) -> str:
@@ -21,7 +22,7 @@ def without_entities(text: str) -> str:
 
 def lines_of(text: str) -> list[str]:
     """The lines that a page would show, without tags and entities; those of a list begin with a bullet."""
-    text = without_entities(text[:LONGEST])
+    text = _CONTROLS.sub("", without_entities(text[:LONGEST]))
     if "<" in text:
         text = _ITEM.sub(f"\n{BULLET} ", _HIDDEN.sub(" ", text))
         text = _TAG.sub("", _BREAK.sub("\n", text))

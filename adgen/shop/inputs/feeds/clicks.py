@@ -1,37 +1,42 @@
 """`adgen import-clicks`: a click log as the table `histories`, in flat memory.
 
-Rows are staged as Parquet with a hash bucket of their user; DuckDB then gathers the users of some buckets at a time. Events are
-filtered, never weighted.
+Rows are staged as Parquet, which DuckDB sorts by user and time, a hash bucket of users at a time and on disk where it must: neither
+many users nor one with most of the clicks (a crawler, "anonymous") need more memory. Events are filtered, never weighted.
 """
 
 import tempfile
-import zlib
+import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from adgen import records
-from adgen.errors import SettingsError
+from adgen.errors import InputError, SettingsError
 from adgen.shop.inputs.feeds.columns import CLICK_COLUMNS, Columns, text_of
 from adgen.shop.inputs.feeds.problems import Problems
 from adgen.shop.inputs.feeds.rows import read_rows
 from adgen.shop.inputs.feeds.sources import Source, sources_of
-from adgen.shop.inputs.feeds.staging import local_folder, move_into, open_staged, quoted
+from adgen.shop.inputs.feeds.staging import TableWriter, check_places, local_folder, move_into, open_staged, quoted
 from adgen.shop.inputs.feeds.times import microseconds
+from adgen.shop.inputs.tables import InputTable, open_inputs
 
 PROBLEMS_FILE = "click_problems.parquet"
-BUCKETS = 256
-ROWS_AT_ONCE = 500_000  # that DuckDB gathers: a list of each user's clicks is held in memory
+WRITTEN = (PROBLEMS_FILE, "histories.parquet")
+ROWS_AT_ONCE = 65_536
+ROWS_PER_BUCKET = 1_000_000
 _ROWS_PER_BATCH = 16_384
 _EVENTS_SHOWN = 30
+_DAY = 86_400 * 1_000_000
 _STAGED = pa.schema(
     [
-        ("bucket", pa.uint8()),
         ("user_id", pa.string()),
         ("product_id", pa.string()),
         ("clicked_at", pa.timestamp("us")),
@@ -83,18 +88,29 @@ def import_clicks(file: str, dest: str | Path, options: ClickOptions = ClickOpti
     before is then as it was.
     """
     target = local_folder(dest)
+    check_places(file, target, WRITTEN)
+    products = open_inputs(str(target), (), optional=("products",)).tables.get("products")
     with tempfile.TemporaryDirectory(prefix=".import-", dir=target) as folder:
         staging = Path(folder)
         problems, summary = Problems(staging / PROBLEMS_FILE), ClickSummary()
         try:
             _Stage(staging, options, problems, summary).take_all(file)
+            _check_events(file, options, summary)
             problems.check(summary.rows - summary.other_events, options.max_bad_share, file)
         finally:
             problems.close()
-        _write_histories(staging, target / "products.parquet", options.max_clicks, summary)
-        move_into(target, staging, [PROBLEMS_FILE, "histories.parquet"])
+        _write_histories(staging, products, options.max_clicks, summary)
+        move_into(target, staging, WRITTEN)
     summary.skipped, summary.repaired, summary.examples = dict(problems.skipped), dict(problems.repaired), problems.examples
     return summary
+
+
+def _check_events(file: str, options: ClickOptions, summary: ClickSummary) -> None:
+    """InputError where --events leaves no row."""
+    if summary.rows and summary.rows == summary.other_events:
+        found = ", ".join(f"{event} {count}" for event, count in summary.events.items()) or "none"
+        wanted = " ".join(options.events)
+        raise InputError(f"{file}: none of its {summary.rows} rows has an event of --events {wanted}; found: {found}")
 
 
 class _Stage:
@@ -105,11 +121,12 @@ class _Stage:
         self._columns = Columns(CLICK_COLUMNS, options.mapping)
         self._events = frozenset(event.casefold() for event in options.events)
         self._counts: Counter[str] = Counter()
+        self._tomorrow = int(time.time() * 1_000_000) + _DAY
 
     def take_all(self, file: str) -> None:
         """Stage every click of the log."""
         with pq.ParquetWriter(self._staging / "staged.parquet", _STAGED) as writer:
-            rows: list[tuple[int, str, str, int | None]] = []
+            rows: list[tuple[str, str, int | None]] = []
             for source in sources_of(file, self._staging):
                 for click in self._clicks(source):
                     rows.append(click)
@@ -120,7 +137,7 @@ class _Stage:
                 writer.write_batch(_batch(rows))
         self._summary.events = dict(self._counts.most_common(_EVENTS_SHOWN))
 
-    def _clicks(self, source: Source) -> Iterator[tuple[int, str, str, int | None]]:
+    def _clicks(self, source: Source) -> Iterator[tuple[str, str, int | None]]:
         report = self._problems.of(source.name)
 
         def counted(*problem: Any, **more: Any) -> None:
@@ -134,7 +151,7 @@ class _Stage:
             if click := self._click(columns, line, row, report):
                 yield click
 
-    def _click(self, columns: Columns, line: int, row: dict[str, Any], report: Any) -> tuple[int, str, str, int | None] | None:
+    def _click(self, columns: Columns, line: int, row: dict[str, Any], report: Any) -> tuple[str, str, int | None] | None:
         event = text_of(columns.value(row, "event"))
         if event and (event in self._counts or len(self._counts) < 10 * _EVENTS_SHOWN):
             self._counts[event] += 1
@@ -147,38 +164,74 @@ class _Stage:
             if not ids[column] or "\ufffd" in ids[column]:
                 report(line, column, ids[column], f"missing_{column}" if not ids[column] else "bad_text", "")
                 return None
-        time = columns.value(row, "clicked_at")
+        clicked_at = columns.value(row, "clicked_at")
         try:
-            moment = None if time is None else microseconds(time)
+            moment = None if clicked_at is None else microseconds(clicked_at)
         except ValueError as error:
-            report(line, "clicked_at", time, "bad_time", str(error))
+            report(line, "clicked_at", clicked_at, "bad_time", str(error))
             return None
-        return zlib.crc32(ids["user_id"].encode("utf-8", "surrogatepass")) % BUCKETS, ids["user_id"], ids["product_id"], moment
+        if moment is not None and moment > self._tomorrow:
+            report(line, "clicked_at", clicked_at, "future_time", "later than tomorrow; kept as it is", skipped=False)
+        return ids["user_id"], ids["product_id"], moment
 
 
-def _batch(rows: list[tuple[int, str, str, int | None]]) -> pa.RecordBatch:
+def _batch(rows: list[tuple[str, str, int | None]]) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays(
         [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), _STAGED, strict=True)], schema=_STAGED
     )
 
 
-def _write_histories(staging: Path, products: Path, max_clicks: int, summary: ClickSummary) -> None:
+def _write_histories(staging: Path, products: InputTable | None, max_clicks: int, summary: ClickSummary) -> None:
     staged = f"read_parquet('{quoted(staging / 'staged.parquet')}', file_row_number = true)"
     count = pq.read_metadata(staging / "staged.parquet").num_rows
-    step = max(1, BUCKETS * ROWS_AT_ONCE // max(count, 1))
-    with pq.ParquetWriter(staging / "histories.parquet", records.HISTORIES) as writer, open_staged(staging) as base:
-        for first in range(0, BUCKETS, step):
+    buckets = 1 + count // ROWS_PER_BUCKET
+    with TableWriter(staging / "histories.parquet", records.HISTORIES) as writer, open_staged(staging) as base:
+        for bucket in range(buckets):
             query = (
-                "SELECT user_id, list({'product_id': product_id, 'clicked_at': clicked_at} "
-                f"ORDER BY clicked_at NULLS FIRST, file_row_number)[-{max_clicks}:] AS clicks "
-                f"FROM {staged} WHERE bucket BETWEEN {first} AND {first + step - 1} GROUP BY user_id ORDER BY user_id"
+                f"SELECT user_id, product_id, clicked_at FROM {staged} WHERE hash(user_id) % {buckets} = {bucket} "
+                "ORDER BY user_id, clicked_at NULLS FIRST, file_row_number"
             )
-            for batch in base.sql(query).to_arrow_reader(_ROWS_PER_BATCH):
-                writer.write_batch(batch.cast(records.HISTORIES))
+            for batch in _by_user(base.sql(query).to_arrow_reader(ROWS_AT_ONCE), max_clicks):
+                writer.write_batch(batch)
                 summary.users += batch.num_rows
                 summary.clicks += len(batch.column("clicks").flatten())
         summary.older_clicks = count - summary.clicks
-        if products.exists():
-            known = f"SELECT product_id FROM read_parquet('{quoted(products)}')"
-            query = f"SELECT count(*) FROM {staged} WHERE product_id NOT IN ({known})"
-            summary.of_unknown_products = base.execute(query).fetchone()[0]
+        if products:
+            summary.of_unknown_products = _of_unknown(base, staged, products)
+
+
+def _by_user(batches: Iterable[pa.RecordBatch], max_clicks: int) -> Iterator[pa.RecordBatch]:
+    """Rows of histories from clicks sorted by user and time; of each user the last `max_clicks`."""
+    waiting: pa.RecordBatch | None = None  # the last user's, who may go on in the next batch
+    for batch in batches:
+        rows = batch if waiting is None else pa.concat_batches([waiting, batch])
+        users = rows.column("user_id")
+        starts = np.flatnonzero(np.r_[True, pc.not_equal(users[1:], users[:-1]).to_numpy(zero_copy_only=False)])
+        if len(starts) > 1:
+            yield _histories(rows.slice(0, starts[-1]), starts, max_clicks)
+        waiting = rows.slice(max(starts[-1], len(users) - max_clicks))
+    if waiting is not None:
+        yield _histories(waiting, np.array([0, len(waiting)]), max_clicks)
+
+
+def _histories(rows: pa.RecordBatch, bounds: np.ndarray, max_clicks: int) -> pa.RecordBatch:
+    """`bounds`: where each user's clicks begin, and where the last one's end."""
+    counts = np.minimum(np.diff(bounds), max_clicks)
+    offsets = np.r_[0, np.cumsum(counts)]
+    kept = rows.take(pa.array(np.arange(offsets[-1]) + np.repeat(bounds[1:] - offsets[1:], counts)))
+    moments = kept.column("clicked_at").cast(records.CLICK.field("clicked_at").type)
+    clicks = pa.StructArray.from_arrays([kept.column("product_id"), moments], fields=list(records.CLICK))
+    users = rows.column("user_id").take(pa.array(bounds[:-1]))
+    return pa.RecordBatch.from_arrays(
+        [users, pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), clicks, records.HISTORIES.field("clicks").type)],
+        schema=records.HISTORIES,
+    )
+
+
+def _of_unknown(base: duckdb.DuckDBPyConnection, staged: str, products: InputTable) -> int:
+    failed: list[InputError] = []
+    base.register("known", products.reader(["product_id"], failed))
+    try:
+        return base.execute(f"SELECT count(*) FROM {staged} ANTI JOIN known USING (product_id)").fetchone()[0]
+    except duckdb.Error as error:
+        raise failed[0] if failed else error from None

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from adgen import records
 from adgen.errors import InputError, SettingsError
@@ -22,11 +22,12 @@ from adgen.shop.inputs.feeds.columns import PAIR_COLUMNS, Columns, text_of
 from adgen.shop.inputs.feeds.problems import Problems
 from adgen.shop.inputs.feeds.rows import DELIMITERS, open_text, read_rows, text_lines
 from adgen.shop.inputs.feeds.sources import Source, sources_of
-from adgen.shop.inputs.feeds.staging import local_folder, move_into
+from adgen.shop.inputs.feeds.staging import TableWriter, check_places, local_folder, move_into
 from adgen.shop.inputs.tables import Inputs, open_inputs
 from adgen.shop.similarity import EMBEDDING_SIZE, embed_titles
 
 PROBLEMS_FILE = "pair_problems.parquet"
+WRITTEN = (PROBLEMS_FILE, "pairs.parquet")
 ROWS_AT_ONCE = 65_536
 USERS_AT_ONCE = 256
 PRODUCTS_AT_ONCE = 32_768
@@ -72,20 +73,21 @@ class PairSummary:
 def make_pairs(inputs: str | Path, options: PairOptions) -> PairSummary:
     """Write pairs and problems into the local folder `inputs`, which has products and histories. InputError as the imports."""
     target = local_folder(inputs)
+    check_places(options.given, target, WRITTEN)
     tables = open_inputs(str(target), ("products",) if options.given else ("products", "histories"))
     with tempfile.TemporaryDirectory(prefix=".import-", dir=target) as folder:
         staging = Path(folder)
         problems, summary = Problems(staging / PROBLEMS_FILE), PairSummary()
         try:
             products = ProductIndex(tables, options.locale)
-            with pq.ParquetWriter(staging / "pairs.parquet", records.PAIRS) as writer:
+            with TableWriter(staging / "pairs.parquet", records.PAIRS) as writer:
                 made = _given if options.given else _crossed
                 for batch in made(tables, products, options, problems, summary, staging):
                     summary.pairs += batch.num_rows
                     writer.write_batch(batch)
         finally:
             problems.close()
-        move_into(target, staging, [PROBLEMS_FILE, "pairs.parquet"])
+        move_into(target, staging, WRITTEN)
     summary.skipped, summary.examples = dict(problems.skipped), problems.examples
     return summary
 
@@ -151,7 +153,7 @@ def _crossed(
         )
     embeddings = products.embeddings(staging / "embeddings") if each < len(rows) else None
     for batch in tables["histories"].batches(["user_id", "clicks"], USERS_AT_ONCE):
-        batch = batch.filter(pa.compute.is_valid(batch.column(0)))
+        batch = batch.filter(pc.is_valid(batch.column(0)))
         summary.users += batch.num_rows
         if embeddings is None:
             yield from _all_of(batch.column(0), ids, locales, options.channel)
@@ -221,8 +223,8 @@ def _pairs(who: pa.Array, users: pa.Array, what: pa.Array, ids: pa.Array, locale
 def _tastes(clicks: pa.Array, products: ProductIndex, embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """((users, 256) float32 mean embedding of each user's clicks, whether there are any that are known)."""
     flat = clicks.flatten()
-    owner = np.asarray(pa.compute.list_parent_indices(clicks))
-    rows = products.rows_of(pa.compute.struct_field(flat, "product_id").to_pylist())
+    owner = np.asarray(pc.list_parent_indices(clicks))
+    rows = products.rows_of(pc.struct_field(flat, "product_id").to_pylist())
     owner, rows = owner[rows >= 0], rows[rows >= 0]
     several, place = np.unique(rows, return_inverse=True)
     sums, counts = np.zeros((len(clicks), EMBEDDING_SIZE), np.float32), np.bincount(owner, minlength=len(clicks))

@@ -28,11 +28,12 @@ from adgen.shop.inputs.feeds.product import DEFAULT_SCALE, REQUIRED, BadValue, P
 from adgen.shop.inputs.feeds.rows import Row, read_rows
 from adgen.shop.inputs.feeds.shopify import NOT_FOR_SALE, is_shopify, one_row_a_product
 from adgen.shop.inputs.feeds.sources import Source, sources_of
-from adgen.shop.inputs.feeds.staging import local_folder, move_into, open_staged, quoted
+from adgen.shop.inputs.feeds.staging import TableWriter, check_places, local_folder, move_into, open_staged, quoted
 from adgen.shop.inputs.tables import PICTURE_ROOTS
 from adgen.shop.inputs.web.fetcher import Fetcher
 
 PROBLEMS_FILE = "feed_problems.parquet"
+WRITTEN = ("offers.parquet", PICTURE_ROOTS, PROBLEMS_FILE, "products.parquet")
 ROWS_PER_BATCH = 4096
 ROWS_PER_BUCKET = 1_000_000
 STAGED = pa.schema([*records.PRODUCTS, *list(OFFERS)[1:], pa.field("file", pa.string()), pa.field("line", pa.int64())])
@@ -86,6 +87,7 @@ def import_feed(
     cannot be read, and says why where no row, or too few, can be used; the tables of before are then as they were.
     """
     target = local_folder(dest)
+    check_places(file, target, WRITTEN)
     with tempfile.TemporaryDirectory(prefix=".import-", dir=target) as folder:
         staging = Path(folder)
         problems = Problems(staging / PROBLEMS_FILE)
@@ -99,7 +101,7 @@ def import_feed(
         finally:
             problems.close()
         _write_roots(staging, target, roots)
-        move_into(target, staging, ["offers.parquet", PICTURE_ROOTS, PROBLEMS_FILE, "products.parquet"])
+        move_into(target, staging, WRITTEN)
     summary.skipped, summary.repaired, summary.examples = dict(problems.skipped), dict(problems.repaired), problems.examples
     return summary
 
@@ -155,8 +157,8 @@ def _product(read: Reader, source: Source, line: int, row: dict[str, Any], probl
 
 def _write_tables(staging: Path, problems: Problems, summary: FeedSummary, passes: Sequence[PicturePass]) -> None:
     with (
-        pq.ParquetWriter(staging / "products.parquet", records.PRODUCTS) as products,
-        pq.ParquetWriter(staging / "offers.parquet", OFFERS) as offers,
+        TableWriter(staging / "products.parquet", records.PRODUCTS) as products,
+        TableWriter(staging / "offers.parquet", OFFERS) as offers,
         open_staged(staging) as base,
     ):
         batches = _first_of_each(base, staging, problems)

@@ -1,18 +1,20 @@
 """Rows of a feed or a log, whatever its format: each with the line where it begins and its values by normal name.
 
 A normal name is in lower case, with _ for blanks and dashes and without the prefix g:. A name that is there several times has a
-list. Of Parquet the line is the row's number.
+list. What lies inside an object has a dotted name: `{"image": [{"url": 1}, {"url": 2}]}` is image.url, a list of two. Of Parquet
+the line is the row's number.
 """
 
 import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pyarrow.types as kinds
 
 from adgen.errors import InputError
 from adgen.shop.inputs.feeds.sources import Source
@@ -22,7 +24,11 @@ Row = tuple[int, dict[str, Any]]
 DELIMITERS = "\t,;|"
 MAX_CELL = 2**20  # characters
 MAX_LINE = 16 * 2**20
+MAX_DEPTH = 20  # of objects inside objects
+LONGEST_NAME = 200
+_LINES_LOOKED_AT = 50  # for the names of columns
 _BLANKS = re.compile(r"[\s\-]+")
+_QUOTED = re.compile(r'"[^"]*"')
 _BRACKETS = re.compile(r"\(.*\)$")
 
 
@@ -51,7 +57,8 @@ def read_rows(source: Source, report: Report, encoding: str | None = None) -> tu
     if kind == "json":
         return None, _json_rows(source, text, report)
     with open_text(source, encoding) as beginning:
-        return _table_rows(source, text, beginning.readline(MAX_CELL), report)
+        looked_at = [beginning.readline(2**16) for _ in range(_LINES_LOOKED_AT)]
+    return _table_rows(source, text, _delimiter(looked_at), report)
 
 
 def open_text(source: Source, encoding: str | None = None) -> io.TextIOWrapper:
@@ -77,17 +84,30 @@ def _known(encoding: str) -> str:
     return encoding
 
 
-def _table_rows(source: Source, text: io.TextIOWrapper, first: str, report: Report) -> tuple[list[str], Iterator[Row]]:
+def _table_rows(source: Source, text: io.TextIOWrapper, delimiter: str, report: Report) -> tuple[list[str], Iterator[Row]]:
     csv.field_size_limit(MAX_CELL)
-    delimiter = max(DELIMITERS, key=first.count)
     rows = _csv_rows(source, csv.reader(text_lines(source, text), delimiter=delimiter))
-    _, header = next(rows)
+    header = next((cells for _, cells in rows if not _is_above_names(cells)), None)
+    if header is None:
+        raise InputError(f"{source.name}: has no line with the names of its columns")
     names = [normal(name) for name in header]
     if len(names) == 1:
         raise InputError(
             f"{source.name}: its first line has one column, {header[0]!r:.80}; expected tabs, commas, ; or | between names"
         )
     return names, _named(rows, names, report)
+
+
+def _delimiter(lines: list[str]) -> str:
+    """The one that is most often between the names of columns; what stands in quotes parts nothing."""
+    names = next((line for line in lines if not _is_above_names([line.replace('"', "")])), "")
+    return max(DELIMITERS, key=_QUOTED.sub("", names).count)
+
+
+def _is_above_names(cells: list[str]) -> bool:
+    """An empty line, the comments of Meta's template (`# Required | ...`), or Excel's `sep=;`."""
+    filled = [text for cell in cells if (text := cell.strip("\ufeff \t\r\n"))]
+    return all(text.startswith("#") for text in filled) or bool(re.fullmatch(r"sep=.?", "".join(filled)))
 
 
 def _csv_rows(source: Source, lines: Any) -> Iterator[tuple[tuple[int, int], list[str]]]:
@@ -112,18 +132,20 @@ def _named(rows: Iterator[tuple[tuple[int, int], list[str]]], names: list[str], 
             detail = f"{len(cells)} cells, {len(names)} columns" + (f"; it reaches to line {last}" if last > line else "")
             report(line, "", cells[-1], "wrong_number_of_cells", detail)
         elif several:
-            yield line, _gathered(names, cells)
+            yield line, _gathered(zip(names, cells, strict=False))
         else:
             yield line, dict(zip(names, cells, strict=False))
 
 
-def _gathered(names: Sequence[str], cells: Sequence[Any]) -> dict[str, Any]:
+def _gathered(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
-    for name, cell in zip(names, cells, strict=False):
-        if name in row:
-            row[name] = [*(row[name] if isinstance(row[name], list) else [row[name]]), cell]
-        else:
+    for name, cell in values:
+        if name not in row:
             row[name] = cell
+        elif isinstance(before := row[name], list):
+            before.append(cell)
+        else:
+            row[name] = [before, cell]
     return row
 
 
@@ -139,7 +161,27 @@ def _json_rows(source: Source, text: io.TextIOWrapper, report: Report) -> Iterat
         if not isinstance(row, dict):
             report(number, "", line, "not_json", f"found {type(row).__name__}, expected an object")
             continue
-        yield number, _gathered([normal(name) for name in row], list(row.values()))
+        yield number, _gathered(_flat((normal(name), value) for name, value in row.items()))
+
+
+def _flat(values: Iterable[tuple[str, Any]], depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """With dotted names for what lies inside objects, and inside lists of them."""
+    for name, value in values:
+        objects = value if isinstance(value, list) else [value]
+        inside = objects and all(isinstance(each, dict) for each in objects)
+        if inside and depth < MAX_DEPTH and len(name) <= LONGEST_NAME:
+            for each in objects:
+                yield from _flat(((f"{name}.{normal(inner)}", below) for inner, below in each.items()), depth + 1)
+        else:
+            yield name, value
+
+
+def _names_in(name: str, kind: pa.DataType) -> list[str]:
+    """The names that `_flat` gives to values of this type."""
+    kind = kind.value_type if kinds.is_list(kind) or kinds.is_large_list(kind) else kind
+    if not kinds.is_struct(kind):
+        return [name]
+    return [each for field in kind for each in _names_in(f"{name}.{normal(field.name)}", field.type)]
 
 
 def _parquet_rows(source: Source) -> tuple[list[str], Iterator[Row]]:
@@ -148,7 +190,8 @@ def _parquet_rows(source: Source) -> tuple[list[str], Iterator[Row]]:
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{source.name}: cannot be read as Parquet: {error}") from None
     names = [normal(name) for name in file.schema_arrow.names]
-    return names, _rows_of_parquet(source, file, names)
+    known = [each for name, kind in zip(names, file.schema_arrow.types, strict=True) for each in _names_in(name, kind)]
+    return known, _rows_of_parquet(source, file, names)
 
 
 def _rows_of_parquet(source: Source, file: pq.ParquetFile, names: list[str]) -> Iterator[Row]:
@@ -158,7 +201,7 @@ def _rows_of_parquet(source: Source, file: pq.ParquetFile, names: list[str]) -> 
             columns = [_values(column) for column in batch.columns]
             for cells in zip(*columns, strict=True):
                 line += 1
-                yield line, _gathered(names, cells)
+                yield line, _gathered(_flat(zip(names, cells, strict=True)))
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{source.name}, after row {line}: cannot be read on: {error}") from None
     if line != file.metadata.num_rows:  # Arrow reads a column of no rows as the file's end

@@ -8,6 +8,7 @@ import codecs
 import gzip
 import io
 import os
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from adgen.shop.inputs.web.fetcher import Fetcher
 
 MAX_BYTES = 64 * 2**30
 """Of one file, decompressed."""
+MAX_RATIO = 200
+"""Of that to the compressed file, beyond FREE_BYTES: feeds and logs reach 5 to 30, endless files 1000."""
+FREE_BYTES = 2**28
 _CHUNK = 2**20
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -95,7 +99,9 @@ class Source:
 
 class _Limited(io.RawIOBase):
     def __init__(self, inner: BinaryIO, source: Source):
-        self._inner, self._source, self._left = inner, source, MAX_BYTES
+        self._inner, self._source, self._read, self._limit, self._said = inner, source, 0, MAX_BYTES, f"{MAX_BYTES} bytes"
+        if source.is_compressed and (by_size := max(FREE_BYTES, MAX_RATIO * source.path.stat().st_size)) < MAX_BYTES:
+            self._limit, self._said = by_size, f"{MAX_RATIO} times its size; unpack it if that is right"
 
     def readable(self) -> bool:
         return True
@@ -105,9 +111,9 @@ class _Limited(io.RawIOBase):
             data = self._inner.read(len(buffer))
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise InputError(f"{self._source.name}: its gzip data is broken: {error}") from None
-        self._left -= len(data)
-        if self._left < 0:
-            raise InputError(f"{self._source.name}: holds more than {MAX_BYTES} bytes, decompressed")
+        self._read += len(data)
+        if self._read > self._limit:
+            raise InputError(f"{self._source.name}: holds, decompressed, more than {self._said}")
         buffer[: len(data)] = data
         return len(data)
 
@@ -154,7 +160,7 @@ def sources_of(uri: str, staging: Path, fetcher: Fetcher | None = None) -> Itera
 
 
 def _download(uri: str, to: Path, fetcher: Fetcher) -> Source:
-    name = uri.partition("?")[0]  # what follows may be a token
+    name = re.sub(r"^(https://)[^/]*@", r"\1...@", uri.partition("?")[0], flags=re.I)  # what follows may be a token
     with open(to, "wb") as file:
 
         def begin_again() -> None:

@@ -81,8 +81,12 @@ class _Products:
     def _keep(self, space: str, text: str) -> None:
         values, name = self._google if _GOOGLE in space else self._plain, ".".join(self._path)
         self._size += len(name)
-        before = values.get(name)
-        values[name] = text if before is None else [*(before if isinstance(before, list) else [before]), text]
+        if name not in values:
+            values[name] = text
+        elif isinstance(before := values[name], list):
+            before.append(text)
+        else:
+            values[name] = [before, text]
 
 
 def xml_rows(source: Source, normal: Callable[[str], str]) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -59,8 +59,11 @@ class WebPictures:
             )
 
     def _fetched_before(self, link: str) -> str | None:
-        paths = (f"{_place(link)}.{ending}" for ending in _ENDINGS.values())
-        return next((path for path in paths if os.path.exists(self.dest / path)), None)
+        place = _place(link)
+        if not os.path.isdir(os.path.join(self.dest, os.path.dirname(place))):  # one question instead of seven
+            return None
+        paths = (f"{place}.{ending}" for ending in _ENDINGS.values())
+        return next((path for path in paths if os.path.exists(os.path.join(self.dest, path))), None)
 
     def _fetch(self, link: str) -> tuple[str, str | FetchError]:
         """(the link, its file relative to the tables, or why there is none)."""
