@@ -26,7 +26,7 @@ demo: install ## a small shop, refreshed into demo/store, and its report
 	$(BIN)/adgen report demo/store demo --inputs demo/shop --out demo/report.html
 	@echo "Look at demo/report.html"
 
-# Most of a test's time is waiting (Ray starts, processes die): three workers keep two cores busy.
+# Tests with Ray wait now and then (for processes that start or die): three workers keep two cores busy.
 WORKERS ?= 3
 PYTEST := $(BIN)/python -m pytest
 SPREAD := -n $(WORKERS) --dist loadscope --no-loadscope-reorder

@@ -149,6 +149,15 @@ def ray_cluster() -> Iterator[None]:
     ray.shutdown()
 
 
+@pytest.fixture
+def no_ray() -> Iterator[None]:
+    """Jobs work in this process, for tests of what comes out of them, not of how a cluster makes it."""
+    from support.here import without_ray
+
+    with without_ray():
+        yield
+
+
 # -- an evaluated run ----------------------------------------------------------------------------------------------------
 
 

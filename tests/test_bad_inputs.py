@@ -136,6 +136,7 @@ def settings(inputs: Path, store: Path, model: Path, **changes) -> RefreshSettin
         "model": str(model),
         "plan": {"pairs_per_shard": 32},
         "sampling": {"max_title_tokens": 8},
+        "engine": {"deepspeed": False},
         "finish": {"width": 64, "height": 64, "gates": dict.fromkeys(GATES, "warn")},
     }
     return RefreshSettings.model_validate(values | changes)

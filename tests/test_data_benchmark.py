@@ -38,7 +38,7 @@ def test_inputs_of_a_size_are_the_first_pairs_and_all_their_users(inputs):
     assert set(pq.read_table(inputs / "pairs.parquet")["user_id"].to_pylist()) == users
 
 
-@pytest.mark.parametrize(("side", "finisher"), [(None, "NullFinish"), (64, "FinishAndCommit")])
+@pytest.mark.parametrize(("side", "finisher"), [pytest.param(None, "NullFinish", marks=pytest.mark.long), (64, "FinishAndCommit")])
 def test_a_measured_refresh_is_published_and_whole(ray_cluster, inputs, model, tmp_path, side, finisher):
     made = settings(inputs, tmp_path, model)
     run = measure(made, 22, side)

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
-from support.processes import forks_with_deepspeed
+from support.processes import start_ranks
 from support.steps import BATCH, RATE, SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, micro_batch, run
 from support.tensor_bytes import reachable_bytes, tensor_bytes
 
@@ -177,19 +176,13 @@ def plain() -> tuple[list[float], float]:
     return losses, checksum(step.task)
 
 
-def start(worker, count: int, *arguments) -> None:
-    """Workers to their end."""
-    forks_with_deepspeed()
-    mp.start_processes(worker, arguments, nprocs=count, start_method="forkserver")
-
-
 @pytest.fixture(scope="module")
 def folder(request, tmp_path_factory) -> Path:
     """Of the cases that tests of this session ask for, all in one start."""
     folder = tmp_path_factory.mktemp("ranks")
     found = [getattr(item, "callspec", None) for item in request.session.items if item.path == request.path]
     cases = {spec.params["case"] for spec in found if spec and "case" in spec.params} | set(NEEDED_ALONE)
-    start(two_workers, 2, str(folder), cases)
+    start_ranks(two_workers, 2, str(folder), cases)
     return folder
 
 
@@ -218,7 +211,7 @@ def alone(folder) -> dict:
     shutil.copytree(folder / "bf16zero1", folder / "foreign")
     [file] = (folder / "foreign" / TAG).glob("mp_rank_00_model_states.pt")
     torch.save(torch.load(file, weights_only=False) | {"foreign": Runs(folder / "ran")}, file)
-    start(one_worker, 1, str(folder))
+    start_ranks(one_worker, 1, str(folder))
     return json.loads((folder / "alone.json").read_text())
 
 

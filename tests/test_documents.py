@@ -21,7 +21,7 @@ IN_ORDER = ("README.md", "docs/inputs.md", "docs/outputs.md", "docs/models.md", 
 SMALLER = {"--users": "2", "--products": "6", "--pairs": "2"}
 """The demo's shop in tests; everything else of its recipe stays."""
 PLACES = re.compile(r"(?:demo/|myshop$|mystore$|creatives$|campaign-key$|user-secret$).*")
-"""What commands name relative to the folder that they are given in; the tests' shared Ray began in another one."""
+"""What commands name relative to the folder that they are given in."""
 CITED = re.compile(r"docs/design\.md (\d+(?:\.\d+)?(?:(?:, | and | to )\d+\.\d+)*)")
 
 
@@ -125,7 +125,8 @@ def assert_pulled(folder: Path) -> None:
     assert "html" in (folder / "report.html").read_text(encoding="utf-8")[:100]
 
 
-def test_the_documents_run_from_their_first_line_to_their_last(ray_cluster, tmp_path, monkeypatch, capsys):
+@pytest.mark.slow
+def test_the_documents_run_from_their_first_line_to_their_last(no_ray, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("jobs", "adgen", "cluster"):
         (tmp_path / name).symlink_to(ROOT / name)

@@ -20,7 +20,8 @@ def write(path: Path, **changes) -> Path:
     return path
 
 
-def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_published_run(ray_cluster, model, tmp_path):
+@pytest.mark.slow
+def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_published_run(no_ray, model, tmp_path):
     small_shop(tmp_path / "inputs", num_products=4, num_users=2).save()
     made = RefreshSettings.model_validate(
         {
@@ -29,6 +30,7 @@ def test_seconds_that_are_set_come_before_the_benchmark_and_that_before_the_publ
             "campaign": "spring",
             "model": str(model),
             "sampling": {"max_title_tokens": 8},
+            "engine": {"deepspeed": False},
             "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn"}},
         }
     )

@@ -1,4 +1,4 @@
-"""The gate and evaluations from the command line, on a real Ray: exit codes, a held run scored, two compared, one gone on with."""
+"""The gate and evaluations from the command line: exit codes, a held run scored, two compared, one gone on with."""
 
 import importlib
 import json
@@ -40,7 +40,7 @@ def refreshed(inputs: Path, store: Path, *more: str) -> list[str]:
         "--model", str(inputs / "model"), "--pairs-per-shard", "6", "--sampling.max-title-tokens", "8",
         "--finish.width", "64", "--finish.height", "64", "--finish.gates.title-empty", "warn",
         "--finish.gates.picture-blank", "off", "--gate.sample", "6", "--gate.history-margin-min", "1.9",
-        "--gate.encoder", str(inputs / "pbs"), "--json", *more,
+        "--gate.encoder", str(inputs / "pbs"), "--engine.no-deepspeed", "--json", *more,
     ]  # fmt: skip
 
 
@@ -51,7 +51,8 @@ def evaluated(inputs: Path, store: Path, out: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_a_run_is_held_scored_published_and_compared(ray_cluster, jobs, inputs, tmp_path, capsys):
+@pytest.mark.slow
+def test_a_run_is_held_scored_published_and_compared(no_ray, jobs, inputs, tmp_path, capsys):
     store, first, second = tmp_path / "store", tmp_path / "first", tmp_path / "second"
 
     def told() -> dict:

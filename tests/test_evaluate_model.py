@@ -1,4 +1,4 @@
-"""A model evaluated: the pairs, seeds, what was painted, and the whole on a real Ray."""
+"""A model evaluated: the pairs, seeds, what was painted, and the whole with a model."""
 
 import shutil
 from pathlib import Path
@@ -188,11 +188,13 @@ def test_finishing_keeps_what_was_painted(shop, tmp_path):
     assert read_unpasted(stage.journal.storage, CAMPAIGN, pair | {"fingerprint": None}) is None
 
 
-def test_a_model_is_evaluated_on_the_pairs_with_a_reference(ray_cluster, shop, encoder, tmp_path):
+@pytest.mark.slow
+def test_a_model_is_evaluated_on_the_pairs_with_a_reference(no_ray, shop, encoder, tmp_path):
     save_small_model(tmp_path / "model")
     out = tmp_path / "out"
     of_model = {"model": tmp_path / "model", "adapter": tmp_path / "model", "sampling": {"max_title_tokens": 8}}
-    asked = ModelEvaluationSettings(inputs=str(shop), encoder=encoder, out=out, limit=5, seeds=2, **of_model)
+    settings = of_model | {"engine": {"deepspeed": False}, "limit": 5, "seeds": 2}
+    asked = ModelEvaluationSettings(inputs=str(shop), encoder=encoder, out=out, **settings)
     record = evaluate_model(asked, Silent())
     assert record["rows"] == 10
     assert record["by_status"] == {"ok": 10}  # no gate keeps a creative of the model's back

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from support.evaluations import do_shards, draw_shop, plan_run, save_small_encoder
+from support.here import without_ray
 from support.models import save_small_model
 from support.progress import Silent
 from support.runs import CAMPAIGN, begin
@@ -25,7 +26,7 @@ from adgen.on_ray.evaluation.job import evaluate_run
 from adgen.on_ray.evaluation.settings import RunEvaluationSettings
 from adgen.on_ray.refresh import gate as module
 from adgen.on_ray.refresh.gate import check_gate_settings, sample_items, verdict_of
-from adgen.on_ray.refresh.job import refresh
+from adgen.on_ray.refresh.job import Summary, refresh
 from adgen.on_ray.refresh.settings import GateSettings, RefreshSettings
 
 
@@ -142,6 +143,7 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
             "model": str(tmp_path / "model"),
             "plan": {"pairs_per_shard": 6},
             "sampling": {"max_title_tokens": 8},
+            "engine": {"deepspeed": False},
             "finish": {"width": 64, "height": 64, "gates": {"title_empty": "warn", "picture_blank": "off"}},
             "keys": {"allow_development_keys": True},
             "gate": {
@@ -154,7 +156,7 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
         }
     )
     storage = open_storage(store)
-    first = refresh(made, Silent())
+    first = refresh_here(made)
     assert (first.published, first.state, first.engine_calls) == (False, "HELD", 12)
     assert first.note.startswith("held by its gate: history_margin_min is 1.5, pbs_history_margin of ")
     assert read_pointer(storage, CAMPAIGN) == (None, None)
@@ -166,19 +168,24 @@ def test_a_refresh_is_held_evaluated_and_published_anyway(ray_cluster, shop, tmp
     assert "templates_max is 0.5, template of 9 creatives is 1" in first.note
     assert (first.templates, first.drawn_again, document.counts.templates) == (12, 12, 12)
 
-    again = refresh(made, Silent())
+    again = refresh_here(made)
     assert (again.run_id, again.state, again.engine_calls) == (first.run_id, "HELD", 0)
     _evaluate_held(shop, store, first.run_id, {"encoder": encoder, "adapter": tmp_path / "model"}, tmp_path / "out")
 
-    anyway = refresh(made.model_copy(update={"publish_anyway": True}), Silent())
+    anyway = refresh_here(made.model_copy(update={"publish_anyway": True}))
     assert (anyway.run_id, anyway.published, anyway.state, anyway.engine_calls) == (first.run_id, True, "COMPLETE", 0)
     document = open_published(storage, CAMPAIGN).run
     assert (document.run_id, document.note) == (first.run_id, "")
     assert (document.gate["passed"], document.gate["published_anyway"]) == (False, True)
 
 
+def refresh_here(made: RefreshSettings) -> Summary:
+    with without_ray():
+        return refresh(made, Silent())
+
+
 def _evaluate_held(shop: Path, store: str, run_id: str, networks: dict[str, Path], out: Path) -> None:
-    """The whole evaluation, and that no user is named in it."""
+    """The whole evaluation, on Ray, and that no user is named in it."""
     asked = RunEvaluationSettings(inputs=str(shop), store=store, campaign=CAMPAIGN, run=run_id, out=str(out), **networks)
     record = evaluate_run(asked, progress := Silent())
     assert progress.done == record["rows"] == sum(record["by_status"].values()) == 12

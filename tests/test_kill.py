@@ -5,6 +5,7 @@ import signal
 
 import pytest
 import ray
+from support.here import without_ray
 from support.kills.cluster import Cluster
 from support.kills.kill import Draw, do_kill
 from support.kills.scene import Scene
@@ -48,11 +49,12 @@ class Killing(Silent):
 
 
 def test_an_engine_killed_mid_run_costs_nothing(ray_cluster, shop, slow_model, tmp_path):
-    """Ray starts another one, and what was in flight is made again."""
+    """Ray starts another one, and what was in flight is made again, as a process without Ray makes it."""
     undisturbed, made = (
         settings(shop, str(tmp_path / name), slow_model, plan={"pairs_per_shard": 1}) for name in ("undisturbed", "killed")
     )
-    assert run(undisturbed).published
+    with without_ray():
+        assert run(undisturbed).published
     killing = Killing()
     assert refresh(made, killing).published
     assert killing.killed == [1], "of twelve"

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from pyarrow.fs import LocalFileSystem, copy_files
+from support.processes import start_ranks
 from support.steps import SAVED_AFTER, SETTINGS, STEPS, fresh_task, join_ranks, run
 
 from adgen.creatives.stores import open_storage
@@ -62,7 +62,7 @@ def gone_on(rank: int, out: str) -> dict:
 def begun(tmp_path_factory) -> Path:
     """`saved`, a checkpoint of one worker, and `whole.json`, the losses of its further steps."""
     folder = tmp_path_factory.mktemp("begun")
-    mp.spawn(one_begins, (str(folder),), nprocs=1)
+    start_ranks(one_begins, 1, str(folder))
     return folder
 
 
@@ -72,7 +72,7 @@ def test_two_workers_go_on_with_what_one_began_on_a_folder_and_on_s3(begun, s3_u
     (tmp_path / "run" / name).mkdir(parents=True)
     for there in places:
         copy_files(str(begun / "saved"), f"{there.path}/{name}", LocalFileSystem(), there.files)
-    mp.spawn(two_go_on, (str(tmp_path), tuple(there.uri for there in places)), nprocs=2)
+    start_ranks(two_go_on, 2, str(tmp_path), tuple(there.uri for there in places))
     whole = json.loads((begun / "whole.json").read_text())
     for there, found in zip(places, json.loads((tmp_path / "gone_on.json").read_text()), strict=True):
         assert found["losses"] == pytest.approx(whole, rel=1e-4)

@@ -379,11 +379,11 @@ def test_the_sheet_shows_every_creative(tmp_path):
 # -- the job ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_proof_of_an_untrained_model(shop, tmp_path, ray_cluster, capsys):
+def test_a_proof_of_an_untrained_model(shop, tmp_path, no_ray, capsys):
     model, encoder = save_small_model(tmp_path / "others" / "no_history" / "model"), small_encoder(tmp_path / "pbs")
     directory = tmp_path / "others" / "no_history" / "model"
     options = ["--seed", "3", "--pairs", "6", "--inputs", str(shop), "--noise", "0.3", "--classifier-pictures", "100"]
-    options += ["--unseen", "drawn", "open words", "--titles", "8", "--pictures", "4"]
+    options += ["--unseen", "drawn", "open words", "--titles", "8", "--pictures", "4", "--engine.no-deepspeed"]
     options += ["--sheet", str(tmp_path / "sheet.png"), "--ablation", str(tmp_path / "others"), "--sampling.max-title-tokens", "6"]
     arguments = ["proof", "--model", str(directory), "--encoder", str(encoder), *options, "--require-goals"]
     assert job().main(arguments) == 1  # untrained weights follow nobody
@@ -410,7 +410,7 @@ def test_tables_without_the_truth_are_measured_as_far_as_they_can_be(shop, tmp_p
     save_small_model(tmp_path / "model")
     shutil.copytree(shop, tmp_path / "tables", ignore=shutil.ignore_patterns("styles.parquet", "shop.json", "pairs.parquet"))
     options = ["--inputs", str(tmp_path / "tables"), "--pairs", "4", "--unseen", "--sampling.max-title-tokens", "6"]
-    options += ["--encoder", str(small_encoder(tmp_path / "pbs"))]
+    options += ["--engine.no-deepspeed", "--encoder", str(small_encoder(tmp_path / "pbs"))]
     assert job().main(["proof", "--model", str(tmp_path / "model"), *options]) == 0  # missed goals are no failure of the job
     record = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert record["num_pairs"] == 4

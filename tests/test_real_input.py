@@ -18,8 +18,9 @@ from adgen.shop.inputs.pad1m import import_pad1m
 CLOTHING = Path(__file__).parents[2] / "shared/data/clothing/pad1m.json"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CLOTHING.exists(), reason="the clothing set is not beside this checkout")
-def test_the_clothing_set_is_imported_refreshed_and_verified(ray_cluster, model, tmp_path):
+def test_the_clothing_set_is_imported_refreshed_and_verified(no_ray, model, tmp_path):
     imported = import_pad1m(CLOTHING, tmp_path / "inputs")
     made = RefreshSettings.model_validate(
         {
@@ -30,6 +31,7 @@ def test_the_clothing_set_is_imported_refreshed_and_verified(ray_cluster, model,
             "plan": {"pairs_per_shard": 4, "limit": 6},
             "publish_partial": True,
             "sampling": {"max_title_tokens": 8},
+            "engine": {"deepspeed": False},
             "finish": {"width": 256, "height": 256, "gates": {"title_empty": "warn"}},
         }
     )

@@ -1,4 +1,4 @@
-"""A refresh from tables to published creatives, on a real Ray, with a small random model: on a folder and on S3."""
+"""A refresh from tables to published creatives, with a small random model, on a folder and on S3. On Ray: test_replay."""
 
 import shutil
 from pathlib import Path
@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from support.here import without_ray
 from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
 
 from adgen.creatives.journal import Journal
@@ -21,6 +22,8 @@ from adgen.on_ray.refresh.job import Summary
 from adgen.on_ray.refresh.replay import replay
 from adgen.on_ray.refresh.settings import RefreshSettings
 
+pytestmark = [pytest.mark.usefixtures("no_ray"), pytest.mark.slow]
+
 
 @pytest.fixture
 def own_shop(shop: Path, tmp_path: Path) -> Path:
@@ -29,13 +32,14 @@ def own_shop(shop: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def refreshed(ray_cluster, shop, model, tmp_path_factory) -> tuple[RefreshSettings, Summary]:
+def refreshed(shop, model, tmp_path_factory) -> tuple[RefreshSettings, Summary]:
     """A refresh on a folder, and what came of it; tests copy what they change."""
     made = settings(shop, str(tmp_path_factory.mktemp("refreshed") / "store"), model)
-    return made, run(made)
+    with without_ray():
+        return made, run(made)
 
 
-def test_a_campaign_is_refreshed_verified_and_carried(ray_cluster, shop, model, store_uri, request):
+def test_a_campaign_is_refreshed_verified_and_carried(shop, model, store_uri, request):
     made = settings(shop, store_uri, model, access_of(store_uri, request))
     first = run(made)
     assert (first.published, first.state) == (True, "COMPLETE")
@@ -124,7 +128,7 @@ def lineage_rows(made: RefreshSettings, run_id: str) -> list[dict]:
     return [row for part in journal.read_plan().parts for row in journal.read_lineage(part.index).to_pylist()]
 
 
-def test_bad_pictures_become_rows_with_a_reason_and_the_rest_goes_on(ray_cluster, own_shop, model, tmp_path):
+def test_bad_pictures_become_rows_with_a_reason_and_the_rest_goes_on(own_shop, model, tmp_path):
     products = pq.read_table(own_shop / "products.parquet").to_pylist()
     wanted = pq.read_table(own_shop / "pairs.parquet")["product_id"].unique().to_pylist()
     cutouts = {row["product_id"]: own_shop / row["cutout"] for row in products if row["cutout"]}
@@ -143,7 +147,7 @@ def test_bad_pictures_become_rows_with_a_reason_and_the_rest_goes_on(ray_cluster
     assert all(row["uri"] is None and row["reason"] for row in rows if row["status"] == "failed")
 
 
-def test_a_product_that_changed_since_the_plan_is_input_changed(ray_cluster, own_shop, model, tmp_path, monkeypatch):
+def test_a_product_that_changed_since_the_plan_is_input_changed(own_shop, model, tmp_path, monkeypatch):
     from adgen.on_ray.refresh import job as module
 
     products = pq.read_table(own_shop / "products.parquet").to_pylist()
@@ -162,7 +166,7 @@ def test_a_product_that_changed_since_the_plan_is_input_changed(ray_cluster, own
     assert summary.reasons.keys() == {"input_changed"}
 
 
-def test_all_of_the_first_shard_failing_stops_the_run(ray_cluster, own_shop, model, tmp_path):
+def test_all_of_the_first_shard_failing_stops_the_run(own_shop, model, tmp_path):
     for row in pq.read_table(own_shop / "products.parquet").to_pylist():
         if row["cutout"]:
             (own_shop / row["cutout"]).unlink()
@@ -172,7 +176,7 @@ def test_all_of_the_first_shard_failing_stops_the_run(ray_cluster, own_shop, mod
     assert read_pointer(open_storage(made.store), CAMPAIGN)[0] is None
 
 
-def test_a_run_with_a_limit_is_partial_and_published_only_when_told(ray_cluster, shop, model, tmp_path):
+def test_a_run_with_a_limit_is_partial_and_published_only_when_told(shop, model, tmp_path):
     made = settings(shop, str(tmp_path / "store"), model, plan={"pairs_per_shard": 5, "limit": 3})
     summary = run(made)
     assert (summary.published, summary.state, summary.pairs) == (False, "PARTIAL", 3)
@@ -181,7 +185,7 @@ def test_a_run_with_a_limit_is_partial_and_published_only_when_told(ray_cluster,
     assert told.pairs == 3
 
 
-def test_a_dry_run_forecasts_and_publishes_nothing(ray_cluster, shop, model, tmp_path):
+def test_a_dry_run_forecasts_and_publishes_nothing(shop, model, tmp_path):
     made = settings(shop, str(tmp_path / "store"), model, forecast={"seconds_a_creative": 36, "price_an_hour": 2})
     expected = forecast(made)
     assert (expected.pairs, expected.to_generate, expected.carried, expected.shards) == (12, 12, 0, 3)
@@ -191,7 +195,7 @@ def test_a_dry_run_forecasts_and_publishes_nothing(ray_cluster, shop, model, tmp
     assert not (tmp_path / "store" / "campaigns").exists()
 
 
-def test_inputs_models_and_keys_are_refused_before_any_work(ray_cluster, own_shop, model, tmp_path):
+def test_inputs_models_and_keys_are_refused_before_any_work(own_shop, model, tmp_path):
     made = settings(own_shop, str(tmp_path / "store"), model)
     with pytest.raises(ModelError, match="no such"):
         run(made.model_copy(update={"model": tmp_path / "nowhere"}))
@@ -204,7 +208,7 @@ def test_inputs_models_and_keys_are_refused_before_any_work(ray_cluster, own_sho
     assert not list((tmp_path / "store").glob("campaigns/*/runs/*"))
 
 
-def test_the_public_development_keys_are_refused_on_s3(ray_cluster, shop, model, s3_uri, s3_access):
+def test_the_public_development_keys_are_refused_on_s3(shop, model, s3_uri, s3_access):
     made = settings(shop, s3_uri, model, s3_access, keys={})
     with pytest.raises(SettingsError, match=r"keys\.campaign_key: none given"):
         run(made)

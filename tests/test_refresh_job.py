@@ -65,7 +65,8 @@ def test_a_campaign_is_named_once_at_least_and_at_most(job, shop, model, tmp_pat
     assert "names a campaign twice" in capsys.readouterr().err
 
 
-def test_a_refresh_removes_what_is_no_longer_kept_and_goes_on_where_it_cannot(ray_cluster, shop, model, tmp_path, monkeypatch):
+@pytest.mark.slow
+def test_a_refresh_removes_what_is_no_longer_kept_and_goes_on_where_it_cannot(no_ray, shop, model, tmp_path, monkeypatch):
     made = settings(shop, str(tmp_path), model, plan={"limit": 2}, publish_partial=True, clean_up={"keep_runs": 2})
     summaries = [run(made) for _ in range(3)]
 

@@ -58,7 +58,8 @@ def test_a_creative_is_made_again_byte_by_byte(published):
     assert_made_again(published, open_published(open_storage(published.store), CAMPAIGN).run.run_id)
 
 
-def test_a_carried_creative_is_made_again_from_the_run_that_made_it_also_on_s3(ray_cluster, shop, model, s3_uri, s3_access, capsys):
+@pytest.mark.slow
+def test_a_carried_creative_is_made_again_from_the_run_that_made_it_also_on_s3(no_ray, shop, model, s3_uri, s3_access, capsys):
     made = settings(shop, s3_uri, model, s3_access, finish=FINISH)
     first = run(made)
     row = assert_made_again(made, first.run_id)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import requests
 from PIL import Image
+from support.here import without_ray
 from support.refreshes import CAMPAIGN, run, settings
 from support.serving import HeldReplica, free_port, held_file, send_and_hold, until
 
@@ -31,7 +32,8 @@ def service(ray_cluster, shop, model, tmp_path_factory) -> Iterator[SimpleNamesp
 
     folder = tmp_path_factory.mktemp("serving")
     night = settings(shop, str(folder / "store"), model)
-    run(night)
+    with without_ray():
+        run(night)
     port = free_port()
     tokens = folder / "tokens.json"
     found = {scope: new_token(tokens, scope, [scope]) for scope in ("read", "generate", "admin")}

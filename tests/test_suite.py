@@ -71,6 +71,7 @@ def test_a_group_runs_in_one_worker(request):
     assert first.plugin_name.endswith("conftest.py"), "before xdist's own"
     scheduler = ByGroup.__new__(ByGroup)
     groups = [
-        scheduler._split_scope(f"tests/{name}::test_it[a::b]") for name in ("test_gate.py", "test_refresh.py", "test_runs.py")
+        scheduler._split_scope(f"tests/{name}::test_it[a::b]")
+        for name in ("test_gate.py", "test_kill.py", "test_ranks.py", "test_runs.py")
     ]
-    assert groups == ["ray", "ray", "test_runs.py"]
+    assert groups == ["ray", "ray", "ranks", "test_runs.py"]

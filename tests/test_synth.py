@@ -50,9 +50,10 @@ def shop(tmp_path_factory) -> Path:
 @pytest.mark.slow
 def test_same_seed_same_bytes_in_any_process(tmp_path):
     code = (
-        "import sys\nfrom adgen.shop.synthetic.synth import synthesize\n"
+        "import sys\nfrom adgen.shop.synthetic import synth\n"
         "if __name__ == '__main__':\n"
-        "    synthesize(sys.argv[1], 8, 20, num_references=4, seed=5, picture_side=96, workers=int(sys.argv[2]))"
+        "    synth.PICTURES_A_PROCESS = 1\n"
+        "    synth.synthesize(sys.argv[1], 8, 20, num_references=4, seed=5, picture_side=96, workers=int(sys.argv[2]))"
     )
     for hash_seed, workers in (("1", 1), ("2", 2)):
         environment = os.environ | {"PYTHONHASHSEED": hash_seed}

@@ -4,8 +4,10 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,6 +28,20 @@ def forks_with_deepspeed() -> multiprocessing.context.BaseContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "deepspeed"])
     return context
+
+
+def start_ranks(worker: Callable, count: int, *arguments: Any) -> None:
+    """`worker(rank, *arguments)` in so many of them, to their end."""
+    import torch.multiprocessing
+
+    forks_with_deepspeed()
+    given = worker, dict(os.environ), arguments
+    torch.multiprocessing.start_processes(_in_environment, given, nprocs=count, start_method="forkserver")
+
+
+def _in_environment(rank: int, worker: Callable, environment: dict[str, str], arguments: tuple) -> None:
+    os.environ.update(environment)  # what is forked has that of the first start
+    worker(rank, *arguments)
 
 
 def own_processes(title: str) -> list[psutil.Process]:

@@ -31,6 +31,7 @@ SPLITS = ("train", "eval")
 TRUTH = pa.schema([("entity", pa.string()), ("id", pa.string()), ("styles", pa.list_(pa.string())), ("tone", pa.string())])
 USERS_PER_BATCH = 20_000
 PICTURES_PER_BATCH = 1000
+PICTURES_A_PROCESS = 100  # drawing them takes about as long as starting one
 _FIRST_CLICK = 1_767_225_600  # 2026-01-01, in seconds
 _CLICK_DAYS = 120
 
@@ -68,7 +69,8 @@ def synthesize(
     at most 2000. `split` train or eval keeps to its own users, products and (kind, colour, pattern) combinations.
     `styles` and `words` ("shop": a grammar of a few hundred; "open": any; "mixed") say how much there is to see and to read;
     `clicks`: fewest and most of a user.
-    `workers` > 1 draws in processes of their own; the bytes stay the same. SettingsError for counts out of range.
+    `workers` > 1 draws in so many processes at most, where there is enough to draw; the bytes stay the same. SettingsError for
+    counts out of range.
     """
     if is_s3(str(dest)):
         raise SettingsError(f"synth writes to a local folder, not to {dest}; copy it there afterwards")
@@ -80,6 +82,7 @@ def synthesize(
     _check(shop)
     _clear_tables(shop.dest)
     catalog = people.make_catalog(seed, split, num_products, styles, words)
+    workers = min(workers, (num_products + references) // PICTURES_A_PROCESS)
     with tempfile.TemporaryDirectory(prefix=".synth-", dir=shop.dest) as staging, _drawing(workers) as run:
         writers = _Tables(Path(staging))
         picture_bytes = _write_products(shop, catalog, writers, run)

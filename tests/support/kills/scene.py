@@ -8,8 +8,6 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from unittest.mock import patch
 
@@ -27,11 +25,11 @@ from adgen.creatives.reading import open_published
 from adgen.creatives.s3 import s3_client
 from adgen.creatives.storage import S3Access, Storage
 from adgen.creatives.stores import open_storage
-from adgen.on_ray.refresh import job, planning
-from adgen.on_ray.refresh.commit import commit_carried
+from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.settings import RefreshSettings
-from adgen.on_ray.rows import raise_row_error
 from adgen.shop.synthetic.synth import synthesize
+from support.here import without_ray
+from support.kills import stages
 from support.kills.stages import STAGES
 from support.models import save_small_model
 from support.progress import Silent
@@ -62,8 +60,8 @@ class Scene:
     def prepare(self, with_engine: bool = True) -> "Scene":
         """Everything that kills are made of. with_engine: kills of the real engine, too, whose imports take a while."""
         self.draw()
-        for kind in ("folder", "s3"):
-            self._make_template(kind)
+        self._make_template()
+        self._upload_template()
         wanted = [("C", "painter")] + ([("D", "engine")] if with_engine else [])
         for version, engine in wanted:
             store = self.copy_of_template("folder", f"undisturbed-{version}")
@@ -136,14 +134,14 @@ class Scene:
     def refresh_here(self, store: str, version: str, engine: str = "painter", **changes) -> str:
         """A refresh without Ray in this process; its run."""
         settings = RefreshSettings.model_validate(self.settings(store, version, **changes)).of(CAMPAIGN)
-        with without_ray():
-            done = job.refresh(settings, Silent(), STAGES[engine])
+        with without_ray(), patch.object(stages, "SHARD_SECONDS", 0.0):
+            done = refresh(settings, Silent(), STAGES[engine])
         assert done.published, done
         return done.run_id
 
-    def _make_template(self, kind: str) -> None:
-        """Nights A, B, A, B, and two pictures that nothing names and a clean-up of a day ago found."""
-        store = self.store(kind, "template")
+    def _make_template(self) -> None:
+        """On a folder. Nights A, B, A, B, and two pictures that nothing names and a clean-up of a day ago found."""
+        store = self.store("folder", "template")
         for version in "ABAB":
             run = self.refresh_here(store, version, clean_up={"keep_runs": 4})
             self.versions[run] = version
@@ -154,6 +152,12 @@ class Scene:
         self._grow_old(store)
         clean_up(storage, CAMPAIGN, 7, now=time.time() - DAY)
         self.pairs = {user: set(pairs) for user, pairs in _pairs_by_user(storage).items()}
+
+    def _upload_template(self) -> None:
+        """The same on S3."""
+        made, there = (self.open(self.store(kind, "template")) for kind in ("folder", "s3"))
+        for entry in made.entries(""):
+            there.put(entry.key, made.read(entry.key))
 
     def _grow_old(self, store: str) -> None:
         then = time.time() - 30 * DAY
@@ -186,36 +190,6 @@ class Scene:
         canvas = Image.new("RGB", (96, 96), "white")
         canvas.paste(picture, (16, 16))
         canvas.save(self.inputs["D"] / product["image"])
-
-
-@contextmanager
-def without_ray() -> Iterator[None]:
-    """A refresh of this process does its shards here, one after the other."""
-
-    class Here:
-        def __enter__(self):
-            return map
-
-        def __exit__(self, *_):
-            pass
-
-    def run_wave(context, wave, catalog, stages):
-        look_up, generate, finish = stages.look_up(context, catalog), stages.generate(context), stages.finish(context)
-        for part in wave:
-            if part.kind == "carry":
-                yield commit_carried(context, part)
-            else:
-                yield raise_row_error(finish(generate(look_up(part.model_dump()))))
-
-    with ExitStack() as stack:
-        for place, name, value in (
-            (planning, "map_buckets", map),
-            (planning, "catalog_encoders", Here),
-            (job, "run_wave", run_wave),
-            (job, "cluster_device", lambda wanted: "cpu"),
-        ):
-            stack.enter_context(patch.object(place, name, value))
-        yield
 
 
 def comparable(rows) -> Rows:
