@@ -5,6 +5,7 @@ The catalog is brought up to date on the way: it is a cache, and the real run re
 
 import tempfile
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -12,12 +13,11 @@ from pydantic import BaseModel, Field, ValidationError
 
 from adgen.creatives.journal import Journal
 from adgen.creatives.layout import new_run_id
-from adgen.creatives.publish import read_pointer
 from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage
 from adgen.errors import SettingsError
 from adgen.on_ray.cluster import cluster_device, num_engines
-from adgen.on_ray.refresh.planning import Prepared, prepare, write_plan
+from adgen.on_ray.refresh.planning import Prepared, over_published, prepare, write_plan
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.speed import engine_cost
 
@@ -53,10 +53,9 @@ class Forecast:
 def forecast(settings: RefreshSettings) -> Forecast:
     """Plan the refresh into a folder that is thrown away. Ray must be connected; RunError as for a real run."""
     prepared = prepare(settings)
-    pointer, _ = read_pointer(prepared.storage, settings.campaign)
     with tempfile.TemporaryDirectory(prefix="adgen-dry-run-") as folder:
         journal = Journal(open_storage(Path(folder) / "store"), settings.campaign, new_run_id())
-        _, _, summary = write_plan(prepared, journal, pointer.run_id if pointer else None)
+        pointer, _, (_, _, summary) = over_published(prepared, partial(write_plan, prepared, journal))
     engines = num_engines(settings.cluster, cluster_device(settings.device), settings.engine.tensor_parallel)
     made = Forecast(
         pairs=summary.pairs,

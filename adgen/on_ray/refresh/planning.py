@@ -1,13 +1,16 @@
 """Before generation: checks of what is asked for, the run's catalog, and the plan."""
 
+import logging
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import adgen
-from adgen.creatives.documents import PlanPart
+from adgen.creatives.documents import PlanPart, Pointer
 from adgen.creatives.journal import Journal
 from adgen.creatives.probe import probe
 from adgen.creatives.publish import read_pointer
@@ -15,7 +18,7 @@ from adgen.creatives.runs import Run, read_run
 from adgen.creatives.storage import Storage
 from adgen.creatives.stores import open_storage
 from adgen.creatives.tombstones import Tombstones
-from adgen.errors import InputError, ModelError, SettingsError
+from adgen.errors import AdgenError, InputError, ModelError, OwnedElsewhere, SettingsError
 from adgen.finishing.gates import LOOK, TitleRules, rules_digest
 from adgen.generation.engine_settings import ENGINE_VERSION
 from adgen.generation.model_directory import ModelDirectory
@@ -32,6 +35,10 @@ from adgen.shop.plan.fingerprint import Maker
 from adgen.shop.plan.plan import PlanSummary, resume_key
 from adgen.shop.plan.plan import make_plan as plan_pairs
 from adgen.shop.plan.rows import ForgottenUsers, PlanRules
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -113,10 +120,9 @@ def run_details(prepared: Prepared) -> dict[str, Any]:
 
 def make_plan(prepared: Prepared, run: Run) -> None:
     """The run's catalog, then the plan; its commit is the last write."""
-    pointer, etag = read_pointer(prepared.storage, run.campaign)
-    base_run = pointer.run_id if pointer else None
     journal, forgotten = prepared.journal(run.run_id), prepared.tombstones.hashes()
-    catalog, parts, summary = write_plan(prepared, journal, base_run)
+    pointer, etag, (catalog, parts, summary) = over_published(prepared, partial(write_plan, prepared, journal))
+    base_run = pointer.run_id if pointer else None
     digests = run.document.digests | {"catalog": catalog.index.name}
     left_out = prepared.inputs.left_out
     if left_out and not summary.pairs:
@@ -131,6 +137,26 @@ def make_plan(prepared: Prepared, run: Run) -> None:
         pointer_generation=pointer.generation if pointer else 0,
         forgotten=forgotten,
     )
+
+
+def over_published(prepared: Prepared, plan: Callable[[str | None], T]) -> tuple[Pointer | None, str | None, T]:
+    """The campaign's pointer, its ETag, and what `plan` makes of the run that it names (None: nothing is published).
+
+    `forget`, or a rollback with a clean-up, may publish another run and remove this one while it is read: then `plan` is called
+    again. It reads all of the run before it writes.
+    """
+    for tries_left in reversed(range(_TRIES)):
+        pointer, etag = read_pointer(prepared.storage, prepared.settings.campaign)
+        try:
+            return pointer, etag, plan(pointer.run_id if pointer else None)
+        except OwnedElsewhere:
+            raise
+        except AdgenError as error:
+            now, _ = read_pointer(prepared.storage, prepared.settings.campaign)
+            if now == pointer or not tries_left:
+                raise
+            log.warning("%s; run %s is published in its place by now, so the plan starts again", error, now and now.run_id)
+    raise AssertionError("the last try returns or raises")
 
 
 def write_plan(prepared: Prepared, journal: Journal, base_run: str | None) -> tuple[Catalog, list[PlanPart], PlanSummary]:
