@@ -318,6 +318,17 @@ def place_product(rgba: Image.Image, max_ratio: float) -> tuple[Image.Image, tup
     return canvas, target
 
 
+CONDITION_SIDE = 512  # of the square that the published model squeezes every product picture into first
+
+
+def condition_square(cutout: Image.Image, max_ratio: float) -> Image.Image:
+    """A product's cut-out (RGBA) as a model is shown it, before its own size: placed, on white, squeezed to a square (RGB).
+
+    PairError: invalid_scale, no_cutout."""
+    placed, _ = place_product(square_frame(cutout), max_ratio)
+    return on_white(placed).resize((CONDITION_SIDE, CONDITION_SIDE), Image.Resampling.BICUBIC)
+
+
 def on_white(rgba: Image.Image) -> Image.Image:
     """Alpha-composited over white, RGB."""
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -29,7 +29,7 @@ from adgen.on_ray.evaluation.model import evaluate_model, refresh_settings, with
 from adgen.on_ray.evaluation.settings import ModelEvaluationSettings, ScoringSettings
 from adgen.on_ray.evaluation.unpasted import KEEPING_UNPASTED, FinishKeepingUnpasted
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.payload import lossless
+from adgen.on_ray.refresh.payload import lossless, raw
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.scoring.unpasted_pictures import read_unpasted
 from adgen.shop.inputs.tables import open_inputs
@@ -175,10 +175,11 @@ def test_a_network_that_is_missing_is_named_before_anything_is_made(here, made, 
 
 
 def test_finishing_keeps_what_was_painted(shop, tmp_path):
-    picture = lossless(np.asarray(Image.new("RGB", (64, 64), "red")))
+    red = np.asarray(Image.new("RGB", (64, 64), "red"))
+    picture = lossless(red)
     product = pq.read_table(shop / "products.parquet").to_pylist()[0]
     ids = {"pair_id": "ab" * 32, "fingerprint": "cd" * 32, "product_id": product["product_id"], "product_title": product["title"]}
-    pair = product | ids | {"title": product["title"], "picture": picture, "channel": None}
+    pair = product | ids | {"title": product["title"], "picture": raw(red), "channel": None}
     settings = RefreshSettings(store=str(tmp_path), campaign=CAMPAIGN)
     stage = FinishKeepingUnpasted(Context(settings, "20260101000000-000000-00000000", "", ""))
     made = stage.creative(pair, {product["product_id"]: (shop / product["cutout"]).read_bytes()})

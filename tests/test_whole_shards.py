@@ -26,19 +26,19 @@ def weighing_stages() -> Stages:
         def __call__(self, row):
             noise = np.random.default_rng(row["index"])
             pairs = [{"pair_id": f"{row['index']}-{n}", "picture": noise.bytes(2**20)} for n in range(row["rows"])]
-            return row | {"shard": pack(pairs, {})}
+            return row | {"shard": pack(pairs)}
 
     class PassOn:
         def __init__(self, context) -> None:
             pass
 
         def __call__(self, row):
-            pairs, pictures = unpack(row["shard"])
-            return row | {"shard": pack(pairs, pictures), "seen": [pair["pair_id"] for pair in pairs]}
+            pairs = unpack(row["shard"])
+            return row | {"shard": pack(pairs), "seen": [pair["pair_id"] for pair in pairs]}
 
     class Weigh(PassOn):
         def __call__(self, row):
-            pairs, _ = unpack(row["shard"])
+            pairs = unpack(row["shard"])
             digest = hashlib.sha256(b"".join(pair["picture"] for pair in pairs)).hexdigest()
             return {"index": row["index"], "seen": row["seen"], "arrived": [pair["pair_id"] for pair in pairs], "digest": digest}
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from adgen.config import FinishSettings, Settings, read_toml, validate_settings
 from adgen.finishing.finish import ProductFacts
-from adgen.finishing.gates import title_complaint
+from adgen.finishing.gates import picture_complaint, title_complaint
 from adgen.finishing.titles import display_width
 from adgen.images import read_picture
 
@@ -59,6 +59,14 @@ def _joined(title: str, points: list[str], locale: str | None) -> str:
     template = title_templates().get((locale or "").replace("_", "-").split("-")[0].lower(), TitleTemplate())
     joined = template.points.join(points)
     return template.title.format(title=title, points=joined) if title and joined else title or joined
+
+
+def usable_background(picture: np.ndarray, product: ProductFacts, settings: FinishSettings) -> tuple[np.ndarray, str]:
+    """The background (S, S, 3) uint8 that a creative gets, and whose it is: the model's `picture`, or a plain one where fallbacks
+    are wanted and a gate complains of it. PairError: the product's picture cannot be read."""
+    if settings.fallbacks and picture_complaint(picture, settings) is not None:
+        return plain_background(product, len(picture)), "plain"
+    return picture, "model"
 
 
 def plain_background(product: ProductFacts, side: int) -> np.ndarray:

@@ -6,11 +6,10 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from adgen.images import on_white, place_product
+from adgen.images import condition_square
 from adgen.model.config import ForegroundConfig, ImageTokenConfig
 from adgen.model.image_tokens import to_unit_range
 
-_CONDITION_SOURCE_SIZE = 512  # the square that the published model squeezes every product picture into first
 _MIN_SIDE = 14
 _GRAY = (127, 127, 127)
 
@@ -40,14 +39,16 @@ def square_pixels(picture: Image.Image, size: int) -> Tensor:
 
 
 def condition_pixels(cutout: Image.Image, max_ratio: float, config: ForegroundConfig) -> Tensor:
-    """A product's cut-out (RGBA) -> (3, S, S) in [-1, 1], S = condition_size: placed, on white, squeezed to a square.
+    """A product's cut-out (RGBA) -> (3, S, S) in [-1, 1], S = condition_size."""
+    return square_condition(np.asarray(condition_square(cutout, max_ratio)), config)
+
+
+def square_condition(square: np.ndarray, config: ForegroundConfig) -> Tensor:
+    """A product's `adgen.images.condition_square`, (512, 512, 3) uint8 -> (3, S, S) in [-1, 1], S = condition_size.
 
     The range is [-1, 1] and not ImageNet's statistics (docs/design.md 6.6).
     """
-    placed, _ = place_product(cutout, max_ratio)
-    side = _CONDITION_SOURCE_SIZE
-    white = on_white(placed).resize((side, side), Image.Resampling.BICUBIC)
-    pixels = to_unit_range(torch.from_numpy(np.array(white)))[None]
+    pixels = to_unit_range(torch.tensor(square))[None]
     size = (config.condition_size, config.condition_size)
     return F.interpolate(pixels, size=size, mode="bilinear", align_corners=False, antialias=True)[0]
 

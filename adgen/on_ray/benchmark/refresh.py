@@ -34,7 +34,7 @@ from adgen.on_ray.refresh.commit import FinishAndCommit
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.look_up import LookUp
-from adgen.on_ray.refresh.payload import lossless, pack, unpack
+from adgen.on_ray.refresh.payload import pack, raw, unpack
 from adgen.on_ray.refresh.planning import build_run_catalog, prepare
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.stages import Stages
@@ -55,15 +55,15 @@ class NullGenerate:
 
     def __init__(self, context: Context):
         background = draw_background(next(iter(STYLES)), BACKGROUND_SIDE, np.random.default_rng(0))
-        self.picture = lossless(np.asarray(background))
+        self.picture = raw(np.asarray(background))
 
     def __call__(self, row: Row) -> Row:
         """As `Generate`."""
-        pairs, pictures = unpack(row["shard"])
+        pairs = unpack(row["shard"])
         wanted = [pair for pair in pairs if pair["reason"] is None]
         for pair in wanted:
             pair |= {"title": pair["product_title"], "picture": self.picture, "seconds": 0.0}
-        return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+        return row | {"shard": pack(pairs), "squares": b"", "engine_calls": len(wanted)}
 
 
 class NullFinish(FinishAndCommit):

@@ -8,7 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +21,12 @@ from ray.data import ActorPoolStrategy, DataContext
 from adgen.creatives.layout import new_run_id
 from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout
-from adgen.images import read_picture
 from adgen.on_ray.cluster import cluster_device, slot_resources
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
 from adgen.on_ray.refresh.look_up import LookUp
-from adgen.on_ray.refresh.payload import pack, product_facts, unpack
+from adgen.on_ray.refresh.payload import pack, pack_files, painted, product_facts, unpack, unpack_files
 from adgen.on_ray.refresh.planning import prepare, write_plan
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
 from adgen.on_ray.rows import Row, as_row_error, raise_row_error
@@ -86,15 +85,15 @@ class Maker:
         """A creative of each row of each condition, in one go: engines start once. InputError where a product cannot be
         shown to the model."""
         shards = [
-            {"index": index, "condition": name, "stage": condition.stage, "shard": pack(list(part), {})}
+            {"index": index, "condition": name, "stage": condition.stage, "shard": pack(list(part))}
             for name, condition in conditions.items()
             for index, part in enumerate(_parts(condition.rows))
         ]
         made: dict[tuple[str, int], list[Creative]] = {}
         for done in map(raise_row_error, _dataset(self.context, self.catalog, shards).iter_rows()):
-            pairs, pictures = unpack(done["shard"])
+            pairs = unpack(done["shard"])
             made[done["condition"], done["index"]] = [_creative(pair) for pair in pairs]
-            self.pictures |= pictures
+            self.pictures |= unpack_files(done["pictures"])
             self.seconds += done["engine_seconds"]
             progress.advance(len(pairs))
         return {name: [each for key in sorted(made) if key[0] == name for each in made[key]] for name in conditions}
@@ -153,9 +152,10 @@ class MakeShard:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """One shard."""
-        pairs, _ = unpack(row["shard"])
-        pictures = self.look_up.look_up(pairs)
-        return self._stage(row["stage"])(row | {"shard": pack(pairs, pictures)})
+        pairs = unpack(row["shard"])
+        pictures, squares = self.look_up.look_up(pairs)
+        packed = {"shard": pack(pairs), "pictures": pack_files(pictures), "squares": pack_files(squares)}
+        return self._stage(row["stage"])(row | packed)
 
     def _stage(self, name: str) -> Generate:
         if name not in self.stages:
@@ -166,8 +166,8 @@ class MakeShard:
 class HiddenProduct(Generate):
     """The same stage with the foreground path off."""
 
-    def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
-        return {pair["product_id"]: None for pair in pairs}
+    def _conditions(self, squares: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
+        return {}
 
 
 class WriteTitles(HiddenProduct):
@@ -177,13 +177,13 @@ class WriteTitles(HiddenProduct):
     def __call__(self, row: Row) -> Row:
         """Adds a title to each pair."""
         started = time.perf_counter()
-        pairs, pictures = unpack(row["shard"])
+        pairs = unpack(row["shard"])
         wanted = [pair for pair in pairs if pair["reason"] is None]
-        requests = self._requests(wanted, self._conditions(wanted, pictures), pictures)
+        requests = self.requests(wanted, {})
         for pair, result in zip(wanted, self.engine.titles(requests), strict=True):
             source = "template" if result.is_template else "model"
             pair |= {"title": result.title, "first_title": result.first, "title_source": source}
-        return row | {"shard": pack(pairs, pictures), "engine_seconds": time.perf_counter() - started}
+        return row | {"shard": pack(pairs), "squares": b"", "engine_seconds": time.perf_counter() - started}
 
 
 OTHER_STAGES: dict[str, type[Generate]] = {"product hidden": HiddenProduct, "title": WriteTitles}
@@ -208,7 +208,7 @@ def _dataset(context: Context, catalog: Catalog, shards: list[Row]) -> ray.data.
 def _creative(pair: Row) -> Creative:
     if pair["reason"] is not None:
         raise InputError(f"product {pair['product_id']}: {pair['reason']}: {pair['detail']}")
-    picture = None if pair["picture"] is None else np.asarray(read_picture(pair["picture"]))
+    picture = None if pair["picture"] is None else painted(pair["picture"])
     return Creative(pair["title"] or "", picture, pair.get("first_title"), pair["title_source"] == "template")
 
 

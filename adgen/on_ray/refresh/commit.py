@@ -1,6 +1,5 @@
 """Where a shard's bytes become exactly-once: creatives are finished, objects put, then one conditional PUT commits the part."""
 
-import io
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -13,10 +12,11 @@ from adgen.creatives.documents import PlanPart
 from adgen.creatives.objects import put_object
 from adgen.creatives.ranking import COLOUR
 from adgen.errors import PairError
-from adgen.finishing.finish import Finished, finish
+from adgen.finishing.fallbacks import usable_background
+from adgen.finishing.finish import Finished, ProductFacts, finish
 from adgen.images import holding, use_limits
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.payload import plan_part, product_facts, unpack
+from adgen.on_ray.refresh.payload import painted, plan_part, product_facts, raw, unpack, unpack_files
 from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK, SOURCES
 from adgen.shop.plan.rows import carried_rows, with_carried
@@ -32,9 +32,9 @@ class FinishAndCommit:
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
-        """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "floor_seconds", "made_ok",
-        "failed", "judged", "judged_failed", "retried", "committed", "kernels_off"}."""
-        planned, pictures = unpack(row["shard"])
+        """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "engine", "engine_started",
+        "engine_ended", "floor_seconds", "made_ok", "failed", "judged", "judged_failed", "retried", "committed", "kernels_off"}."""
+        planned, pictures = unpack(row["shard"]), unpack_files(row["pictures"])
         gone = self.journal.forgotten_users(
             pair["user_id"] for pair in planned
         )  # no picture of theirs is put; the commit asks again
@@ -50,6 +50,7 @@ class FinishAndCommit:
             "rows": part.rows,
             "pairs": len({pair["pair_id"] for pair in planned}),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds")},
+            **{name: row.get(name) for name in ("engine", "engine_started", "engine_ended")},
             "floor_seconds": row.get("floor_seconds"),
             "made_ok": sum(r["status"] == OK for r in rows),
             "failed": failed,
@@ -76,7 +77,7 @@ class FinishAndCommit:
                 done = self.creative(pair, pictures)
         except PairError as error:
             return base | {"status": FAILED, "reason": error.reason} | dict.fromkeys(SOURCES)
-        made = base | done.manifest_fields() | {"seconds": pair["seconds"]}
+        made = base | done.manifest_fields() | {"seconds": pair["seconds"], "picture_source": pair["picture_source"]}
         made["gates"] = base["gates"] | made["gates"]
         if self.context.settings.plan.variants > 1:
             made["scores"] = made["scores"] | ranking_scores(pair)
@@ -94,10 +95,17 @@ class FinishAndCommit:
         return made | vars_of(main) | {"renditions": renditions}
 
     def creative(self, pair: Row, pictures: dict[str, bytes]) -> Finished:
-        """A pair with title and picture (PNG) -> its creative. PairError: why there is none."""
+        """A pair with title and painted picture -> its creative. PairError: why there is none."""
         product = product_facts(pair, pictures[pair["product_id"]])
-        background = np.array(Image.open(io.BytesIO(pair["picture"])))
-        return finish(background, pair["title"], product, self.context.settings.finish)
+        return finish(self.background(pair, product), pair["title"], product, self.context.settings.finish)
+
+    def background(self, pair: Row, product: ProductFacts) -> np.ndarray:
+        """What the product is pasted on, (S, S, 3) uint8; from here on it is the pair's picture, and its source is known."""
+        background, source = usable_background(painted(pair["picture"]), product, self.context.settings.finish)
+        pair["picture_source"] = source
+        if source == "plain":
+            pair["picture"] = raw(background)
+        return background
 
     def lineage(self, pairs: list[Row]) -> list[Row]:
         """How each pair was made."""
@@ -121,7 +129,7 @@ def judged_counts(pairs: list[Row], rows: list[Row]) -> Row:
 
 def ranking_scores(pair: Row) -> dict[str, float]:
     """What variants of a pair are ranked by, apart from the scores of gates (adgen/creatives/ranking.py)."""
-    background = Image.open(io.BytesIO(pair["picture"])).convert("RGB")
+    background = Image.fromarray(painted(pair["picture"]))
     scores = dict(zip(COLOUR, ImageStat.Stat(background).mean, strict=True))
     return scores if pair["style_agreement"] is None else scores | {"style_agreement": pair["style_agreement"]}
 
@@ -136,6 +144,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
         "pairs": part.rows,
         "engine_calls": 0,
         "engine_seconds": 0.0,
+        "engine": None,
         "floor_seconds": None,
         "made_ok": 0,
         "failed": 0,

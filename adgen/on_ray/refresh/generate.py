@@ -1,20 +1,23 @@
 """An engine in an actor: a shard's pairs get title and picture."""
 
 import copy
+import os
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adgen.config import FinishSettings
-from adgen.errors import PairError
-from adgen.finishing.fallbacks import plain_background, template_title
-from adgen.finishing.finish import ProductFacts, product_cutout
+from adgen.finishing.fallbacks import template_title
 from adgen.finishing.gates import picture_complaint, title_complaint
 from adgen.generation.model_directory import ModelDirectory
-from adgen.images import square_frame, use_limits
+from adgen.images import CONDITION_SIDE
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.payload import lossless, pack, product_facts, unpack
+from adgen.on_ray.refresh.payload import pack, product_facts, raw, unpack, unpack_files
 from adgen.on_ray.refresh.provenance import provenance
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.speed import shard_speed
@@ -24,18 +27,21 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from adgen.generation.engine import Engine
-    from adgen.generation.generate import Result
+    from adgen.generation.generate import Request, Result
 
 
 class Generate:
-    """One engine, built once; its pictures are encoded here, without loss."""
+    """One engine, built once. Two threads may call it: one has its shard ready for the engine, or puts it away, while the other's
+    is generated."""
 
     def __init__(self, context: Context, engine: "Engine | None" = None):
         """engine: one that is ready, for a rank of several; default one of our own."""
         self.context = context
-        use_limits(context.settings.pictures)
+        # A thread of its own: torch counts threads by the one that asks, and sums over another number of them end in other bits.
+        self._engine_thread = ThreadPoolExecutor(1)
         if engine is not None:
             self.engine = engine
+            self._engine_thread = None
 
     @cached_property
     def engine(self) -> "Engine":
@@ -50,63 +56,44 @@ class Generate:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
-        pairs, pictures = unpack(row["shard"])
-        conditions = self._conditions(pairs, pictures)
+        pairs = unpack(row["shard"])
         wanted = [pair for pair in pairs if pair["reason"] is None]
+        requests = self.requests(wanted, unpack_files(row.pop("squares")))
+        results, own, about = self._in_turn(requests)
+        own["seconds"] = about["engine_seconds"] / max(1, len(wanted))
+        for pair, result, agreement in zip(wanted, results, own.pop("agreements"), strict=True):
+            pair |= made_by(result) | provenance(result, self.context.settings) | own | {"style_agreement": agreement}
+        return row | about | {"shard": pack(pairs), "engine_calls": len(wanted)}
+
+    def _in_turn(self, requests: "list[Request]") -> "tuple[list[Result], Row, Row]":
+        if self._engine_thread is None:
+            return self._generate(requests)
+        return self._engine_thread.submit(self._generate, requests).result()
+
+    def _generate(self, requests: "list[Request]") -> "tuple[list[Result], Row, Row]":
+        """All that needs the engine: results, what else is known of all of them, and how fast it was."""
+        import torch
+
         engine = self.engine
-        before = copy.copy(engine.timings)
-        requests = self._requests(wanted, conditions, pictures)
+        before, started = copy.copy(engine.timings), time.time()
         results = engine.generate(requests)
-        speed = shard_speed(engine, engine.timings - before, len(wanted))
-        seconds = speed["engine_seconds"] / max(1, len(wanted))
-        for pair, result in zip(wanted, results, strict=True):
-            background, made = self.made(result, product_facts(pair, pictures[pair["product_id"]]))
-            pair |= {"title": result.title, "picture": lossless(background), "seconds": seconds} | made
-            pair |= provenance(result, self.context.settings)
-        if self.context.settings.plan.variants > 1:
-            for pair, agreement in zip(wanted, engine.style_agreements(requests, results), strict=True):
-                pair["style_agreement"] = agreement
-        done = {"shard": pack(pairs, pictures), "engine_calls": len(wanted), "kernels_off": ",".join(sorted(engine.switched_off))}
-        return row | speed | done
+        ranked = self.context.settings.plan.variants > 1
+        agreements = engine.style_agreements(requests, results) if ranked else [None] * len(results)
+        about = {"engine": ENGINE_NAME, "engine_started": started, "engine_ended": time.time()}
+        about |= shard_speed(engine, engine.timings - before, len(requests))
+        about["kernels_off"] = ",".join(sorted(engine.switched_off))
+        return results, {"agreements": agreements, "num_threads": torch.get_num_threads()}, about
 
-    def made(self, result: "Result", product: ProductFacts) -> tuple[np.ndarray, Row]:
-        """The background (H, W, 3) uint8 that the creative gets, and the columns that say how title and picture came about."""
-        finish, background = self.context.settings.finish, result.picture.numpy()
-        is_plain = finish.fallbacks and picture_complaint(background, finish) is not None
-        if is_plain:
-            background = plain_background(product, len(background))
-        return background, {
-            "attempt": result.title_attempt + result.picture_attempt,
-            "title_source": "template" if result.is_template else "model",
-            "picture_source": "plain" if is_plain else "model",
-        }
-
-    def _conditions(self, pairs: list[Row], pictures: dict[str, bytes]) -> dict[str, Any]:
-        """What the model sees of each product; a pair whose product cannot be shown gets the reason."""
-        from adgen.generation.pictures import condition_pixels
-
-        conditions: dict[str, Any] = {}
-        for pair in pairs:
-            product = pair["product_id"]
-            if pair["reason"] is not None or product in conditions:
-                continue
-            try:
-                fact = product_facts(pair, pictures[product])
-                conditions[product] = condition_pixels(
-                    square_frame(product_cutout(fact)), fact.scale or 1.0, self.model.config.foreground
-                )
-            except PairError as error:
-                pair["reason"], pair["detail"] = error.reason, error.detail
-        return conditions
-
-    def _requests(self, pairs: list[Row], conditions: dict[str, Any], pictures: dict[str, bytes]) -> list:
+    def requests(self, pairs: list[Row], squares: Mapping[str, bytes]) -> "list[Request]":
+        """What the engine is asked for each pair; a product without a square is not shown."""
         import torch
 
         from adgen.generation.generate import Request
 
         size = self.model.config.image.tokens_per_history_picture
         finish = self.context.settings.finish
-        facts = [product_facts(pair, pictures[pair["product_id"]]) for pair in pairs]
+        conditions = self._conditions(squares)
+        facts = [product_facts(pair, None) for pair in pairs]
         return [
             Request(
                 product_title=pair["product_title"],
@@ -114,7 +101,7 @@ class Generate:
                 selling_points=tuple(pair["selling_points"] or ()),
                 history_titles=tuple(pair["history_titles"]),
                 history_codes=torch.tensor(pair["history_codes"], dtype=torch.int64).reshape(-1, size),
-                condition=conditions[pair["product_id"]],
+                condition=conditions.get(pair["product_id"]),
                 template_title=template_title(fact, finish),
                 check_title=partial(
                     title_complaint, product_texts=(fact.title, *fact.selling_points), locale=fact.locale, settings=finish
@@ -123,6 +110,29 @@ class Generate:
             )
             for pair, fact in zip(pairs, facts, strict=True)
         ]
+
+    def _conditions(self, squares: Mapping[str, bytes]) -> dict[str, "Tensor"]:
+        """What the model sees of each product, once for all of its pairs."""
+        from adgen.generation.pictures import square_condition
+
+        pixels = {
+            product: np.frombuffer(data, np.uint8).reshape(CONDITION_SIDE, CONDITION_SIDE, 3) for product, data in squares.items()
+        }
+        return {product: square_condition(each, self.model.config.foreground) for product, each in pixels.items()}
+
+
+ENGINE_NAME = f"{socket.gethostname()}:{os.getpid()}"
+"""Of this process's engine, among those of a run."""
+
+
+def made_by(result: "Result") -> Row:
+    """A pair's columns with what an engine made; whether its picture is used, finishing decides."""
+    return {
+        "title": result.title,
+        "picture": raw(result.picture.numpy()),
+        "attempt": result.title_attempt + result.picture_attempt,
+        "title_source": "template" if result.is_template else "model",
+    }
 
 
 def _complaint(picture: "Tensor", settings: FinishSettings) -> str | None:

@@ -59,6 +59,8 @@ class Summary:
     reasons: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     engine_calls: int = 0
+    engine_busy: float | None = None
+    """Share of the time from each engine's first shard to its last in which it worked; the rest it waited for shards."""
     share_of_roofline: float | None = None
     """The least time that its pictures can take on the engines' machines (bytes, operations), as a share of what they took; null
     where no engine worked long enough to be compared."""

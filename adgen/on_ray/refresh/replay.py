@@ -22,6 +22,7 @@ from adgen.creatives.journal import Journal
 from adgen.creatives.reading import open_published, open_run
 from adgen.creatives.storage import S3Access, Storage
 from adgen.errors import AdgenError, ConsumerError, RunError
+from adgen.finishing.fallbacks import usable_background
 from adgen.finishing.finish import Finished, finish
 from adgen.generation.model_directory import ModelDirectory
 from adgen.on_ray.refresh.context import Context
@@ -192,21 +193,20 @@ def _make(source: Source, settings: RefreshSettings, storage: Storage) -> tuple[
     pair = dict(source.pair)
     with TemporaryDirectory(prefix="adgen-replay-") as cache, _gone("the catalog of its run was removed"):
         catalog = open_catalog(storage, source.row["model_digest"], source.run.digests.get("catalog", ""), cache)
-        pictures = LookUp(context, catalog).look_up([pair])
+        products = LookUp(context, catalog).look_up([pair])
+    if pair["reason"] is not None:
+        raise InputGone(f"its product's picture: {pair['reason']}: {pair['detail']}")
     if source.row["title_source"] is None:  # of a version that drew once
         context = replace(context, settings=settings.drawn_once())
     maker = Generate(context)
-    conditions = maker._conditions([pair], pictures)
-    if pair["reason"] is not None:
-        raise InputGone(f"its product's picture: {pair['reason']}: {pair['detail']}")
     with _threads_restored():
         engine = maker.engine
         # Sums over another number of threads end in other bits.
         torch.set_num_threads(source.lineage["num_threads"] or torch.get_num_threads())
-        [result] = engine.generate(maker._requests([pair], conditions, pictures))
+        [result] = engine.generate(maker.requests([pair], products.squares))
         here = provenance(result, settings)
-    product = product_facts(pair, pictures[pair["product_id"]])
-    background, _ = maker.made(result, product)
+    product = product_facts(pair, products.pictures[pair["product_id"]])
+    background, _ = usable_background(result.picture.numpy(), product, settings.finish)
     return finish(background, result.title, product, settings.finish), here
 
 

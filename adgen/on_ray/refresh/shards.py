@@ -16,6 +16,9 @@ from adgen.on_ray.refresh.stages import Stages
 from adgen.on_ray.rows import raise_row_error
 from adgen.shop.catalog.catalog import Catalog
 
+SHARDS_AT_AN_ENGINE = 3
+"""One that is generated, one that is ready for the engine or on its way out, one in the node's memory."""
+
 
 def run_wave(context: Context, wave: Sequence[PlanPart], catalog: Catalog, stages: Stages) -> Iterator[dict[str, Any]]:
     """One dataset execution: yields each shard's counts as it is committed."""
@@ -51,11 +54,22 @@ def shards_dataset(context: Context, rows: list[dict[str, Any]], catalog: Catalo
         .map(
             stages.generate if ranks == 1 else GenerateTogether,
             fn_constructor_args=(context,),
-            compute=ActorPoolStrategy(size=engines),
+            compute=engine_pool(engines, ranks),
             num_cpus=slot["CPU"] if ranks == 1 else STAGE_CPUS,
             num_gpus=slot.get("GPU", 0) if ranks == 1 else 0,
         )
         .map(stages.finish, fn_constructor_args=(context,), compute=small, num_cpus=0.25)
+    )
+
+
+def engine_pool(engines: int, ranks: int) -> ActorPoolStrategy:
+    """One call of an engine's actor works, another prepares and puts away; a group of ranks is asked one thing at a time."""
+    calls = 2 if ranks == 1 else 1
+    return ActorPoolStrategy(
+        size=engines,
+        max_tasks_in_flight_per_actor=SHARDS_AT_AN_ENGINE,
+        max_concurrent_calls_per_actor=calls,
+        enable_true_multi_threading=calls > 1,
     )
 
 

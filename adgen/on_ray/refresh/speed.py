@@ -1,5 +1,6 @@
 """How fast a run's engines were, and the least time that their machines could have taken (the roofline)."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
@@ -42,6 +43,39 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
     return {"engine_seconds": spent.seconds, "floor_seconds": least * num_pictures}
 
 
+@dataclass
+class EngineSpan:
+    """When an engine worked, in seconds since 1970 by its own machine's clock."""
+
+    first: float
+    """Start of its first shard: loading comes before."""
+    last: float
+    """End of its last shard."""
+    busy: float = 0.0
+    """Seconds within."""
+
+    def add(self, started: float, ended: float) -> None:
+        """A shard more."""
+        self.first, self.last = min(self.first, started), max(self.last, ended)
+        self.busy += ended - started
+
+
+def busy_share(spans: Iterable[EngineSpan]) -> float | None:
+    """The share of engines' time in which they worked, 0..1; None where none did.
+
+    An engine that began after another had ended (its process died, or the next wave started it) stands in its place: the time
+    between them is idle time, too.
+    """
+    ends: list[float] = []
+    busy = there = 0.0
+    for span in sorted(spans, key=lambda span: span.first):
+        place = next((place for place, end in enumerate(ends) if end <= span.first), None)
+        since = span.first if place is None else ends.pop(place)
+        ends.append(span.last)
+        busy, there = busy + span.busy, there + span.last - since
+    return min(1.0, busy / there) if there else None
+
+
 class EngineCost(NamedTuple):
     """What an engine's time comes to. The time of rejected creatives is in what one that is ok costs; None where none is."""
 
@@ -73,12 +107,17 @@ class RunSpeed:
     floor_seconds: float = 0.0
     pictures: int = 0
     num_ok: int = 0
+    spans: dict[str, EngineSpan] = field(default_factory=dict)
+    """Of engines, by name."""
     kernels_off: set[str] = field(default_factory=set)
     """What engines switched off on their devices (adgen/generation/device_check.py)."""
 
     def count(self, done: Row) -> None:
         """Take a shard's counts."""
         self.engine_seconds += done["engine_seconds"]
+        if done.get("engine") is not None:
+            started, ended = done["engine_started"], done["engine_ended"]
+            self.spans.setdefault(done["engine"], EngineSpan(started, ended)).add(started, ended)
         if done["floor_seconds"] is not None:
             self.compared_seconds += done["engine_seconds"]
             self.floor_seconds += done["floor_seconds"]
@@ -87,14 +126,16 @@ class RunSpeed:
         self.kernels_off |= set(filter(None, done.get("kernels_off", "").split(",")))
 
     def report(self) -> Row:
-        """share_of_roofline (0..1), device_seconds_per_1000 creatives that are ok, and their cost_per_1000 in the price's
-        currency; null where none was generated, engines worked for seconds only, or no price is known. share_of_floor is
+        """engine_busy and share_of_roofline (0..1), device_seconds_per_1000 creatives that are ok, their cost_per_1000 in the
+        price's currency; null where none was generated, engines worked for seconds only, or no price is known. share_of_floor is
         share_of_roofline's name until 0.3.0."""
         if not self.pictures or not self.engine_seconds:
-            return dict.fromkeys(("share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
+            return dict.fromkeys(("engine_busy", "share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
         spent = engine_cost(self.engine_seconds, self.num_ok, self.settings)
         share = round(self.floor_seconds / self.compared_seconds, 4) if self.compared_seconds else None
+        busy = busy_share(self.spans.values())
         return {
+            "engine_busy": None if busy is None else round(busy, 4),
             "share_of_roofline": share,
             "share_of_floor": share,
             "device_seconds_per_1000": round(spent.device_seconds_per_1000, 1) if self.num_ok else None,

@@ -24,9 +24,8 @@ from adgen.images import use_limits
 from adgen.on_ray.refresh.catalog_encoders import HistoryEncoder, TitleTokenizer
 from adgen.on_ray.refresh.commit import FinishAndCommit
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.generate import Generate
+from adgen.on_ray.refresh.generate import Generate, made_by
 from adgen.on_ray.refresh.look_up import LookUp
-from adgen.on_ray.refresh.payload import lossless, product_facts
 from adgen.on_ray.refresh.planning import Prepared, cache_folder, plan_rules, prepare
 from adgen.on_ray.rows import Row
 from adgen.on_ray.serving.api import CreativeRequest, ServiceError, not_found
@@ -137,24 +136,22 @@ class Preparation:
         return found.append_column(RANK, pa.repeat(pa.scalar(user_rank(user), pa.uint64()), found.num_rows))
 
     def _looked_up(self, rows: list[Row], catalog: Any) -> list[Row]:
-        """Rows with history, conditions and pictures; ServiceError: nothing can be made of the pair."""
-        pictures = LookUp(self.context, catalog).look_up(rows)
-        conditions = self.generate._conditions(rows, pictures)
+        """Rows with history, request and picture file; ServiceError: nothing can be made of the pair."""
+        products = LookUp(self.context, catalog).look_up(rows)
         for row in rows:
             if row["reason"] == "unknown_product":
                 raise not_found()
             if row["reason"] is not None:
                 raise ServiceError(422, row["reason"], f"nothing can be made of this product: {row['reason']}")
-        for row, request in zip(rows, self.generate._requests(rows, conditions, pictures), strict=True):
-            row["request"], row["data"] = request, pictures[row["product_id"]]
+        for row, request in zip(rows, self.generate.requests(rows, products.squares), strict=True):
+            row["request"], row["data"] = request, products.pictures[row["product_id"]]
         return rows
 
     # -- finishing -----------------------------------------------------------------------------------------------------------
 
     def finished(self, row: Row, result: Any) -> Row:
         """A planned row with the engine's result: its objects are in the store, and it is committed."""
-        background, made = self.generate.made(result, product_facts(row, row["data"]))
-        row = row | {"title": result.title, "picture": lossless(background), "seconds": None} | made
+        row = row | made_by(result) | {"seconds": None}
         pictures = {row["product_id"]: row["data"]}
         lineage = self.finishing.lineage([row])[0]
         served = lineage | self.finishing.manifest_row(row, pictures) | {"rank": row["variant"], "carried_from": None, "arm": None}

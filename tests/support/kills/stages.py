@@ -8,7 +8,7 @@ import numpy as np
 
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
-from adgen.on_ray.refresh.payload import lossless, pack, unpack
+from adgen.on_ray.refresh.payload import pack, raw, unpack
 from adgen.on_ray.refresh.stages import Stages
 from adgen.on_ray.rows import Row
 
@@ -34,13 +34,13 @@ class Painter:
         """As `Generate`."""
         note(self.context, row)
         time.sleep(SHARD_SECONDS)
-        pairs, pictures = unpack(row["shard"])
+        pairs = unpack(row["shard"])
         wanted = [pair for pair in pairs if pair["reason"] is None]
         for pair in wanted:
             noise = np.random.default_rng(pair["seed"] % 2**63).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
-            pair |= {"title": pair["product_title"], "picture": lossless(noise), "seconds": 0.0}
-            pair |= {"attempt": 0, "title_source": "model", "picture_source": "model"}
-        return row | {"shard": pack(pairs, pictures), "engine_calls": len(wanted)}
+            pair |= {"title": pair["product_title"], "picture": raw(noise), "seconds": 0.0}
+            pair |= {"attempt": 0, "title_source": "model"}
+        return row | {"shard": pack(pairs), "squares": b"", "engine_calls": len(wanted)}
 
 
 class NotedGenerate(Generate):
