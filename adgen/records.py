@@ -157,20 +157,20 @@ def with_later_columns(table: pa.Table, schema: pa.Schema) -> pa.Table:
 
 def canonical_bytes(parts: Iterable[str | bytes | int | None]) -> bytes:
     """Each part as type tag, length and bytes: no two different sequences share an encoding."""
-    out = bytearray()
-    for part in parts:
-        if part is None:
-            out += b"n"
-            continue
-        if isinstance(part, str):
-            # surrogatepass: a title cut inside an emoji by some upstream tool must still hash, not raise.
-            tag, raw = b"s", part.encode("utf-8", "surrogatepass")
-        elif isinstance(part, bytes):
-            tag, raw = b"b", part
-        else:
-            tag, raw = b"i", str(int(part)).encode()
-        out += tag + str(len(raw)).encode() + b":" + raw
-    return bytes(out)
+    return b"".join(map(_canonical, parts))
+
+
+def _canonical(part: str | bytes | int | None) -> bytes:
+    if isinstance(part, str):
+        # surrogatepass: a title cut inside an emoji by some upstream tool must still hash, not raise.
+        raw = part.encode("utf-8", "surrogatepass")
+        return b"s%d:%b" % (len(raw), raw)
+    if part is None:
+        return b"n"
+    if isinstance(part, bytes):
+        return b"b%d:%b" % (len(part), part)
+    raw = b"%d" % int(part)
+    return b"i%d:%b" % (len(raw), raw)
 
 
 def digest(*parts: str | bytes | int | None) -> str:
@@ -247,10 +247,21 @@ def variant_seed(seed: int, variant: int, attempt: int = 0) -> int:
 
 def unit_interval(*parts: str | bytes | int | None) -> float:
     """A number in (0, 1) that is a function of the parts alone; 53 bits, never 0 nor 1."""
-    return ((int(digest("unit", *parts)[:14], 16) >> 3) + 0.5) / 2.0**53
+    [number] = unit_intervals(parts[:-1], parts[-1:])
+    return number
+
+
+def unit_intervals(first: Iterable[str | bytes | int | None], last: Iterable[str | bytes | int | None]) -> list[float]:
+    """`unit_interval(*first, each)` for each of `last`; what they share is hashed once."""
+    shared, found = hashlib.sha256(canonical_bytes(("unit", *first))), []
+    for part in last:
+        own = shared.copy()
+        own.update(_canonical(part))
+        found.append(((int.from_bytes(own.digest()[:7]) >> 3) + 0.5) / 2.0**53)
+    return found
 
 
 def _keyed(key: bytes, *parts: str | None) -> str:
     if not key:
         raise ValueError("an empty key would make ids that anyone can compute")
-    return hmac.new(key, canonical_bytes(parts), hashlib.sha256).hexdigest()[:32]
+    return hmac.digest(key, canonical_bytes(parts), "sha256").hex()[:32]

@@ -1,5 +1,6 @@
 """Speed, part by part: `engine` measures the model on this machine, `roofline` says on paper what a step of it moves and computes,
-`options` measures its lossy options, `gpu` all that a new GPU is asked, `data` everything around it, `serve` the service on demand.
+`options` measures its lossy options, `gpu` all that a new GPU is asked, `data` everything around it, `waiting` what an engine waits
+for that, `serve` the service on demand.
 
     python jobs/benchmark.py engine --size bench-30m --batch 4 --prompt-tokens 400 --against hf --against published
     python jobs/benchmark.py engine --size janus-pro-7b --batch 64 --prompt-tokens 1200 --against hf --against published
@@ -7,6 +8,7 @@
     python jobs/benchmark.py options --size bench-30m
     python jobs/benchmark.py gpu --minutes 10
     python jobs/benchmark.py data --pairs 10000 200000
+    python jobs/benchmark.py waiting --seconds 0.5 0.1
     python jobs/benchmark.py serve --clients 1 8 32
 
 `engine` runs on random weights. A step is one image token of every row of a batch. It cannot take less time than its
@@ -32,7 +34,7 @@ from adgen.generation.benchmark.settings import (
     RooflineSettings,
 )
 from adgen.on_ray import command
-from adgen.on_ray.benchmark.settings import DataBenchmarkSettings, ServeBenchmarkSettings
+from adgen.on_ray.benchmark.settings import DataBenchmarkSettings, ServeBenchmarkSettings, WaitingBenchmarkSettings
 from adgen.on_ray.command import Outcome, progress
 from adgen.on_ray.display import error_console
 
@@ -131,6 +133,20 @@ def data(settings: Annotated[DataBenchmarkSettings, arg(name="")], output: Outpu
     print_runs(error_console(), runs, marginal)
     about = {"benchmark": "data", "products": settings.products, "pairs_per_shard": settings.pairs_per_shard}
     return Outcome(about | {"runs": runs, "marginal": marginal}, output)
+
+
+@commands.add
+def waiting(settings: Annotated[WaitingBenchmarkSettings, arg(name="")], output: Output = command.DEFAULT) -> Outcome:
+    """How much longer than its own batches an engine of a known time takes, from its first shard to its last."""
+    from adgen.on_ray.benchmark.waiting import run_benchmark
+
+    with progress("pairs") as bar:
+        found = run_benchmark(settings, bar)
+    table = Table("seconds of a batch", "batches", "engine busy", "wall over engine")
+    for row in found:
+        table.add_row(*(str(value) for value in row.values()))
+    error_console().print(table)
+    return Outcome({"benchmark": "waiting"} | settings.model_dump(mode="json", exclude={"seconds"}) | {"runs": found}, output)
 
 
 @commands.add

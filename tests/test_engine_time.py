@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -73,11 +74,20 @@ def cutout() -> Image.Image:
 
 def shard(index: int, seeds: tuple[int, ...]) -> dict:
     facts = {"product_id": "mug", "product_title": "Blue mug", "selling_points": [], "scale": 0.8, "locale": None, "channel": None}
-    empty = {"cutout": "mug.png", "history_titles": [], "history_codes": [], "reason": None, "detail": None, "title": None}
-    pairs = [facts | empty | {"pair_id": f"{index}-{seed}", "seed": seed, "picture": None} for seed in seeds]
+    empty = {"cutout": "mug.png", "history_titles": [], "history_codes": b"", "reason": None, "detail": None, "attempt": 0}
+    pairs = [facts | empty | {"pair_id": f"{index}-{seed}", "seed": seed} for seed in seeds]
     pairs.append(pairs[0] | {"pair_id": f"{index}-bad", "reason": "missing_file"})
     squares = {"mug": condition_square(cutout(), 0.8).tobytes()}
-    return {"index": index, "shard": pack(pairs), "pictures": b"not looked at", "squares": pack_files(squares)}
+    return {
+        "index": index,
+        "shard": pack(pa.Table.from_pylist(pairs)),
+        "pictures": b"not looked at",
+        "squares": pack_files(squares),
+    }
+
+
+def rows_of(row: dict) -> list[dict]:
+    return unpack(row["shard"]).to_pylist()
 
 
 def test_the_next_shard_is_ready_before_the_engine_ends_with_the_last(context):
@@ -95,9 +105,9 @@ def test_the_next_shard_is_ready_before_the_engine_ends_with_the_last(context):
     stage = Watched(context, stand_in)
     with ThreadPoolExecutor(2) as calls:
         done = list(calls.map(stage, [shard(0, (11, 12)), shard(1, (21, 22))]))
-    assert [pair["pair_id"] for row in done for pair in unpack(row["shard"]) if pair["picture"]] == ["0-11", "0-12", "1-21", "1-22"]
+    assert [pair["pair_id"] for row in done for pair in rows_of(row) if pair["picture"]] == ["0-11", "0-12", "1-21", "1-22"]
     assert len(set(stand_in.threads)) == 1, "sums of another number of threads end in other bits"
-    assert {pair["num_threads"] for row in done for pair in unpack(row["shard"])} == {stand_in.threads[0][1], None}
+    assert {pair["num_threads"] for row in done for pair in rows_of(row)} == {stand_in.threads[0][1], None}
 
 
 def test_the_engines_stage_neither_decodes_nor_encodes(context, monkeypatch):
@@ -107,7 +117,7 @@ def test_the_engines_stage_neither_decodes_nor_encodes(context, monkeypatch):
     monkeypatch.setattr(Image.Image, "save", refuse)
     monkeypatch.setattr(Image.Image, "resize", refuse)
     made = Stage(context, StandIn())(row)
-    first, second, bad = unpack(made["shard"])
+    first, second, bad = rows_of(made)
     assert (painted(first["picture"]) == 11).all()
     assert (painted(second["picture"]) == 12).all()
     assert bad["picture"] is None

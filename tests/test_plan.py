@@ -375,7 +375,7 @@ def test_the_prompt_repeats_a_short_history_and_the_plan_does_not(shop, folder, 
         LookUp(context, catalog).look_up(pairs)
         drawn = [shop.products[click]["title"] for click in two["history_ids"]]
         assert pairs[0]["history_titles"] == filled(drawn, items)
-        assert (len(pairs[0]["history_codes"]), pairs[0]["history_items"]) == (count, count)
+        assert (len(pairs[0]["history_codes"]), pairs[0]["history_items"]) == (count * 16 * 2, count)
         assert (pairs[1]["history_titles"], pairs[1]["history_items"]) == ([], 0)
 
 

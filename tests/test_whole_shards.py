@@ -16,6 +16,7 @@ PAIRS = [1, 40, 150, 1]  # of 1 MB each; the third shard alone is more than a bl
 def weighing_stages() -> Stages:
     """Stages that fill, pass on and count a shard. Pickled by value, so that no worker needs this module."""
     import numpy as np
+    import pyarrow as pa
 
     from adgen.on_ray.refresh.payload import pack, unpack
 
@@ -26,7 +27,7 @@ def weighing_stages() -> Stages:
         def __call__(self, row):
             noise = np.random.default_rng(row["index"])
             pairs = [{"pair_id": f"{row['index']}-{n}", "picture": noise.bytes(2**20)} for n in range(row["rows"])]
-            return row | {"shard": pack(pairs)}
+            return row | {"shard": pack(pa.Table.from_pylist(pairs))}
 
     class PassOn:
         def __init__(self, context) -> None:
@@ -34,11 +35,11 @@ def weighing_stages() -> Stages:
 
         def __call__(self, row):
             pairs = unpack(row["shard"])
-            return row | {"shard": pack(pairs), "seen": [pair["pair_id"] for pair in pairs]}
+            return row | {"shard": pack(pairs), "seen": pairs["pair_id"].to_pylist()}
 
     class Weigh(PassOn):
         def __call__(self, row):
-            pairs = unpack(row["shard"])
+            pairs = unpack(row["shard"]).to_pylist()
             digest = hashlib.sha256(b"".join(pair["picture"] for pair in pairs)).hexdigest()
             return {"index": row["index"], "seen": row["seen"], "arrived": [pair["pair_id"] for pair in pairs], "digest": digest}
 

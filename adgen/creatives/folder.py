@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -39,6 +38,7 @@ class FolderStorage(Storage):
     def __init__(self, root: str | Path):
         self.root = Path(root).expanduser().absolute()
         self.uri = str(self.root)
+        self._private = str(self.root / PRIVATE)
 
     def get(self, key: str) -> Stored | None:
         path = self._path(key)
@@ -65,8 +65,8 @@ class FolderStorage(Storage):
         return None if found is None else Entry(key, found.st_size, found.st_mtime)
 
     def create(self, key: str, data: Data, content_type: str | None = None) -> None:
-        path = self._path(key)
-        if path.exists():  # spares the write of bytes that would lose anyway
+        path = f"{self.root}/{checked_key(key)}"  # text: with a Path every object would cost twice as much
+        if os.path.exists(path):  # spares the write of bytes that would lose anyway
             raise Taken(f"{path}: exists already")
         self._link(path, data)
 
@@ -157,8 +157,8 @@ class FolderStorage(Storage):
         if ignored:
             _warn_of_modes(str(top))
 
-    def _is_private(self, path: Path) -> bool:
-        return path == self.root / PRIVATE or (self.root / PRIVATE) in path.parents
+    def _is_private(self, path: str | Path) -> bool:
+        return f"{path}{os.sep}".startswith(self._private + os.sep)
 
     def _path(self, key: str) -> Path:
         return self.root / checked_key(key)
@@ -180,7 +180,7 @@ class FolderStorage(Storage):
         if copied > 0 and not generations:  # dropped meanwhile: a copy alone would be taken for the document
             _unless_missing(path.unlink)
 
-    def _link(self, path: Path, data: Data) -> None:
+    def _link(self, path: str | Path, data: Data) -> None:
         temporary = self._temporary(path, data)
         try:
             os.link(temporary, path)
@@ -189,27 +189,28 @@ class FolderStorage(Storage):
         except OSError as error:
             raise StoreError(f"{path}: {error.strerror}; the store's file system must have hard links") from None
         finally:
-            _unless_missing(temporary.unlink)
-        _sync(path.parent)
+            _unless_missing(lambda: os.unlink(temporary))
+        _sync(os.path.dirname(path))
 
     def _replace(self, path: Path, data: Data) -> None:
         temporary = self._temporary(path, data)
         try:
             os.replace(temporary, path)
         except OSError as error:
-            _unless_missing(temporary.unlink)
+            _unless_missing(lambda: os.unlink(temporary))
             raise StoreError(f"{path}: cannot be replaced: {error.strerror}") from None
-        _sync(path.parent)
+        _sync(os.path.dirname(path))
 
-    def _temporary(self, path: Path, data: Data) -> Path:
-        temporary = path.with_name(_TEMPORARY + uuid.uuid4().hex)
+    def _temporary(self, path: str | Path, data: Data) -> str:
+        folder = os.path.dirname(path)
+        temporary = f"{folder}/{_TEMPORARY}{os.urandom(16).hex()}"
         try:
-            while not (written := _write_synced(temporary, data, 0o600 if self._is_private(path) else 0o666)):
-                self._make_folder(path.parent)
+            while not _write_synced(temporary, data, 0o600 if self._is_private(path) else 0o666):
+                self._make_folder(Path(folder))
         except OSError as error:
-            _unless_missing(temporary.unlink)
+            _unless_missing(lambda: os.unlink(temporary))
             raise StoreError(f"{path}: cannot be written: {error.strerror}; check the folder's rights") from None
-        return written
+        return temporary
 
     def _make_folder(self, folder: Path) -> None:
         missing = [folder, *(parent for parent in folder.parents if not parent.exists())]
@@ -254,16 +255,17 @@ def _read_range(path: Path, start: int, stop: int) -> Piece:
         return Piece(file.read(max(0, min(stop, size) - start)), size)
 
 
-def _write_synced(path: Path, data: Data, mode: int) -> Path | None:
-    """A new file with `data` on disk; None where its folder is not there."""
+def _write_synced(path: str, data: Data, mode: int) -> bool:
+    """Write a new file, on disk; False where its folder is not there."""
     try:
-        with open(path, "xb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(data)
-            file.flush()
+        with open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            left = memoryview(data)
+            while left:  # a write may take a part: of more than 2 GB, or where the disk is full
+                left = left[file.write(left) :]
             _fsync(file.fileno())
     except FileNotFoundError:
-        return None
-    return path
+        return False
+    return True
 
 
 def _remove_if_empty(folder: Path) -> None:
@@ -274,7 +276,7 @@ def _remove_if_empty(folder: Path) -> None:
             raise StoreError(f"{folder}: {error.strerror}") from None
 
 
-def _sync(folder: Path) -> None:
+def _sync(folder: str | Path) -> None:
     """Make names in `folder` last through a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from adgen.records import unit_interval
+from adgen.records import unit_intervals
 
 _SIMILARITY_STEP = 1e-3
 _SHIFT = 1e-6
@@ -52,10 +52,8 @@ def draw(
     newest = {product: index for index, product in enumerate(clicked) if product != target}
     if titles is not None and target_title is not None:
         newest = {product: index for product, index in newest.items() if titles[index] != target_title}
-    keys = {
-        index: -math.log(unit_interval(pair_id, product)) / selection_weight(similarities[index])
-        for product, index in newest.items()
-    }
+    draws = zip(newest.values(), unit_intervals([pair_id], newest), strict=True)
+    keys = {index: -math.log(drawn) / selection_weight(similarities[index]) for index, drawn in draws}
     return sorted(keys, key=lambda index: (keys[index], clicked[index]))[:k]
 
 

@@ -32,9 +32,10 @@ from adgen.on_ray.benchmark.processes import Memory, PhaseClock, PhaseCost, Proc
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.refresh.commit import FinishAndCommit
 from adgen.on_ray.refresh.context import Context
+from adgen.on_ray.refresh.generate import ASKED, MADE, SHOWN
 from adgen.on_ray.refresh.job import refresh
 from adgen.on_ray.refresh.look_up import LookUp
-from adgen.on_ray.refresh.payload import pack, raw, unpack
+from adgen.on_ray.refresh.payload import pack, raw, unpack, with_columns
 from adgen.on_ray.refresh.planning import build_run_catalog, prepare
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.stages import Stages
@@ -59,11 +60,21 @@ class NullGenerate:
 
     def __call__(self, row: Row) -> Row:
         """As `Generate`."""
-        pairs = unpack(row["shard"])
+        shard = unpack(row["shard"])
+        pairs = shard.select(ASKED).to_pylist()  # as `Generate` does, without its requests
         wanted = [pair for pair in pairs if pair["reason"] is None]
         for pair in wanted:
             pair |= {"title": pair["product_title"], "picture": self.picture, "seconds": 0.0}
-        return row | {"shard": pack(pairs), "squares": b"", "engine_calls": len(wanted)}
+        made = pack(with_columns(shard.drop_columns(SHOWN), pairs, MADE))
+        return row | {"shard": made, "squares": b"", "engine_calls": len(wanted)}
+
+
+class NullLookUp(LookUp):
+    """All but the pixels of the products."""
+
+    def square(self, pair: Row, picture: bytes) -> bytes:
+        """None."""
+        return b""
 
 
 class NullFinish(FinishAndCommit):
@@ -134,7 +145,7 @@ def _apart(root: Path, pairs: int, side: int | None, pairs_per_shard: int, each:
 
 def measure(settings: RefreshSettings, pairs: int, side: int | None) -> Measured:
     """One refresh from nothing to published. RunError when it did not publish every pair as ok."""
-    stages = Stages(LookUp, NullGenerate, NullFinish if side is None else FinishAndCommit)
+    stages = Stages(NullLookUp, NullGenerate, NullFinish) if side is None else Stages(LookUp, NullGenerate, FinishAndCommit)
     with ProcessWatch() as watch, connected(settings.cluster, settings.s3):
         clock = PhaseClock(watch)
         clock.phase("catalog")

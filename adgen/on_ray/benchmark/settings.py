@@ -1,4 +1,4 @@
-"""What `jobs/benchmark.py data` and `serve` measure."""
+"""What `jobs/benchmark.py data`, `waiting` and `serve` measure."""
 
 from pathlib import Path
 
@@ -22,6 +22,21 @@ class DataBenchmarkSettings(Settings):
     """Products of the synthetic shop."""
     pairs_per_shard: int = Field(default=256, ge=1)
     """Pairs of a shard."""
+
+
+class WaitingBenchmarkSettings(Settings):
+    """Refreshes with an engine that takes a known time for each batch."""
+
+    seconds: tuple[float, ...] = (0.5, 0.25, 0.1)
+    """Of a batch; each a refresh of its own."""
+    batch: int = Field(default=2, ge=1)
+    """Creatives of a batch, and pairs of a shard."""
+    shards: int = Field(default=20, ge=2)
+    """Batches of a refresh."""
+    side: int = Field(default=512, ge=64)
+    """Pixels of the finished pictures."""
+    products: int = Field(default=40, ge=1)
+    """Products of the synthetic shop."""
 
 
 class ServeBenchmarkSettings(Settings):

@@ -25,8 +25,8 @@ from adgen.on_ray.cluster import cluster_device, slot_resources
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.generate import Generate
-from adgen.on_ray.refresh.look_up import LookUp
-from adgen.on_ray.refresh.payload import pack, pack_files, painted, product_facts, unpack, unpack_files
+from adgen.on_ray.refresh.look_up import FOUND, LookUp
+from adgen.on_ray.refresh.payload import pack, pack_files, painted, product_facts, unpack, unpack_files, with_columns
 from adgen.on_ray.refresh.planning import prepare, write_plan
 from adgen.on_ray.refresh.settings import PlanSettings, RefreshSettings
 from adgen.on_ray.rows import Row, as_row_error, raise_row_error
@@ -85,13 +85,13 @@ class Maker:
         """A creative of each row of each condition, in one go: engines start once. InputError where a product cannot be
         shown to the model."""
         shards = [
-            {"index": index, "condition": name, "stage": condition.stage, "shard": pack(list(part))}
+            {"index": index, "condition": name, "stage": condition.stage, "shard": pack(pa.Table.from_pylist(list(part)))}
             for name, condition in conditions.items()
             for index, part in enumerate(_parts(condition.rows))
         ]
         made: dict[tuple[str, int], list[Creative]] = {}
         for done in map(raise_row_error, _dataset(self.context, self.catalog, shards).iter_rows()):
-            pairs = unpack(done["shard"])
+            pairs = unpack(done["shard"]).to_pylist()
             made[done["condition"], done["index"]] = [_creative(pair) for pair in pairs]
             self.pictures |= unpack_files(done["pictures"])
             self.seconds += done["engine_seconds"]
@@ -152,9 +152,14 @@ class MakeShard:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """One shard."""
-        pairs = unpack(row["shard"])
+        shard = unpack(row["shard"])
+        pairs = shard.to_pylist()
         pictures, squares = self.look_up.look_up(pairs)
-        packed = {"shard": pack(pairs), "pictures": pack_files(pictures), "squares": pack_files(squares)}
+        packed = {
+            "shard": pack(with_columns(shard, pairs, FOUND)),
+            "pictures": pack_files(pictures),
+            "squares": pack_files(squares),
+        }
         return self._stage(row["stage"])(row | packed)
 
     def _stage(self, name: str) -> Generate:
@@ -177,13 +182,15 @@ class WriteTitles(HiddenProduct):
     def __call__(self, row: Row) -> Row:
         """Adds a title to each pair."""
         started = time.perf_counter()
-        pairs = unpack(row["shard"])
+        shard = unpack(row["shard"])
+        pairs = shard.to_pylist()
         wanted = [pair for pair in pairs if pair["reason"] is None]
         requests = self.requests(wanted, {})
         for pair, result in zip(wanted, self.engine.titles(requests), strict=True):
             source = "template" if result.is_template else "model"
             pair |= {"title": result.title, "first_title": result.first, "title_source": source}
-        return row | {"shard": pack(pairs), "squares": b"", "engine_seconds": time.perf_counter() - started}
+        titled = with_columns(shard, pairs, ("title", "first_title", "title_source"))
+        return row | {"shard": pack(titled), "squares": b"", "engine_seconds": time.perf_counter() - started}
 
 
 OTHER_STAGES: dict[str, type[Generate]] = {"product hidden": HiddenProduct, "title": WriteTitles}
@@ -208,7 +215,7 @@ def _dataset(context: Context, catalog: Catalog, shards: list[Row]) -> ray.data.
 def _creative(pair: Row) -> Creative:
     if pair["reason"] is not None:
         raise InputError(f"product {pair['product_id']}: {pair['reason']}: {pair['detail']}")
-    picture = None if pair["picture"] is None else painted(pair["picture"])
+    picture = None if pair.get("picture") is None else painted(pair["picture"])
     return Creative(pair["title"] or "", picture, pair.get("first_title"), pair["title_source"] == "template")
 
 

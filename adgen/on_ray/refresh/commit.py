@@ -6,9 +6,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image, ImageStat
 
 from adgen.creatives.documents import PlanPart
+from adgen.creatives.journal import without_pairs
 from adgen.creatives.objects import put_object
 from adgen.creatives.ranking import COLOUR
 from adgen.errors import PairError
@@ -16,7 +18,7 @@ from adgen.finishing.fallbacks import usable_background
 from adgen.finishing.finish import Finished, ProductFacts, finish
 from adgen.images import holding, use_limits
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.payload import painted, plan_part, product_facts, raw, unpack, unpack_files
+from adgen.on_ray.refresh.payload import PRODUCT_FACTS, painted, plan_part, product_facts, raw, unpack, unpack_files
 from adgen.on_ray.rows import Row, as_row_error
 from adgen.records import FAILED, LINEAGE, MANIFEST, MANIFEST_SCHEMA_VERSION, OK, SOURCES
 from adgen.shop.plan.rows import carried_rows, with_carried
@@ -34,21 +36,19 @@ class FinishAndCommit:
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "engine", "engine_started",
         "engine_ended", "floor_seconds", "made_ok", "failed", "judged", "judged_failed", "retried", "committed", "kernels_off"}."""
-        planned, pictures = unpack(row["shard"]), unpack_files(row["pictures"])
-        gone = self.journal.forgotten_users(
-            pair["user_id"] for pair in planned
-        )  # no picture of theirs is put; the commit asks again
-        pairs = [pair for pair in planned if pair["user_id"] not in gone]
-        with ThreadPoolExecutor(self.context.settings.cluster.upload_threads) as threads:
-            rows = list(threads.map(lambda pair: self.manifest_row(pair, pictures), pairs))
+        shard = unpack(row["shard"])
+        # No picture of theirs is put; the commit asks again.
+        planned = without_pairs(shard, self.journal.forgotten_pairs_of(shard))
+        pairs = planned.select([name for name in ASKED if name in planned.column_names]).to_pylist()
+        rows = self.creative_rows(pairs, unpack_files(row["pictures"]))
         part = plan_part(row)
-        table, lineage = pa.Table.from_pylist(rows, schema=MANIFEST), pa.Table.from_pylist(self.lineage(pairs), schema=LINEAGE)
-        committed = self.journal.commit_part(part, *with_carried(self.journal.read_plan_part(part), table, lineage))
+        made = self.manifest(planned, rows), self.lineage(planned)
+        committed = self.journal.commit_part(part, *with_carried(self.journal.read_plan_part(part), *made))
         failed = sum(r["status"] == FAILED for r in rows)
         return {
             "index": row["index"],
             "rows": part.rows,
-            "pairs": len({pair["pair_id"] for pair in planned}),
+            "pairs": pc.count_distinct(shard["pair_id"]).as_py(),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds")},
             **{name: row.get(name) for name in ("engine", "engine_started", "engine_ended")},
             "floor_seconds": row.get("floor_seconds"),
@@ -59,25 +59,59 @@ class FinishAndCommit:
             "kernels_off": row.get("kernels_off", ""),
         }
 
+    def manifest(self, pairs: pa.Table, rows: list[Row]) -> pa.Table:
+        """The manifest's rows of a shard's pairs; `rows` are their `creative_row`s."""
+        count, same = pairs.num_rows, self._same
+        columns = [
+            pairs[field.name].cast(field.type)
+            if field.name in COPIED
+            else pa.repeat(pa.scalar(same[field.name], field.type), count)
+            if field.name in same
+            else pa.array([row.get(field.name) for row in rows], field.type)
+            for field in MANIFEST
+        ]
+        return pa.Table.from_arrays(columns, schema=MANIFEST)
+
+    @property
+    def _same(self) -> Row:
+        """What all of a run's new rows have in common."""
+        return {"schema_version": MANIFEST_SCHEMA_VERSION, "stale": False, "model_digest": self.context.model_digest}
+
+    def creative_rows(self, pairs: list[Row], pictures: dict[str, bytes]) -> list[Row]:
+        """A `creative_row` for each pair, from as many threads as may upload at once. Each takes its share: a hand-over each
+        pair would cost more than its row."""
+        rows: list[Row] = [{}] * len(pairs)
+        shares = min(self.context.settings.cluster.upload_threads, len(pairs))
+
+        def share(first: int) -> None:
+            for place in range(first, len(pairs), shares):
+                rows[place] = self.creative_row(pairs[place], pictures)
+
+        with ThreadPoolExecutor(max(1, shares)) as threads:
+            list(threads.map(share, range(shares)))
+        return rows
+
     def manifest_row(self, pair: Row, pictures: dict[str, bytes]) -> Row:
         """A generated pair's row, with its objects in the store."""
+        return self._same | {name: pair[name] for name in COPIED} | self.creative_row(pair, pictures)
+
+    def creative_row(self, pair: Row, pictures: dict[str, bytes]) -> Row:
+        """The columns of a pair's row that finishing decides; its objects are in the store."""
         base = {
-            "schema_version": MANIFEST_SCHEMA_VERSION,
-            "stale": False,
-            "model_digest": self.context.model_digest,
             "generated_at": datetime.now(UTC),
             "gates": {MODEL_GATE: "warn: untrained"} if self.context.untrained else {},
             "scores": {},
             "renditions": [],
-        } | {name: pair[name] for name in COPIED}
+            **dict.fromkeys(SOURCES),
+        }
         if pair["reason"] is not None:
             return base | {"status": FAILED, "reason": pair["reason"]}
         try:
             with holding():
                 done = self.creative(pair, pictures)
         except PairError as error:
-            return base | {"status": FAILED, "reason": error.reason} | dict.fromkeys(SOURCES)
-        made = base | done.manifest_fields() | {"seconds": pair["seconds"], "picture_source": pair["picture_source"]}
+            return base | {"status": FAILED, "reason": error.reason}
+        made = base | done.manifest_fields() | {name: pair.get(name) for name in ("seconds", *SOURCES)}
         made["gates"] = base["gates"] | made["gates"]
         if self.context.settings.plan.variants > 1:
             made["scores"] = made["scores"] | ranking_scores(pair)
@@ -107,15 +141,31 @@ class FinishAndCommit:
             pair["picture"] = raw(background)
         return background
 
-    def lineage(self, pairs: list[Row]) -> list[Row]:
+    @property
+    def digests(self) -> Row:
+        """What the lineage of all of a run's rows has in common."""
+        return {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
+
+    def lineage(self, pairs: pa.Table) -> pa.Table:
         """How each pair was made."""
-        digests = {"model_digest": self.context.model_digest, "settings_digest": self.context.settings_digest}
-        return [{name: pair.get(name) for name in LINEAGE.names} | digests for pair in pairs]
+        count, there, same = pairs.num_rows, pairs.column_names, self.digests
+        columns = [
+            pa.repeat(pa.scalar(same[field.name], field.type), count)
+            if field.name in same
+            else pairs[field.name].cast(field.type)
+            if field.name in there
+            else pa.nulls(count, field.type)
+            for field in LINEAGE
+        ]
+        return pa.Table.from_arrays(columns, schema=LINEAGE)
 
 
 MODEL_GATE = "model"
 """What a row says of the model that made it, among what gates say."""
-COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint", *SOURCES)
+COPIED = ("pair_id", "variant", "attempt", "user_key", "product_id", "locale", "channel", "seed", "fingerprint")
+_OF_PAIR = ("pair_id", "variant", "fingerprint", "reason", "tried_before")
+_OF_CREATIVE = ("title", "title_source", "picture", "seconds", "style_agreement")
+ASKED = (*PRODUCT_FACTS, *_OF_PAIR, *_OF_CREATIVE)
 
 
 def judged_counts(pairs: list[Row], rows: list[Row]) -> Row:
@@ -131,7 +181,8 @@ def ranking_scores(pair: Row) -> dict[str, float]:
     """What variants of a pair are ranked by, apart from the scores of gates (adgen/creatives/ranking.py)."""
     background = Image.fromarray(painted(pair["picture"]))
     scores = dict(zip(COLOUR, ImageStat.Stat(background).mean, strict=True))
-    return scores if pair["style_agreement"] is None else scores | {"style_agreement": pair["style_agreement"]}
+    agreement = pair.get("style_agreement")
+    return scores if agreement is None else scores | {"style_agreement": agreement}
 
 
 def commit_carried(context: Context, part: PlanPart) -> Row:

@@ -17,8 +17,8 @@ from adgen.finishing.gates import picture_complaint, title_complaint
 from adgen.generation.model_directory import ModelDirectory
 from adgen.images import CONDITION_SIDE
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.payload import pack, product_facts, raw, unpack, unpack_files
-from adgen.on_ray.refresh.provenance import provenance
+from adgen.on_ray.refresh.payload import PRODUCT_FACTS, pack, product_facts, raw, unpack, unpack_files, with_columns
+from adgen.on_ray.refresh.provenance import PROVENANCE, provenance
 from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.refresh.speed import shard_speed
 from adgen.on_ray.rows import Row, as_row_error
@@ -28,6 +28,13 @@ if TYPE_CHECKING:
 
     from adgen.generation.engine import Engine
     from adgen.generation.generate import Request, Result
+
+
+SHOWN = ["history_titles", "history_codes"]
+"""What only the model reads."""
+ASKED = (*PRODUCT_FACTS, *SHOWN, "seed", "attempt", "reason")
+MADE = ("title", "picture", "attempt", "title_source", "seconds", "style_agreement", *PROVENANCE)
+"""What an engine adds to a shard's columns, or changes in them."""
 
 
 class Generate:
@@ -56,14 +63,16 @@ class Generate:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """Adds title and picture to each pair without a reason."""
-        pairs = unpack(row["shard"])
+        shard = unpack(row["shard"])
+        pairs = shard.select(ASKED).to_pylist()
         wanted = [pair for pair in pairs if pair["reason"] is None]
         requests = self.requests(wanted, unpack_files(row.pop("squares")))
         results, own, about = self._in_turn(requests)
         own["seconds"] = about["engine_seconds"] / max(1, len(wanted))
         for pair, result, agreement in zip(wanted, results, own.pop("agreements"), strict=True):
             pair |= made_by(result) | provenance(result, self.context.settings) | own | {"style_agreement": agreement}
-        return row | about | {"shard": pack(pairs), "engine_calls": len(wanted)}
+        shard = pack(with_columns(shard.drop_columns(SHOWN), pairs, MADE))
+        return row | about | {"shard": shard, "engine_calls": len(wanted)}
 
     def _in_turn(self, requests: "list[Request]") -> "tuple[list[Result], Row, Row]":
         if self._engine_thread is None:
@@ -100,7 +109,7 @@ class Generate:
                 seed=pair["seed"],
                 selling_points=tuple(pair["selling_points"] or ()),
                 history_titles=tuple(pair["history_titles"]),
-                history_codes=torch.tensor(pair["history_codes"], dtype=torch.int64).reshape(-1, size),
+                history_codes=torch.tensor(np.frombuffer(pair["history_codes"], "<u2").astype(np.int64)).reshape(-1, size),
                 condition=conditions.get(pair["product_id"]),
                 template_title=template_title(fact, finish),
                 check_title=partial(

@@ -6,7 +6,7 @@ finish   -> counts
 """
 
 import io
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from math import isqrt
 
@@ -21,12 +21,16 @@ from adgen.on_ray.rows import Row
 # Pixels on white shrink to a tenth, in a millisecond each.
 _PACKED = pa.ipc.IpcWriteOptions(compression="lz4")
 
-_TYPES = {"picture": pa.large_binary()}
+_TYPES = {"picture": pa.large_binary()}  # together they may be more than 2 GB
 
 
 def plan_part(row: Row) -> PlanPart:
     """The plan's entry that a dataset row carries."""
     return PlanPart.model_validate({name: row[name] for name in PlanPart.model_fields})
+
+
+PRODUCT_FACTS = ("product_id", "product_title", "selling_points", "scale", "locale", "channel", "cutout")
+"""The columns that `product_facts` asks for."""
 
 
 def product_facts(pair: Row, picture: bytes | None) -> ProductFacts:
@@ -59,16 +63,23 @@ def lossless(picture: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def pack(pairs: list[Row]) -> bytes:
+def pack(pairs: pa.Table) -> bytes:
     """A shard's rows as an Arrow stream."""
-    columns = {name: [pair.get(name) for pair in pairs] for name in (pairs[0] if pairs else ())}
-    # Pictures may be more than 2 GB together.
-    return _stream(pa.table({name: pa.array(column, _TYPES.get(name)) for name, column in columns.items()}))
+    return _stream(pairs)
 
 
-def unpack(shard: bytes) -> list[Row]:
-    """What `pack` packed."""
-    return _table(shard).to_pylist()
+def unpack(shard: bytes) -> pa.Table:
+    """What `pack` packed. A stage makes Python objects of the columns that it looks at; the others pass by as they are."""
+    return _table(shard)
+
+
+def with_columns(pairs: pa.Table, rows: list[Row], names: Iterable[str]) -> pa.Table:
+    """The table with these columns from its `rows`; a row without one has null there."""
+    for name in names:
+        column = pa.array([row.get(name) for row in rows], _TYPES.get(name))
+        there = pairs.schema.get_field_index(name)
+        pairs = pairs.append_column(name, column) if there < 0 else pairs.set_column(there, name, column)
+    return pairs
 
 
 def pack_files(files: Mapping[str, bytes]) -> bytes:

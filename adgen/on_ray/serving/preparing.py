@@ -32,7 +32,7 @@ from adgen.on_ray.serving.api import CreativeRequest, ServiceError, not_found
 from adgen.on_ray.serving.histories import HistoryFiles
 from adgen.on_ray.serving.scratch import ScratchFolder
 from adgen.on_ray.serving.settings import ServeSettings
-from adgen.records import public_fingerprint, variant_seed
+from adgen.records import LINEAGE, public_fingerprint, variant_seed
 from adgen.shop.catalog.catalog import Catalog, CatalogPlace, build_catalog, last_catalog
 from adgen.shop.catalog.rows import WORK, Encoders, encode_products
 from adgen.shop.inputs.locations import stat
@@ -153,7 +153,7 @@ class Preparation:
         """A planned row with the engine's result: its objects are in the store, and it is committed."""
         row = row | made_by(result) | {"seconds": None}
         pictures = {row["product_id"]: row["data"]}
-        lineage = self.finishing.lineage([row])[0]
+        lineage = {name: row.get(name) for name in LINEAGE.names} | self.finishing.digests
         served = lineage | self.finishing.manifest_row(row, pictures) | {"rank": row["variant"], "carried_from": None, "arm": None}
         committed = commit_served(self.storage, self.campaign, served, self.settings.served.keep_days)
         if is_forgotten(self.storage, self.prepared.keys.campaign_key, row["user_id"]):  # erased while it was made

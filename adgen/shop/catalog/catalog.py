@@ -97,6 +97,13 @@ class Catalog:
         rows = ids.table["codes"].take(pa.array(ids.known(product_ids, "picture codes"))).to_pylist()
         return np.frombuffer(b"".join(rows), "<u2").reshape(len(rows), -1 if rows else 0).astype(np.int64)
 
+    def clicked(self, product_ids: Iterable[str]) -> dict[str, tuple[str, bytes]]:
+        """Of each different clicked product its title and its image tokens as the file has them ("<u2"): one look-up for both."""
+        distinct, ids = list(dict.fromkeys(product_ids)), self._rows("ids")
+        rows = pa.array(ids.known(distinct, "picture codes"))
+        titles, codes = (ids.table[column].take(rows).to_pylist() for column in ("title", "codes"))
+        return {product: (title or "", code) for product, title, code in zip(distinct, titles, codes, strict=True)}
+
     def title_ids(self, product_ids: Sequence[str]) -> list[list[int]]:
         """Title tokens of clicked products."""
         return self._of_clicked("title_ids", product_ids)

@@ -1,11 +1,12 @@
 """The coarse step for many pairs at once: whose clicks may be drawn, how similar each is, and the draw itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adgen.shop.catalog.catalog import Catalog
 from adgen.shop.history import draw, published_draw
@@ -71,11 +72,20 @@ class Histories:
         return [close[end - size : end].tolist() for end, size in zip(ends, sizes, strict=True)]
 
 
+def _clicked(clicks: pa.ChunkedArray) -> Iterator[list[str | None]]:
+    """Each row's product ids, without the rest of its clicks as Python objects; a row that is null has none."""
+    for chunk in clicks.chunks:
+        products = pc.struct_field(chunk.values, "product_id").to_pylist()  # of a null struct it is null
+        starts, ends = chunk.offsets.to_pylist()[:-1], chunk.offsets.to_pylist()[1:]
+        there = chunk.is_valid().to_pylist()
+        yield from (products[start:end] if valid else [] for start, end, valid in zip(starts, ends, there, strict=True))
+
+
 def _clicks_by_user(rows: pa.Table) -> dict[str, list[str]]:
     """Each user's clicked products, oldest first, each once at its newest place; nulls are nobody's click."""
     found: dict[str, list[str]] = {}
-    for user, clicks in zip(rows["user_id"].to_pylist(), rows["clicks"].to_pylist(), strict=True):
-        products = [click["product_id"] for click in clicks or () if click and click["product_id"] is not None]
+    for user, clicked in zip(rows["user_id"].to_pylist(), _clicked(rows["clicks"]), strict=True):
+        products = [product for product in clicked if product is not None]
         distinct = list(dict.fromkeys(reversed(products)))[::-1]
         before = found.get(user)
         if user is not None and (before is None or (len(distinct), distinct) > (len(before), before)):

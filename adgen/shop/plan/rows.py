@@ -183,6 +183,8 @@ def rows_to_make(part: pa.Table) -> pa.Table:
 def with_carried(part: pa.Table, made: pa.Table, lineage: pa.Table) -> tuple[pa.Table, pa.Table]:
     """Manifest rows and lineage that a worker made of a plan part of kind generate, with those that the part carries: all
     variants of its pairs, and their ranks."""
+    if "carried" not in part.column_names:
+        return ranked(made), lineage
     carried, lineage_of_carried = carried_rows(part)
     return ranked(pa.concat_tables([made, carried])), pa.concat_tables([lineage, lineage_of_carried])
 

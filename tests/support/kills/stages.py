@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from adgen.on_ray.refresh.context import Context
-from adgen.on_ray.refresh.generate import Generate
-from adgen.on_ray.refresh.payload import pack, raw, unpack
+from adgen.on_ray.refresh.generate import MADE, Generate
+from adgen.on_ray.refresh.payload import pack, raw, unpack, with_columns
 from adgen.on_ray.refresh.stages import Stages
 from adgen.on_ray.rows import Row
 
@@ -34,13 +34,14 @@ class Painter:
         """As `Generate`."""
         note(self.context, row)
         time.sleep(SHARD_SECONDS)
-        pairs = unpack(row["shard"])
+        shard = unpack(row["shard"])
+        pairs = shard.to_pylist()
         wanted = [pair for pair in pairs if pair["reason"] is None]
         for pair in wanted:
             noise = np.random.default_rng(pair["seed"] % 2**63).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
             pair |= {"title": pair["product_title"], "picture": raw(noise), "seconds": 0.0}
             pair |= {"attempt": 0, "title_source": "model"}
-        return row | {"shard": pack(pairs), "squares": b"", "engine_calls": len(wanted)}
+        return row | {"shard": pack(with_columns(shard, pairs, MADE)), "squares": b"", "engine_calls": len(wanted)}
 
 
 class NotedGenerate(Generate):
