@@ -160,11 +160,12 @@ _WRITER = """
 import sys
 from adgen.creatives.folder import FolderStorage
 store = FolderStorage(sys.argv[1])
-print("ready", flush=True)
 for number in range(10**9):
     stored = store.get("latest.json")
     store.swap("latest.json", b"%d;" % (int((stored.data if stored else b"0;")[:-1]) + 1) , stored.etag if stored else None)
     store.create(f"objects/{number}-{sys.argv[2]}", b"x" * 100_000)
+    if not number:
+        print("ready", flush=True)
 """
 
 
