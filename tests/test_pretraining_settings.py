@@ -10,6 +10,7 @@ from support.training import small_run, training_inputs, without_references
 
 from adgen.config import load_settings
 from adgen.errors import InputError, ModelError, OwnedElsewhere, SettingsError
+from adgen.on_ray.training import job
 from adgen.on_ray.training.job import pretrain
 from adgen.on_ray.training.ownership import Ownership
 from adgen.on_ray.training.recipe import Recipe
@@ -96,3 +97,18 @@ def test_settings_files_of_before_are_read(tmp_path, caplog):
     file.write_text("[losses]\noutlook = 1\n")
     with pytest.raises(SettingsError, match=r"recipe\.toml: losses\.outlook: removed in version 0\.2\.0 \(value 1"):
         load_settings(PretrainSettings, file)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        (
+            "Training failed due to controller error:\n8 worker(s) were killed due to low memory.\nMore",
+            "controller error: 8 worker(s) were killed",
+        ),
+        ("A worker died\nTraceback", "A worker died"),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_training_that_ray_ended_says_why(said, why):
+    assert why in job._why(RuntimeError(said))

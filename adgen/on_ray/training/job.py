@@ -148,8 +148,8 @@ def run_workers(
         except Exception as error:
             _raise_failure(status)
             raise RunError(
-                f"the workers failed more than workers.max_failures {settings.workers.max_failures} times; the last: "
-                f"{_first_line(error)}. The same command goes on from the last checkpoint"
+                f"training failed in a way, or more often, than workers.max_failures {settings.workers.max_failures} makes good: "
+                f"{_why(error)}. The same command goes on from the last checkpoint"
             ) from error
     _raise_failure(status)
     return ray.get(status.read.remote())[0]
@@ -230,5 +230,7 @@ def _raise_failure(status: Any) -> None:
         raise getattr(adgen.errors, kind, RunError)(message)
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _why(error: BaseException) -> str:
+    """The first thing that Ray Train says, which may be a heading with what it is about in the next line."""
+    said = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return " ".join(said[: 2 if said[0].endswith(":") else 1])[:500].rstrip(".")
