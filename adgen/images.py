@@ -321,11 +321,12 @@ def place_product(rgba: Image.Image, max_ratio: float) -> tuple[Image.Image, tup
 CONDITION_SIDE = 512  # of the square that the published model squeezes every product picture into first
 
 
-def condition_square(cutout: Image.Image, max_ratio: float) -> Image.Image:
-    """A product's cut-out (RGBA) as a model is shown it, before its own size: placed, on white, squeezed to a square (RGB).
+def condition_square(frame: Image.Image, max_ratio: float) -> Image.Image:
+    """A product's cut-out (RGBA, in its `square_frame`) as a model is shown it, before its own size: placed, on white, squeezed to
+    a square (RGB).
 
     PairError: invalid_scale, no_cutout."""
-    placed, _ = place_product(square_frame(cutout), max_ratio)
+    placed, _ = place_product(frame, max_ratio)
     return on_white(placed).resize((CONDITION_SIDE, CONDITION_SIDE), Image.Resampling.BICUBIC)
 
 

@@ -77,7 +77,7 @@ def shard(index: int, seeds: tuple[int, ...]) -> dict:
     empty = {"cutout": "mug.png", "history_titles": [], "history_codes": b"", "reason": None, "detail": None, "attempt": 0}
     pairs = [facts | empty | {"pair_id": f"{index}-{seed}", "seed": seed} for seed in seeds]
     pairs.append(pairs[0] | {"pair_id": f"{index}-bad", "reason": "missing_file"})
-    squares = {"mug": condition_square(cutout(), 0.8).tobytes()}
+    squares = {"mug": condition_square(square_frame(cutout()), 0.8).tobytes()}
     return {
         "index": index,
         "shard": pack(pa.Table.from_pylist(pairs)),

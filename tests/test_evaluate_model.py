@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from support.evaluations import do_shards, plan_run, rows_of, score_here
 from support.models import save_small_model
 from support.progress import Silent
@@ -175,11 +174,11 @@ def test_a_network_that_is_missing_is_named_before_anything_is_made(here, made, 
 
 
 def test_finishing_keeps_what_was_painted(shop, tmp_path):
-    red = np.asarray(Image.new("RGB", (64, 64), "red"))
-    picture = lossless(red)
+    painted = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)  # of one colour it would be replaced
+    picture = lossless(painted)
     product = pq.read_table(shop / "products.parquet").to_pylist()[0]
     ids = {"pair_id": "ab" * 32, "fingerprint": "cd" * 32, "product_id": product["product_id"], "product_title": product["title"]}
-    pair = product | ids | {"title": product["title"], "picture": raw(red), "channel": None}
+    pair = product | ids | {"title": product["title"], "picture": raw(painted), "channel": None}
     settings = RefreshSettings(store=str(tmp_path), campaign=CAMPAIGN)
     stage = FinishKeepingUnpasted(Context(settings, "20260101000000-000000-00000000", "", ""))
     made = stage.creative(pair, {product["product_id"]: (shop / product["cutout"]).read_bytes()})

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from adgen.errors import PairError
 from adgen.finishing.finish import product_cutout
-from adgen.images import condition_square, use_limits
+from adgen.images import condition_square, square_frame, use_limits
 from adgen.on_ray.refresh.context import Context
 from adgen.on_ray.refresh.payload import PRODUCT_FACTS, pack, pack_files, plan_part, product_facts, with_columns
 from adgen.on_ray.rows import Row, as_row_error
@@ -75,7 +75,7 @@ class LookUp:
     def square(self, pair: Row, picture: bytes) -> bytes:
         """The pixels of the product as the model is shown it. PairError: it cannot be."""
         fact = product_facts(pair, picture)
-        return condition_square(product_cutout(fact), fact.scale or 1.0).tobytes()
+        return condition_square(square_frame(product_cutout(fact)), fact.scale or 1.0).tobytes()
 
     def _look_up_histories(self, pairs: list[Row]) -> None:
         """All of a shard's clicks in one look-up: one a pair costs many times as much."""
