@@ -284,7 +284,7 @@ class FinishSettings(Settings):
     renditions: tuple[RenditionSettings, ...] = ()
     """Further sizes of the same creative."""
     title_max_width: int = Field(default=150, ge=8)
-    """Columns of a title; a Chinese character or an emoji takes two. Google allows 150."""
+    """Columns; a Chinese character or an emoji takes two. Google allows 150."""
     title_good_width: int = Field(default=60, ge=8)
     """Above it title_length speaks; 60 columns are 30 Chinese characters."""
     gates: GateLevels = GateLevels()

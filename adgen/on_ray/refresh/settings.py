@@ -37,7 +37,7 @@ class PlanSettings(Settings):
     campaign_seed: int = 0
     """Change it to draw every creative of the campaign anew."""
     keep_previous: bool = True
-    """A pair whose input is unreadable keeps its previous creative, marked stale; else not."""
+    """A pair with unreadable input keeps its creative, marked stale."""
 
 
 class CleanUpSettings(Settings):
