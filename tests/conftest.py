@@ -28,7 +28,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE), str(HERE.par
 os.environ.setdefault("RAY_worker_niceness", "0")
 # Its log monitors look for new files all the time: a core's tenth of each Ray.
 os.environ.setdefault("LOG_NAME_UPDATE_INTERVAL_S", "5")
-LONGEST_FIRST = ("ray", "training", "ranks", "test_deepspeed_step.py")
+LONGEST_FIRST = ("ray", "ray of groups", "test_deepspeed_step.py")
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,7 +1,6 @@
 """Pretraining on a real Ray: tables in, a model directory out, and nothing lost in between."""
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -10,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -26,13 +26,15 @@ from adgen.model.checkpoint import load
 from adgen.model.config import ModelConfig
 from adgen.model.pbs import load_pbs
 from adgen.model.weight_files import read_tensors, write_tensors
-from adgen.on_ray.training.batches import MakeBatch
+from adgen.on_ray.training.batches import MakeBatch, MicroBatch
 from adgen.on_ray.training.examples import prepare_examples
 from adgen.on_ray.training.job import pretrain
 from adgen.on_ray.training.run_folder import CHECKPOINTS, RunFolder, checkpoint_name
 from adgen.on_ray.training.settings import CheckpointSettings
 from adgen.on_ray.training.source import Source
 from adgen.on_ray.training.status import StatusActor
+from adgen.on_ray.training.worker import Worker
+from adgen.on_ray.training.worker_setup import fresh_task, make_step
 
 ROOT = Path(__file__).parents[1]
 SAME = 2e-4  # relative: what fp32 sums in another order come to after 20 steps
@@ -44,26 +46,72 @@ def inputs(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def finished(ray_cluster, inputs) -> Path:
-    """A whole run with one worker."""
-    out = inputs / "finished"
+def killed(ray_cluster, inputs) -> Path:
+    """A whole run, killed twice. `jobs/pretrain.py` with one worker loses that by SIGKILL after its first checkpoint, and Ray Train
+    starts another one from there; after the second checkpoint the job itself dies. Two workers go on to the end."""
+    out = inputs / "killed"
+    marks = [out / CHECKPOINTS / checkpoint_name(step) / "complete.json" for step in (4, 8)]
+    written = kill_worker_and_driver(inputs, out, marks)
     progress = Silent()
-    summary = pretrain(small_run(inputs, out), progress)
+    workers = {"num": 2, "zero_stage": 2}
+    summary = pretrain(small_run(inputs, out, workers=workers, checkpoint={"every": 4, "keep": 9}), progress)
+    assert summary.resumed
     assert progress.phases == ["start", "examples", "train"]
     assert progress.done == STEPS
     assert re.fullmatch(r"loss \d+\.\d{3}  [1-9][\d,]* tokens/s  MFU 1?\d?\d%", progress.numbers)
     assert summary.examples == 48
     assert summary.held_out_loss is not None
+    assert [mark.stat().st_mtime_ns for mark in marks] == written, "a checkpoint was made again"
     return out
 
 
-def test_twenty_steps_have_the_golden_losses(finished):
-    assert losses(finished) == pytest.approx(golden(), rel=1e-5)
-    assert losses(finished)[-1] < losses(finished)[0]
+def kill_worker_and_driver(inputs: Path, out: Path, marks: list[Path]) -> list[int]:
+    """The command with one worker of DeepSpeed, on this process's Ray: SIGKILL to the worker when the first mark is there, to the
+    command when the second is; the marks' times. Its DeepSpeed file goes as soon as the run has begun: workers run elsewhere, and
+    get what it holds."""
+    out.parent.joinpath("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
+    command = [
+        sys.executable, str(ROOT / "jobs" / "pretrain.py"), str(settings_file(out.parent, inputs)), "--out", out.name,
+        "--workers.deepspeed", "zero.json", "--workers.max-failures", "1", "--address", ray.get_runtime_context().gcs_address,
+    ]  # fmt: skip
+    process = subprocess.Popen(command, cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_for(out / "run.json", process)
+    out.parent.joinpath("zero.json").unlink()
+    wait_for(marks[0], process)
+    written = [marks[0].stat().st_mtime_ns]
+    [worker] = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(cmdline(p))]
+    worker.send_signal(signal.SIGKILL)
+    wait_for(marks[1], process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert json.loads(marks[1].read_text())["zero_stage"] == 2
+    assert not (out / "model").exists()
+    return [*written, marks[1].stat().st_mtime_ns]
 
 
-def test_the_model_directory_is_what_a_refresh_loads(finished):
-    directory = finished / "model"
+def wait_for(path: Path, process: subprocess.Popen | None = None) -> None:
+    """Until it is there; a run that never makes it ends by pytest's own timeout."""
+    while not path.exists():
+        assert process is None or process.poll() is None, "the job ended before it could be killed"
+        time.sleep(0.02)
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+def test_a_killed_driver_and_a_killed_worker_change_no_loss(killed):
+    """Nor does another number of workers, beyond the order of its sums."""
+    assert losses(killed)[:8] == pytest.approx(golden()[:8], rel=1e-5)
+    assert losses(killed) == pytest.approx(golden(), rel=SAME)
+    assert losses(killed)[-1] < losses(killed)[0]
+
+
+def test_the_model_directory_is_what_a_refresh_loads(killed):
+    directory = killed / "model"
     model = load(directory)
     prompter = Prompter.load(directory, model.config)
     request = Request("fresh mug", 1, ("warm",), condition=torch.zeros(3, 64, 64))
@@ -75,27 +123,41 @@ def test_the_model_directory_is_what_a_refresh_loads(finished):
     assert "torch" in facts["versions"]
 
 
-def test_a_run_leaves_logs_and_sample_sheets(finished):
-    assert list((finished / "tensorboard").glob("events.*"))
-    [sheet] = (finished / "samples").glob("*.png")
+def test_a_run_leaves_logs_and_sample_sheets(killed):
+    assert list((killed / "tensorboard").glob("events.*"))
+    [sheet] = (killed / "samples").glob("*.png")
     assert len(sheet.with_suffix(".txt").read_text().splitlines()) == 2
-    assert [each["step"] for each in RunFolder(str(finished)).checkpoints()] == [10, 20]
+    assert [each["step"] for each in RunFolder(str(killed)).checkpoints()] == [4, 8, 12, 16, 20]
 
 
-def test_no_file_of_a_run_names_a_user(finished, inputs):
-    for path in [p for p in (*finished.rglob("*"), *(inputs / "cache").rglob("*")) if p.is_file()]:
+def test_no_file_of_a_run_names_a_user(killed, inputs):
+    for path in [p for p in (*killed.rglob("*"), *(inputs / "cache").rglob("*")) if p.is_file()]:
         assert b"shop3-u0" not in path.read_bytes(), path
 
 
-def test_a_finished_run_is_not_trained_again(finished, inputs):
-    before = (finished / "model" / "training.json").stat().st_mtime_ns
-    summary = pretrain(small_run(inputs, finished), Silent())
+def test_a_finished_run_is_not_trained_again(killed, inputs):
+    before = (killed / "model" / "training.json").stat().st_mtime_ns
+    workers = {"num": 2, "zero_stage": 2}
+    summary = pretrain(small_run(inputs, killed, workers=workers), Silent())
     assert summary.finished_before
-    assert (finished / "model" / "training.json").stat().st_mtime_ns == before
+    assert (killed / "model" / "training.json").stat().st_mtime_ns == before
+
+
+@pytest.fixture(scope="module")
+def left_alone(ray_cluster, inputs) -> Path:
+    """A whole run with one worker, of torch alone."""
+    pretrain(small_run(inputs, inputs / "left_alone"), Silent())
+    return inputs / "left_alone"
 
 
 @pytest.mark.long
-def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_to_the_bit(finished, inputs, tmp_path):
+def test_twenty_steps_of_torch_alone_have_the_golden_losses(left_alone):
+    assert losses(left_alone) == pytest.approx(golden(), rel=1e-5)
+    assert [each["step"] for each in RunFolder(str(left_alone)).checkpoints()] == [10, 20]
+
+
+@pytest.mark.long
+def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_to_the_bit(left_alone, inputs, tmp_path):
     """The kernel says ENOSPC: a file of the second checkpoint leads to /dev/full. With room again the same command goes on from
     the first, to the losses and the weights of a run that was left alone."""
     out = tmp_path / "out"
@@ -111,8 +173,8 @@ def test_a_full_disk_keeps_the_last_good_checkpoint_and_the_run_goes_on_to_the_b
     summary = pretrain(settings.model_copy(update={"checkpoint": CheckpointSettings(every=8, keep=3)}), Silent())
     assert summary.resumed
     assert first.stat().st_mtime_ns == written
-    assert losses(out) == losses(finished)
-    tensors, whole = (dict(read_tensors(folder / "model" / "model.safetensors")) for folder in (out, finished))
+    assert losses(out) == losses(left_alone)
+    tensors, whole = (dict(read_tensors(folder / "model" / "model.safetensors")) for folder in (out, left_alone))
     assert all(torch.equal(tensors[name], whole[name]) for name in whole)
 
 
@@ -124,77 +186,36 @@ def fill_the_disk(checkpoints: Path) -> None:
     (full / "state.pt").symlink_to("/dev/full")
 
 
-def wait_for(path: Path) -> None:
-    """Until it is there; a run that never makes it ends by pytest's own timeout."""
-    while not path.exists():
-        time.sleep(0.02)
+SAID_OF_NAN = r"step 1: the loss of micro-batch 0 is nan; its examples are \[\d+, \d+\] of "
 
 
-def test_a_loss_that_is_no_number_names_the_batch(ray_cluster, inputs, tmp_path):
-    directory = tmp_path / "model"
+def spoiled(inputs: Path, directory: Path) -> Path:
+    """The model with a weight that is no number."""
     shutil.copytree(inputs / "model", directory)
     tensors = dict(read_tensors(directory / "model.safetensors"))
     tensors["gen_head.vision_head.bias"] = tensors["gen_head.vision_head.bias"] * float("nan")
     write_tensors(directory, tensors)
-    with pytest.raises(RunError, match=r"step 1: the loss of micro-batch 0 is nan; its examples are \[\d+, \d+\] of "):
-        pretrain(small_run(inputs, tmp_path / "out", model=str(directory)), Silent())
+    return directory
+
+
+@pytest.mark.long
+def test_a_loss_that_is_no_number_ends_the_run_and_names_the_batch(ray_cluster, inputs, tmp_path):
+    with pytest.raises(RunError, match=SAID_OF_NAN):
+        pretrain(small_run(inputs, tmp_path / "out", model=str(spoiled(inputs, tmp_path / "model"))), Silent())
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_a_killed_driver_and_a_killed_worker_change_no_loss(finished, inputs, tmp_path):
-    """SIGKILL to `jobs/pretrain.py` after its first checkpoint; two workers go on with what one began; SIGKILL to one of them after
-    the second checkpoint, and Ray Train starts the two again from there. No checkpoint is made twice."""
-    out = tmp_path / "out"
-    marks = [out / CHECKPOINTS / checkpoint_name(step) / "complete.json" for step in (4, 8)]
-    kill_the_driver(inputs, out, marks[0])
-    written = [marks[0].stat().st_mtime_ns]
-    killed: list[int] = []
-    killer = threading.Thread(target=kill_a_worker, args=(marks[1], killed), daemon=True)
-    killer.start()
-    workers = {"num": 2, "zero_stage": 2, "max_failures": 2}
-    summary = pretrain(small_run(inputs, out, workers=workers, checkpoint={"every": 4, "keep": 9}), Silent())
-    killer.join()
-    assert summary.resumed
-    assert killed, "no worker was found to kill"
-    assert [mark.stat().st_mtime_ns for mark in marks] == [*written, killed[1]], "a checkpoint was made again"
-    assert losses(out) == pytest.approx(golden(), rel=SAME)
-
-
-def kill_the_driver(inputs: Path, out: Path, when: Path) -> None:
-    """The command with one worker of DeepSpeed, on this process's Ray, until the file `when` is there. Its DeepSpeed file goes as
-    soon as the run has begun: workers run elsewhere, and get what it holds."""
-    out.parent.joinpath("zero.json").write_text('{"zero_optimization": {"stage": 2}}')
-    command = [
-        sys.executable, str(ROOT / "jobs" / "pretrain.py"), str(settings_file(out.parent, inputs)), "--out", out.name,
-        "--workers.deepspeed", "zero.json", "--address", ray.get_runtime_context().gcs_address,
-    ]  # fmt: skip
-    process = subprocess.Popen(command, cwd=out.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    for needed in (out / "run.json", when):
-        deadline = time.time() + 240
-        while not needed.exists():
-            assert process.poll() is None, "the job ended before it could be killed"
-            assert time.time() < deadline
-            time.sleep(0.05)
-        out.parent.joinpath("zero.json").unlink(missing_ok=True)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert json.loads(when.read_text())["zero_stage"] == 2
-    assert not (out / "model").exists()
-
-
-def kill_a_worker(when: Path, killed: list[int]) -> None:
-    """SIGKILL one of our own Ray Train workers as soon as the file `when` is there; its process id and the file's time."""
-    wait_for(when)
-    workers = [p for p in psutil.Process().children(recursive=True) if "RayTrainWorker" in " ".join(cmdline(p))]
-    os.kill(workers[-1].pid, signal.SIGKILL)
-    killed += [workers[-1].pid, when.stat().st_mtime_ns]
-
-
-def cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
+def test_a_loss_that_is_no_number_names_the_batch(killed, inputs, tmp_path):
+    """Of a worker's step, outside of Ray Train; its batch is one that the run above made."""
+    settings = small_run(inputs, tmp_path, model=str(spoiled(inputs, tmp_path / "model")))
+    prepared = prepare_examples(settings, str(inputs / "model"))
+    source = Source(settings, settings.model, prepared.examples, None)
+    places = [0, 1]
+    batch = MicroBatch(0, places, source.collator()(source.reader().rows(places), [0, 0]))
+    worker = SimpleNamespace(source=source, settings=settings, device="cpu", number=0, task=fresh_task(source))
+    worker.step = make_step(worker.task, settings, None, "cpu")
+    with pytest.raises(RunError, match=SAID_OF_NAN):
+        Worker.one_step(worker, [batch])
 
 
 ENCODER = {"image_size": 32, "resize_to": 32, "patch_size": 8, "hidden_size": 32, "num_layers": 2, "num_heads": 2}
@@ -216,7 +237,7 @@ def test_stages_without_a_prompt_train_and_write_their_model(ray_cluster, inputs
     load_pbs(Path("out", "model")) if stage == "pbs" else load(Path("out", "model"))
 
 
-def test_what_is_wrong_with_an_example_is_reported_as_it_is(ray_cluster, finished, inputs, tmp_path):
+def test_what_is_wrong_with_an_example_is_reported_as_it_is(ray_cluster, killed, inputs, tmp_path):
     """A batch that cannot be made is no crash of a worker, to be tried again and again."""
     shutil.copytree(inputs / "model", tmp_path / "model")
     config = ModelConfig.load(tmp_path / "model")

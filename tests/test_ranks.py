@@ -9,6 +9,7 @@ import psutil
 import pytest
 import ray
 from ray.util.placement_group import placement_group_table
+from support.here import without_ray
 from support.processes import own_processes
 from support.progress import Silent
 from support.refreshes import creatives, run, settings
@@ -24,19 +25,21 @@ from adgen.on_ray.refresh.settings import RefreshSettings
 from adgen.on_ray.rows import raise_row_error
 
 SIZES = {"plan": {"pairs_per_shard": 2}}
-TOGETHER = SIZES | {"engine": {"tensor_parallel": 2, "timeout_seconds": 20}}
+TOGETHER = {"tensor_parallel": 2, "timeout_seconds": 20}
 
 
 @pytest.fixture(scope="module")
-def unsharded(ray_cluster, shop, slow_model, tmp_path_factory):
+def unsharded(shop, slow_model, tmp_path_factory):
+    """The creatives of one rank, made without Ray."""
     made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), slow_model, **SIZES)
-    assert run(made).published
+    with without_ray():
+        assert run(made).published
     return creatives(made)
 
 
 def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, slow_model, unsharded, tmp_path):
-    """One of them gets its slots, the others wait and hold none. The creatives are those of one rank."""
-    made = settings(shop, str(tmp_path), slow_model, cluster={"actors": 3}, **TOGETHER)
+    """One of them gets its slots, the others wait and hold none. The creatives are those of one rank without DeepSpeed."""
+    made = settings(shop, str(tmp_path), slow_model, cluster={"actors": 3}, engine=TOGETHER | {"deepspeed": True}, **SIZES)
     assert run(made).published
     assert creatives(made) == unsharded
     assert_nothing_is_left()
@@ -62,7 +65,9 @@ class Killing(Silent):
 
 
 def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, slow_model, unsharded, tmp_path):
-    made, killing = settings(shop, str(tmp_path), slow_model, **TOGETHER), Killing()
+    """Without DeepSpeed, whose import takes each rank seconds."""
+    made = settings(shop, str(tmp_path), slow_model, engine=TOGETHER | {"deepspeed": False}, **SIZES)
+    killing = Killing()
     assert refresh(made, killing).published
     assert len(killing.killed) == 2
     assert creatives(made) == unsharded
@@ -152,9 +157,9 @@ def test_a_group_that_is_lost_again_and_again_ends_the_run_with_what_to_do(stage
 
 
 def test_a_group_without_memory_is_followed_by_one_with_half_the_slots(stage):
-    large = stage(deaths=0, num_slots=16)
+    large = stage(deaths=0, num_slots=4)
     assert large({"index": 1, "fits": 1}) == {"index": 1, "fits": 1, "made": True}
-    assert large.context.settings.engine.num_slots == 1, "from 16, by halves; which are no tries"
+    assert large.context.settings.engine.num_slots == 1, "from 4, by halves; which are no tries"
     with pytest.raises(EngineLost, match=r"out of memory with engine\.num_slots 1 on"):
         raise_row_error(large({"index": 1, "fits": 0}))
 

@@ -74,4 +74,4 @@ def test_a_group_runs_in_one_worker(request):
         scheduler._split_scope(f"tests/{name}::test_it[a::b]")
         for name in ("test_gate.py", "test_kill.py", "test_ranks.py", "test_runs.py")
     ]
-    assert groups == ["ray", "ray", "ranks", "test_runs.py"]
+    assert groups == ["ray", "ray", "ray of groups", "test_runs.py"]
