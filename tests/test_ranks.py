@@ -65,8 +65,7 @@ class Killing(Silent):
 
 
 def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, slow_model, unsharded, tmp_path):
-    """Without DeepSpeed, whose import takes each rank seconds."""
-    made = settings(shop, str(tmp_path), slow_model, engine=TOGETHER | {"deepspeed": False}, **SIZES)
+    made = settings(shop, str(tmp_path), slow_model, engine=TOGETHER, **SIZES)
     killing = Killing()
     assert refresh(made, killing).published
     assert len(killing.killed) == 2
