@@ -1,6 +1,8 @@
 """The acts of a store: same meaning on a folder and on S3, and every race has one winner."""
 
 import errno
+import io
+import mmap
 import multiprocessing
 import os
 import pickle
@@ -276,3 +278,31 @@ def test_a_disk_that_fails_to_sync_is_an_error(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(os, "fsync", broken)
     with pytest.raises(StoreError, match="Input/output error"):
         FolderStorage(tmp_path).create("objects/a", b"1")
+
+
+def test_a_mapped_file_that_does_not_fit_on_the_disk_is_an_error_of_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """And no other: a view of it that were left would keep it from being closed, and hide what went wrong."""
+
+    class Small(io.FileIO):
+        def write(self, data) -> int:
+            if self.tell() >= 8:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data[:8])
+
+    monkeypatch.setattr(folder_module, "open", lambda path, mode, buffering, opener: Small(path, "x", opener=opener), raising=False)
+    with open(tmp_path / "large", "w+b") as file:
+        file.write(b"0123456789abcdef")
+        file.flush()
+        with pytest.raises(StoreError, match="No space left"), mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            FolderStorage(tmp_path / "store").put("objects/a", data)
+    assert not [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
+
+
+def test_what_the_system_writes_in_parts_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Slow(io.FileIO):
+        def write(self, data) -> int:
+            return super().write(data[:3])
+
+    monkeypatch.setattr(folder_module, "open", lambda path, mode, buffering, opener: Slow(path, "x", opener=opener), raising=False)
+    FolderStorage(tmp_path).put("objects/a", b"0123456789")
+    assert (tmp_path / "objects" / "a").read_bytes() == b"0123456789"

@@ -16,7 +16,7 @@ from support.models import save_small_model, small_model, small_prompter
 from support.processes import forks_with_deepspeed
 
 from adgen.errors import ModelError, RunError
-from adgen.generation import engine as engine_module
+from adgen.generation import deepspeed_layers
 from adgen.generation.engine import Engine, serve_rank, start_rank
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, generate
@@ -68,7 +68,7 @@ class Ranks:
 def run_rank(rank, port, model_dir, settings, lead, directory):
     torch.set_num_threads(1)
     outcome = {}
-    engine_module.wrap_decoder = note_shapes(engine_module.wrap_decoder)
+    deepspeed_layers.wrap_decoder = note_shapes(deepspeed_layers.wrap_decoder)
     try:
         engine = start_rank(rank, 2, "127.0.0.1", port, ModelDirectory(model_dir), settings, SAMPLED)
         outcome = follow(engine) if rank else lead(engine, directory)

@@ -8,6 +8,7 @@ the newest for plain readers, replaced by rename. Every step may be the last one
 import errno
 import functools
 import hashlib
+import io
 import logging
 import os
 import re
@@ -259,13 +260,21 @@ def _write_synced(path: str, data: Data, mode: int) -> bool:
     """Write a new file, on disk; False where its folder is not there."""
     try:
         with open(path, "xb", buffering=0, opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            left = memoryview(data)
-            while left:  # a write may take a part: of more than 2 GB, or where the disk is full
-                left = left[file.write(left) :]
+            _write_whole(file, data)
             _fsync(file.fileno())
     except FileNotFoundError:
         return False
     return True
+
+
+def _write_whole(file: io.RawIOBase, data: Data) -> None:
+    """A write may take a part: of more than 2 GB, or where the disk is full. No view of the data is left when it fails: a mapped
+    file could not be closed then, and its error would hide this one."""
+    done = 0
+    with memoryview(data) as whole:
+        while done < len(whole):
+            with whole[done:] as left:
+                done += file.write(left)
 
 
 def _remove_if_empty(folder: Path) -> None:

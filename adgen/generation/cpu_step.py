@@ -6,44 +6,41 @@ Shapes: R rows, D hidden size, E head size, H heads, W = (H + 2G) E, I inner siz
 import ctypes
 import operator
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from adgen.generation.attention import branch_arguments
 from adgen.generation.caches import CfgBranch
 from adgen.generation.kernels import cpu
-from adgen.generation.linears import PanelLinear
+from adgen.generation.linears import PanelLinear, StepLayer
 from adgen.model.decoder import RMSNorm
 
-if TYPE_CHECKING:
-    from adgen.generation.layers import StepLayer, StepLayers
 
-
-def can_run(layers: "StepLayers") -> bool:
-    """Whether each part of the layers is one that the kernel knows."""
-    norms = [layers.norm, *(norm for layer in layers.layers for norm in (layer.input_norm, layer.mlp_norm))]
-    linears = [linear for layer in layers.layers for linear in (layer.qkv, layer.out, layer.gated, layer.down)]
-    known = all(type(norm) is RMSNorm and norm.weight.dtype == torch.float32 for norm in norms)
-    return known and all(type(linear) is PanelLinear for linear in linears) and layers.head_size <= cpu.MAX_HEAD_SIZE
+def can_run(layers: Sequence[StepLayer], norm: nn.Module) -> bool:
+    """Whether each part of the layers, and the norm after them, is one that the kernel knows."""
+    norms = [norm, *(each for layer in layers for each in (layer.input_norm, layer.mlp_norm))]
+    linears = [linear for layer in layers for linear in (layer.qkv, layer.out, layer.gated, layer.down)]
+    known = all(type(each) is RMSNorm and each.weight.dtype == torch.float32 for each in norms)
+    return known and all(type(linear) is PanelLinear for linear in linears) and layers[0].head_size <= cpu.MAX_HEAD_SIZE
 
 
 class CpuStep:
     """The arguments of a step of the rows of some branches, and the memory between its parts."""
 
     @torch.inference_mode(False)  # its memory is written to in any mode
-    def __init__(self, layers: "StepLayers", branches: Sequence[CfgBranch]):
-        rows, first = sum(len(branch.offsets) for branch in branches), layers.layers[0]
-        self._interval, self._final = layers.interval, layers.norm
+    def __init__(self, layers: Sequence[StepLayer], norm: RMSNorm, interval: int, branches: Sequence[CfgBranch]):
+        """norm: after the last layer. interval: additions go to the input of each interval-th layer."""
+        rows, first = sum(len(branch.offsets) for branch in branches), layers[0]
+        self._interval, self._final = interval, norm
         size = first.qkv.arguments.inputs
         make = lambda width: torch.empty(rows, width)  # noqa: E731
-        self._cos, self._sin = make(layers.head_size), make(layers.head_size)
+        self._cos, self._sin = make(first.head_size), make(first.head_size)
         self._x, self._normed, self._inner = make(size), make(size), make(first.gated.out_features)
-        self._qkv, self._attended = make(first.qkv.out_features), make(first.num_heads * layers.head_size)
+        self._qkv, self._attended = make(first.qkv.out_features), make(first.num_heads * first.head_size)
         self._held = _tensors(branches)
-        self._halves = [self._attentions(branches, index, layer) for index, layer in enumerate(layers.layers)]
-        self._layers = (cpu.Layer * len(layers.layers))(*map(_layer, layers.layers, self._halves))
+        self._halves = [self._attentions(branches, index, layer) for index, layer in enumerate(layers)]
+        self._layers = (cpu.Layer * len(layers))(*map(_layer, layers, self._halves))
         self._step = self._arguments(rows, size, branches)
 
     def fits(self, branches: Sequence[CfgBranch]) -> bool:
@@ -62,7 +59,7 @@ class CpuStep:
         cpu.step(self._step)
         return out
 
-    def _attentions(self, branches: Sequence[CfgBranch], index: int, layer: "StepLayer") -> ctypes.Array:
+    def _attentions(self, branches: Sequence[CfgBranch], index: int, layer: StepLayer) -> ctypes.Array:
         made, first = (cpu.Attention * len(branches))(), 0
         for place, branch in enumerate(branches):
             rows = slice(first, first + len(branch.offsets))
@@ -98,7 +95,7 @@ def _tensors(branches: Sequence[CfgBranch]) -> list[Tensor]:
     return held + [branch.active for branch in branches]
 
 
-def _layer(layer: "StepLayer", halves: ctypes.Array) -> cpu.Layer:
+def _layer(layer: StepLayer, halves: ctypes.Array) -> cpu.Layer:
     return cpu.Layer(
         qkv=layer.qkv.arguments,
         out=layer.out.arguments,

@@ -1,4 +1,5 @@
-"""The decoder's layers through DeepSpeed inference. The only file that imports deepspeed, and only when it is called.
+"""A model in its dtype and place, and its decoder's layers through DeepSpeed inference. The only file that imports deepspeed, and
+only when it is called.
 
 DeepSpeed sees the layers and nothing else: token table, norm, heads, foreground and preference stay whole. Kernel
 injection stays off. With more than one rank its AutoTP splits q, k, v, gate and up by output, o and down by input, and
@@ -13,10 +14,14 @@ import torch
 from torch import nn
 
 from adgen.errors import ModelError, SettingsError
+from adgen.generation.engine_settings import EngineSettings
 from adgen.model.config import DecoderConfig
 from adgen.model.decoder import DecoderLayer
+from adgen.model.device import warn_of_emulation
+from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 
+log = logging.getLogger(__name__)
 # The linears whose outputs are partial sums on each rank; AutoTP splits all other linears of a layer by output.
 SUMMED_LINEARS = ("self_attn.o_proj", "mlp.down_proj")
 
@@ -29,6 +34,34 @@ class _Layers(nn.Module):
         super().__init__()
         self.layers = layers
         self.config = config
+
+
+def place_model(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
+    """Bring the model into its dtype and to its device (None: where it is), in place, through DeepSpeed if it is wanted and there;
+    whether it is. SettingsError: ranks without DeepSpeed, or a dtype that the device has not."""
+    device = torch.device(device or model.device)
+    dtype = _dtype_on(device, settings)
+    if model.config.lora is not None and settings.tensor_parallel == 1:
+        # Projections are joined by their weights: unmerged updates would be lost.
+        merge_lora(model.decoder)
+        model.config = model.config.model_copy(update={"lora": None})
+    if settings.deepspeed:
+        try:
+            wrap_decoder(model, dtype, settings.tensor_parallel, device)
+            return True
+        except ImportError as error:
+            log.warning("DeepSpeed is not installed, the decoder runs without it (%s)", error)
+    if settings.tensor_parallel > 1:
+        raise SettingsError(f"engine.tensor_parallel {settings.tensor_parallel} needs DeepSpeed, which is off or not installed")
+    model.to(device=device, dtype=dtype).requires_grad_(False)
+    return False
+
+
+def _dtype_on(device: torch.device, settings: EngineSettings) -> torch.dtype:
+    if settings.cache_dtype != "same" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
+        raise SettingsError(f"engine.cache_dtype {settings.cache_dtype} needs a GPU of compute capability 8.9 or newer")
+    warn_of_emulation(device, dtype := settings.torch_dtype(device))
+    return dtype
 
 
 def wrap_decoder(model: UniAdGen, dtype: torch.dtype, tensor_parallel: int = 1, device: str | torch.device | None = None) -> None:

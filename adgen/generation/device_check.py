@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from adgen.errors import RunError
 from adgen.generation.attention import attend, attention_kernel
 from adgen.generation.caches import CfgBranch, empty_cache
 from adgen.generation.layers import StepLayers
@@ -25,7 +24,6 @@ from adgen.model.decoder import KeyValueCache
 
 if TYPE_CHECKING:
     from adgen.generation.batch import BatchRunner
-    from adgen.generation.engine import Engine
 
 log = logging.getLogger(__name__)
 _LENGTHS = (0, 1, 63, 64, 65, 200, 1100, 700)
@@ -51,36 +49,12 @@ class Finding:
         return f"{self.trouble or 'as the plain path'} ({self.detail}, {self.seconds:.2f} s)"
 
 
-def check_engine(engine: "Engine") -> list[Finding] | None:
-    """Of its attention, draw and captured step, those that are not switched off already, on the shapes that it runs with. None:
-    memory does not suffice for its slots. RunError: nor for fewer."""
-    try:
-        return _checked(engine)
-    except torch.OutOfMemoryError as error:
-        if engine.settings.tensor_parallel > 1 or engine.num_slots == 1:
-            raise RunError(f"out of memory with engine.num_slots {engine.num_slots}: lower it ({error})") from error
-        return None
-
-
 def failed_kernels(findings: list[Finding], device: torch.device) -> set[str]:
     """What is to be switched off, each with a warning."""
     for each in findings:
         if each.trouble:
             log.warning("%s: %s differs from the plain path, %s is switched off: %s", device, each.check, each.kernel, each.trouble)
     return {each.kernel for each in findings if each.trouble}
-
-
-def _checked(engine: "Engine") -> list[Finding]:
-    device, dtype, off, slots = engine.device, engine.dtype, engine.switched_off, engine.num_slots
-    found: list[Finding | None] = []
-    if "attention" not in off:
-        found.append(check_attention(engine._layers, slots, dtype, engine.settings.torch_cache_dtype(device), device))
-    if "draw" not in off:
-        found += check_draw(slots, engine.model_config.image.codebook_size, engine.sampling, dtype, device)
-    off = off | {each.kernel for each in found if each and each.trouble}
-    if device.type == "cuda" and engine.settings.tensor_parallel == 1 and not off & {"attention", "captured step"}:
-        found.append(check_capture(engine._ready_runner()))  # last: until now the slots' memory is free for the comparisons
-    return [each for each in found if each]
 
 
 def check_attention(

@@ -14,8 +14,8 @@ import torch
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.batch import BatchRunner
-from adgen.generation.deepspeed_layers import wrap_decoder
-from adgen.generation.device_check import Finding, check_engine, failed_kernels
+from adgen.generation.deepspeed_layers import place_model
+from adgen.generation.device_check import Finding, check_attention, check_capture, check_draw, failed_kernels
 from adgen.generation.engine_settings import ENGINE_VERSION, EngineSettings, KernelName
 from adgen.generation.generate import Request, Result, TitleResult
 from adgen.generation.layers import StepLayers
@@ -30,8 +30,6 @@ from adgen.generation.slots_per_device import row_capacity
 from adgen.generation.style_agreement import style_agreements
 from adgen.generation.timings import PhaseTimings
 from adgen.model.config import ModelConfig
-from adgen.model.device import warn_of_emulation
-from adgen.model.lora import merge_lora
 from adgen.model.uniadgen import UniAdGen
 
 log = logging.getLogger(__name__)
@@ -71,7 +69,7 @@ class Engine:
         """Creatives made, dummy rows not counted."""
         self.timings = PhaseTimings()
         """Seconds of each phase so far."""
-        self.deepspeed = _wrap(model, settings, device)
+        self.deepspeed = place_model(model, settings, device)
         """Whether the layers really run through DeepSpeed."""
         self._model, self._prompter, self._group = model, prompter, group
         self._capacity = row_capacity(model.config, prompter, self.sampling)
@@ -133,7 +131,7 @@ class Engine:
 
     def check(self) -> None:
         """Compare each kernel with the plain path, and switch off, with a warning, what differs on any rank."""
-        while (found := check_engine(self)) is None:
+        while (found := self._compared()) is None:
             self._halve("in the check of the kernels")
         self.findings, failed = found, failed_kernels(found, self.device)
         if self._group is not None:
@@ -152,6 +150,28 @@ class Engine:
             if self._group.leads and self._group.is_open:
                 self._group.send({"stop": True})
             self._group.close()
+
+    def _compared(self) -> list[Finding] | None:
+        """Of attention, draw and captured step, those that are not switched off already, on the shapes that the engine runs with.
+        None: memory does not suffice for its slots. RunError: nor for fewer."""
+        try:
+            return self._compare()
+        except torch.OutOfMemoryError as error:
+            if self.settings.tensor_parallel > 1 or self.num_slots == 1:
+                raise RunError(f"out of memory with engine.num_slots {self.num_slots}: lower it ({error})") from error
+            return None
+
+    def _compare(self) -> list[Finding]:
+        device, dtype, off, slots = self.device, self.dtype, self.switched_off, self.num_slots
+        found: list[Finding | None] = []
+        if "attention" not in off:
+            found.append(check_attention(self._layers, slots, dtype, self.settings.torch_cache_dtype(device), device))
+        if "draw" not in off:
+            found += check_draw(slots, self.model_config.image.codebook_size, self.sampling, dtype, device)
+        off = off | {each.kernel for each in found if each and each.trouble}
+        if device.type == "cuda" and self.settings.tensor_parallel == 1 and not off & {"attention", "captured step"}:
+            found.append(check_capture(self._ready_runner()))  # last: until now the slots' memory is free for the comparisons
+        return [each for each in found if each]
 
     def _generate(self, requests: Sequence[Request]) -> list[Result]:
         return self._in_batches(requests, BatchRunner.run)
@@ -272,30 +292,3 @@ def _out_of_memory(error: BaseException | None) -> bool:
     if error is None:
         return False
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error) or _out_of_memory(error.__context__)
-
-
-def _dtype_on(device: torch.device, settings: EngineSettings) -> torch.dtype:
-    if settings.cache_dtype != "same" and device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 9):
-        raise SettingsError(f"engine.cache_dtype {settings.cache_dtype} needs a GPU of compute capability 8.9 or newer")
-    warn_of_emulation(device, dtype := settings.torch_dtype(device))
-    return dtype
-
-
-def _wrap(model: UniAdGen, settings: EngineSettings, device: str | torch.device | None) -> bool:
-    """Bring the model into its dtype and place, through DeepSpeed if it is wanted and there."""
-    device = torch.device(device or model.device)
-    dtype = _dtype_on(device, settings)
-    if model.config.lora is not None and settings.tensor_parallel == 1:
-        # Projections are joined by their weights: unmerged updates would be lost.
-        merge_lora(model.decoder)
-        model.config = model.config.model_copy(update={"lora": None})
-    if settings.deepspeed:
-        try:
-            wrap_decoder(model, dtype, settings.tensor_parallel, device)
-            return True
-        except ImportError as error:
-            log.warning("DeepSpeed is not installed, the decoder runs without it (%s)", error)
-    if settings.tensor_parallel > 1:
-        raise SettingsError(f"engine.tensor_parallel {settings.tensor_parallel} needs DeepSpeed, which is off or not installed")
-    model.to(device=device, dtype=dtype).requires_grad_(False)
-    return False

@@ -17,29 +17,9 @@ from adgen.generation import cpu_step
 from adgen.generation.attention import attend
 from adgen.generation.cache_scales import fold_cache_scales
 from adgen.generation.caches import CfgBranch, RowCache
-from adgen.generation.linears import Prepare, joined
+from adgen.generation.linears import Prepare, StepLayer
 from adgen.generation.slots_per_device import MAX_PREFILL_TOKENS
-from adgen.model.decoder import Decoder, DecoderLayer, rope_angles, rotate
-
-
-class StepLayer(nn.Module):
-    """One layer: norms as they are, q/k/v and gate/up joined."""
-
-    def __init__(self, layer: DecoderLayer, prepare: Prepare):
-        super().__init__()
-        attention, mlp = layer.self_attn, layer.mlp
-        self.head_size = attention.head_size
-        self.num_groups = attention.k_proj.weight.shape[0] // self.head_size
-        self.num_heads = attention.q_proj.weight.shape[0] // self.head_size
-        self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
-        self.qkv = prepare(joined(attention.q_proj, attention.k_proj, attention.v_proj))
-        self.out = prepare(attention.o_proj)
-        self.gated = prepare(joined(mlp.gate_proj, mlp.up_proj), gated=True)
-        self.down = prepare(mlp.down_proj)
-
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """x (R, D) plus its SwiGLU."""
-        return x + self.down(self.gated(self.mlp_norm(x)))
+from adgen.model.decoder import Decoder, rope_angles, rotate
 
 
 @dataclass(frozen=True)
@@ -68,7 +48,7 @@ class StepLayers(nn.Module):
         positions = torch.arange(decoder.config.max_positions, device=device)[None]
         cos, sin = rope_angles(positions, decoder.config.head_size, decoder.config.rope_theta)
         self.rope = Rope(cos[0, 0], sin[0, 0])
-        self._in_one_call = cpu_step.can_run(self)
+        self._in_one_call = cpu_step.can_run(self.layers, self.norm)
 
     @property
     def num_groups(self) -> int:
@@ -99,7 +79,7 @@ class StepLayers(nn.Module):
         """The kernel's arguments, kept in the first branch while tensors keep their place."""
         known = branches[0].plans.get(("step", len(branches)))
         if known is None or not known.fits(branches):
-            known = branches[0].plans["step", len(branches)] = cpu_step.CpuStep(self, branches)
+            known = branches[0].plans["step", len(branches)] = cpu_step.CpuStep(self.layers, self.norm, self.interval, branches)
         return known
 
     def _layer_by_layer(

@@ -1,4 +1,5 @@
-"""Linears for few rows: joined where they read the same input, laid out for the CPU, narrowed when asked.
+"""Linears for few rows, and a decoder layer of them: joined where they read the same input, laid out for the CPU, narrowed when
+asked.
 
 In fp32 a CPU has its weights in panels (`kernels/layers.c`), which a whole step reads in one call. Other dtypes, and machines
 without a compiler, have them as oneDNN packs them.
@@ -15,6 +16,7 @@ from torch.nn import functional as F
 from adgen.errors import SettingsError
 from adgen.generation.engine_settings import WeightType
 from adgen.generation.kernels import cpu
+from adgen.model.decoder import DecoderLayer
 from adgen.model.uniadgen import UniAdGen
 
 
@@ -93,6 +95,26 @@ def joined(*linears: nn.Module) -> nn.Linear:
     for linear in linears:
         linear.weight = None
     return _linear(weight)
+
+
+class StepLayer(nn.Module):
+    """One layer: norms as they are, q/k/v and gate/up joined."""
+
+    def __init__(self, layer: DecoderLayer, prepare: Prepare):
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self.head_size = attention.head_size
+        self.num_groups = attention.k_proj.weight.shape[0] // self.head_size
+        self.num_heads = attention.q_proj.weight.shape[0] // self.head_size
+        self.input_norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.qkv = prepare(joined(attention.q_proj, attention.k_proj, attention.v_proj))
+        self.out = prepare(attention.o_proj)
+        self.gated = prepare(joined(mlp.gate_proj, mlp.up_proj), gated=True)
+        self.down = prepare(mlp.down_proj)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """x (R, D) plus its SwiGLU."""
+        return x + self.down(self.gated(self.mlp_norm(x)))
 
 
 def packed(linear: nn.Module, gated: bool = False, *, num_rows: int) -> nn.Module:

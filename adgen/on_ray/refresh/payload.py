@@ -63,14 +63,17 @@ def lossless(picture: np.ndarray) -> bytes:
     return out.getvalue()
 
 
-def pack(pairs: pa.Table) -> bytes:
-    """A shard's rows as an Arrow stream."""
-    return _stream(pairs)
+def pack(table: pa.Table, options: pa.ipc.IpcWriteOptions | None = None) -> bytes:
+    """A table, such as a shard's rows, as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
 
 
-def unpack(shard: bytes) -> pa.Table:
+def unpack(stream: bytes) -> pa.Table:
     """What `pack` packed. A stage makes Python objects of the columns that it looks at; the others pass by as they are."""
-    return _table(shard)
+    return pa.ipc.open_stream(pa.BufferReader(stream)).read_all()
 
 
 def with_columns(pairs: pa.Table, rows: list[Row], names: Iterable[str]) -> pa.Table:
@@ -85,21 +88,10 @@ def with_columns(pairs: pa.Table, rows: list[Row], names: Iterable[str]) -> pa.T
 def pack_files(files: Mapping[str, bytes]) -> bytes:
     """Product files or squares, by product id."""
     table = pa.table({"product": pa.array(files, pa.string()), "data": pa.array(files.values(), pa.large_binary())})
-    return _stream(table, _PACKED)
+    return pack(table, _PACKED)
 
 
 def unpack_files(packed: bytes) -> dict[str, bytes]:
     """What `pack_files` packed."""
-    table = _table(packed)
+    table = unpack(packed)
     return dict(zip(table["product"].to_pylist(), table["data"].to_pylist(), strict=True))
-
-
-def _stream(table: pa.Table, options: pa.ipc.IpcWriteOptions | None = None) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _table(stream: bytes) -> pa.Table:
-    return pa.ipc.open_stream(pa.BufferReader(stream)).read_all()

@@ -139,24 +139,24 @@ def make_plan(prepared: Prepared, run: Run) -> None:
     )
 
 
-def over_published(prepared: Prepared, plan: Callable[[str | None], T]) -> tuple[Pointer | None, str | None, T]:
+def over_published(
+    prepared: Prepared, plan: Callable[[str | None], T], tries: int = _TRIES
+) -> tuple[Pointer | None, str | None, T]:
     """The campaign's pointer, its ETag, and what `plan` makes of the run that it names (None: nothing is published).
 
     `forget`, or a rollback with a clean-up, may publish another run and remove this one while it is read: then `plan` is called
     again. It reads all of the run before it writes.
     """
-    for tries_left in reversed(range(_TRIES)):
-        pointer, etag = read_pointer(prepared.storage, prepared.settings.campaign)
-        try:
-            return pointer, etag, plan(pointer.run_id if pointer else None)
-        except OwnedElsewhere:
+    pointer, etag = read_pointer(prepared.storage, prepared.settings.campaign)
+    try:
+        return pointer, etag, plan(pointer.run_id if pointer else None)
+    except OwnedElsewhere:
+        raise
+    except AdgenError as error:
+        if tries == 1 or read_pointer(prepared.storage, prepared.settings.campaign)[0] == pointer:
             raise
-        except AdgenError as error:
-            now, _ = read_pointer(prepared.storage, prepared.settings.campaign)
-            if now == pointer or not tries_left:
-                raise
-            log.warning("%s; run %s is published in its place by now, so the plan starts again", error, now and now.run_id)
-    raise AssertionError("the last try returns or raises")
+        log.warning("%s; another run is published in its place by now, so the plan starts again", error)
+    return over_published(prepared, plan, tries - 1)
 
 
 def write_plan(prepared: Prepared, journal: Journal, base_run: str | None) -> tuple[Catalog, list[PlanPart], PlanSummary]:

@@ -148,8 +148,8 @@ def run_workers(
         except Exception as error:
             _raise_failure(status)
             raise RunError(
-                f"training failed in a way, or more often, than workers.max_failures {settings.workers.max_failures} makes good: "
-                f"{_why(error)}. The same command goes on from the last checkpoint"
+                f"training failed: {_why(error)}. A worker that dies is started again up to workers.max_failures "
+                f"{settings.workers.max_failures} times. The same command goes on from the last checkpoint"
             ) from error
     _raise_failure(status)
     return ray.get(status.read.remote())[0]

@@ -18,7 +18,7 @@ import pyarrow.types as kinds
 
 from adgen.errors import InputError
 from adgen.shop.inputs.feeds.sources import Source
-from adgen.shop.inputs.feeds.xml_rows import xml_rows
+from adgen.shop.inputs.feeds.xml_rows import add_value, xml_rows
 
 Row = tuple[int, dict[str, Any]]
 DELIMITERS = "\t,;|"
@@ -140,12 +140,7 @@ def _named(rows: Iterator[tuple[tuple[int, int], list[str]]], names: list[str], 
 def _gathered(values: Iterable[tuple[str, Any]]) -> dict[str, Any]:
     row: dict[str, Any] = {}
     for name, cell in values:
-        if name not in row:
-            row[name] = cell
-        elif isinstance(before := row[name], list):
-            before.append(cell)
-        else:
-            row[name] = [before, cell]
+        add_value(row, name, cell)
     return row
 
 

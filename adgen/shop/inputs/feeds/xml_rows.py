@@ -81,12 +81,17 @@ class _Products:
     def _keep(self, space: str, text: str) -> None:
         values, name = self._google if _GOOGLE in space else self._plain, ".".join(self._path)
         self._size += len(name)
-        if name not in values:
-            values[name] = text
-        elif isinstance(before := values[name], list):
-            before.append(text)
-        else:
-            values[name] = [before, text]
+        add_value(values, name, text)
+
+
+def add_value(row: dict[str, Any], name: str, value: Any) -> None:
+    """Put a value under its name; several of one name become a list."""
+    if name not in row:
+        row[name] = value
+    elif isinstance(before := row[name], list):
+        before.append(value)
+    else:
+        row[name] = [before, value]
 
 
 def xml_rows(source: Source, normal: Callable[[str], str]) -> Iterator[tuple[int, dict[str, Any]]]:
