@@ -4,23 +4,30 @@ import shutil
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from support.here import without_ray
 from support.refreshes import CAMPAIGN, access_of, published_rows, run, settings
 
+from adgen.creatives import erasure
+from adgen.creatives.erasure import forget
 from adgen.creatives.journal import Journal
 from adgen.creatives.publish import read_pointer
 from adgen.creatives.ranking import COLOUR
 from adgen.creatives.reading import open_published
+from adgen.creatives.runs import list_runs
+from adgen.creatives.secrets import DEVELOPMENT_KEYS
 from adgen.creatives.stores import open_storage
 from adgen.creatives.verify import verify
-from adgen.errors import ConsumerError, InputError, ModelError, RunError, SettingsError
+from adgen.errors import ConsumerError, InputError, ModelError, OwnedElsewhere, RunError, SettingsError
 from adgen.on_ray.refresh.dry_run import forecast
 from adgen.on_ray.refresh.job import Summary
 from adgen.on_ray.refresh.replay import replay
 from adgen.on_ray.refresh.settings import RefreshSettings
+from adgen.records import user_key
+from adgen.shop.plan import buckets
 
 pytestmark = [pytest.mark.usefixtures("no_ray"), pytest.mark.slow]
 
@@ -60,6 +67,29 @@ def test_a_campaign_is_refreshed_verified_and_carried(shop, model, store_uri, re
     for pair, row in after.items():
         assert {k: v for k, v in row.items() if k not in changing} == {k: v for k, v in before[pair].items() if k not in changing}
         assert row["carried_from"] == first.run_id
+
+
+def test_a_user_forgotten_while_the_published_run_is_read_stops_no_refresh(refreshed, shop, model, tmp_path, monkeypatch):
+    """`forget` publishes a copy of that run and removes it: the plan goes on over the copy."""
+    shutil.copytree(refreshed[0].store, tmp_path / "store")
+    made = settings(shop, str(tmp_path / "store"), model)
+    storage, user = open_storage(made.store), pq.read_table(shop / "pairs.parquet")["user_id"][0].as_py()
+    ask, base = buckets.lost_objects, read_pointer(storage, CAMPAIGN)[0].run_id
+
+    def forgotten_first(journal: Journal):
+        if journal.run_id == base:
+            with pytest.raises(OwnedElsewhere):
+                forget(storage, DEVELOPMENT_KEYS["campaign_key"], [user])
+        return ask(journal)
+
+    monkeypatch.setattr(buckets, "lost_objects", forgotten_first)
+    monkeypatch.setattr(erasure, "living_runs", lambda storage, runs, patience: {run.run_id for run in runs if run.unfinished})
+    theirs = pc.sum(pc.equal(pq.read_table(shop / "pairs.parquet")["user_id"], user)).as_py()
+    done = run(made)
+    assert (done.published, done.generated, done.carried) == (True, 0, 12 - theirs)
+    assert base not in {found.run_id for found in list_runs(storage, CAMPAIGN)}
+    key = user_key(DEVELOPMENT_KEYS["user_secret"], user)
+    assert key not in {row["user_key"] for row in published_rows(made).values()}
 
 
 def test_more_variants_are_made_beside_those_that_are_there_ranked_and_made_again_byte_by_byte(refreshed, shop, model, tmp_path):
