@@ -53,7 +53,7 @@ class Settings(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
-        """A help is as wide as its terminal: where a docstring's lines end in the source is nothing to it."""
+        """Descriptions become one line each: `--help` breaks lines at the terminal's width, not where the source does."""
         for field in cls.model_fields.values():
             field.description = " ".join(field.description.split()) if field.description else field.description
 
@@ -216,8 +216,8 @@ def read_json(path: str | Path) -> Any:
 
 
 def load_settings(kind: type[S], path: str | Path, *, missing: Any = None) -> S:
-    """Read `path` (TOML) as `kind`. With `missing`, that stands where the file lacks what `kind` requires, and what fields say
-    together is not checked yet: the command line has not spoken."""
+    """Read `path` (TOML) as `kind`. `missing` is for a file that a command line completes: it stands in required fields that
+    the file lacks, and rules about several fields together are not checked yet."""
     return validate_settings(kind, read_toml(path), str(path), missing)
 
 

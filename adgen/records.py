@@ -65,7 +65,7 @@ RENDITION = pa.struct(
 )
 # One schema for success and failure; (pair_id, variant) is the key. `uri` is relative to the store's root, so that a
 # store can be copied or mounted elsewhere and stay true.
-# A new column: docs/design.md 1 says what goes where.
+# A new column: at the end, with an entry in LATER_COLUMNS below; docs/design.md 1 says what else.
 MANIFEST = pa.schema(
     [
         pa.field("schema_version", pa.int32(), nullable=False),

@@ -17,7 +17,7 @@ from support.models import save_small_model
 
 from adgen import records
 from adgen.errors import InputError
-from adgen.evaluation.pictures.pbs import pbs_features, reencoded
+from adgen.evaluation.pictures.pbs_features import pbs_features, reencoded
 from adgen.evaluation.robustness.changes import CHANGES, Change
 from adgen.evaluation.robustness.pbs_robustness import measure_robustness
 from adgen.evaluation.robustness.photographs import compare_scores, photograph_features, read_photographs

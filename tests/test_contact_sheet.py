@@ -34,7 +34,7 @@ SUMMARY = ReportSummary(
     generated=60,
     carried=40,
     reasons={"title_empty": 7, "truncated": 3},
-    floor_share=0.37,
+    roofline_share=0.37,
     published=True,
 )
 VOID = ("meta", "img", "input", "br")
@@ -83,14 +83,14 @@ class Page(HTMLParser):
 # -- the page --------------------------------------------------------------------------------------------------
 
 
-def test_numbers_reasons_speed_and_floor_are_shown():
+def test_numbers_reasons_speed_and_roofline_are_shown():
     text = Page(render_report(SUMMARY, [card()])).text
     for words in ("90 ok", "7 rejected", "3 failed", "60 generated", "40 carried over", "2 h 05 min", "37%"):
         assert words in text
     assert "title_empty 7 truncated 3" in text
     assert "showing 1 of 100 creatives" in text
-    assert "of the hardware's floor" in text
-    assert "floor" not in Page(render_report(ReportSummary(**{**fields(SUMMARY), "floor_share": None}), [])).text
+    assert "of the hardware's roofline" in text
+    assert "roofline" not in Page(render_report(ReportSummary(**{**fields(SUMMARY), "roofline_share": None}), [])).text
 
 
 def test_what_the_model_did_not_make_at_once_is_shown_as_shares():

@@ -151,7 +151,7 @@ def test_engines_are_busy_but_for_what_they_wait():
     assert busy_share([*spans, EngineSpan(20, 30, 10)]) == pytest.approx(29 / 40), "the place of the one that ended stood empty"
     assert busy_share([]) is None
     run = RunSpeed(RefreshSettings())
-    counts = {"engine_seconds": 3.0, "floor_seconds": None, "engine_calls": 2, "made_ok": 2}
+    counts = {"engine_seconds": 3.0, "roofline_seconds": None, "engine_calls": 2, "made_ok": 2}
     for started, ended in ((104, 107), (100, 103)):
         run.count(counts | {"engine": "a:1", "engine_started": started, "engine_ended": ended})
     run.count(counts | {"engine": None, "engine_started": None, "engine_ended": None})

@@ -30,7 +30,7 @@ def known_machine(monkeypatch):
     monkeypatch.setattr(speed_module, "ENOUGH_SECONDS", 0.0)
 
 
-def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
+def test_a_shards_roofline_is_that_of_its_prompts_titles_and_pictures():
     engine = small_engine(num_slots=2)
     made = engine.generate(requests())
     spent = engine.timings
@@ -42,8 +42,8 @@ def test_a_shards_floor_is_that_of_its_prompts_titles_and_pictures():
         negative_tokens=len(small_prompter().negative_prompt()), title_tokens=round(spent.title_steps / 3),
     )  # fmt: skip
     expected = roofline(work, MACHINE).seconds / 2 * 5
-    assert shard_speed(engine, spent, 5) == {"engine_seconds": spent.seconds, "floor_seconds": pytest.approx(expected)}
-    assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "floor_seconds": None}
+    assert shard_speed(engine, spent, 5) == {"engine_seconds": spent.seconds, "roofline_seconds": pytest.approx(expected)}
+    assert shard_speed(engine, PhaseTimings(), 0) == {"engine_seconds": 0.0, "roofline_seconds": None}
 
 
 def test_an_engine_that_worked_for_a_moment_is_not_compared_with_its_machine(monkeypatch):
@@ -51,20 +51,20 @@ def test_an_engine_that_worked_for_a_moment_is_not_compared_with_its_machine(mon
     engine = small_engine(num_slots=2)
     short = PhaseTimings(picture=0.4, rows=2)
     engine.timings = PhaseTimings(picture=0.9, rows=4)
-    assert shard_speed(engine, short, 2) == {"engine_seconds": 0.4, "floor_seconds": None}
+    assert shard_speed(engine, short, 2) == {"engine_seconds": 0.4, "roofline_seconds": None}
     engine.timings = PhaseTimings(picture=1.3, rows=6)
-    assert shard_speed(engine, short, 2)["floor_seconds"] > 0
+    assert shard_speed(engine, short, 2)["roofline_seconds"] > 0
 
 
 def test_a_run_reports_share_of_the_roofline_device_seconds_and_cost():
     priced = RefreshSettings(forecast={"price_an_hour": 3.6}, engine={"tensor_parallel": 2})
     run = RunSpeed(priced)
     for seconds, least, pictures, ok in ((3.0, 1.5, 10, 5), (5.0, 2.5, 30, 15)):
-        run.count({"engine_seconds": seconds, "floor_seconds": least, "engine_calls": pictures, "made_ok": ok})
+        run.count({"engine_seconds": seconds, "roofline_seconds": least, "engine_calls": pictures, "made_ok": ok})
     cost = {"device_seconds_per_1000": 800.0, "cost_per_1000": 0.4}
     speed = {"engine_busy": None, "share_of_roofline": 0.5, "share_of_floor": 0.5} | cost
     assert run.report() == speed
-    run.count({"engine_seconds": 8.0, "floor_seconds": None, "engine_calls": 40, "made_ok": 20})
+    run.count({"engine_seconds": 8.0, "roofline_seconds": None, "engine_calls": 40, "made_ok": 20})
     assert run.report() == speed, "a share of what was compared"
     assert RunSpeed(RefreshSettings(), 1.0, 1.0, 0.5, 10, 10).report()["cost_per_1000"] is None
     assert set(RunSpeed(priced).report().values()) == {None}
@@ -99,7 +99,7 @@ def test_only_lossy_options_change_what_a_creative_is_made_of():
     assert len({plain.creative_digests(None), *(with_engine(**values) for values in lossy)}) == 3
 
 
-def test_the_model_itself_is_what_the_floor_counts():
+def test_the_model_itself_is_what_the_roofline_counts():
     assert small_engine().model_config == small_model().config
 
 

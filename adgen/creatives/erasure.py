@@ -1,8 +1,8 @@
 """Forgetting users, in an order that holds at any crash and beside any refresh: do it again and it goes on.
 
 First the tombstones, which planners, plan commits and part commits ask each time. Then runs that died without a plan end.
-Then each campaign's published run is copied without the users' pairs and the pointer moves to the copy, beside a refresh
-too: that one leaves the users out and follows the pointer. A run that was interrupted is copied as well, so that the same
+Then each campaign's published run is copied without the users' pairs, and the pointer moves to the copy. A refresh may run
+meanwhile: it leaves the users out and follows the pointer. A run that was interrupted is copied as well, so that the same
 command goes on with the copy. Then whatever still holds the users goes, found by walking private/ and not only by what
 documents name, with the objects that no other row names. Last the receipt, after a scan that found nothing; the next
 refresh scans once more, since a worker thought dead may have written since.

@@ -1,5 +1,6 @@
-"""Rows of manifest files. What cannot hold the rows that are asked for is not fetched: files by their key range in run.json, row
-groups by the statistics in Parquet's footer, columns that nobody wants, and where a group has no match all but what was compared.
+"""Rows of manifest files, fetched sparingly. Left out are: files whose key range in run.json holds no wanted row; row groups whose
+statistics in Parquet's footer exclude the filter; columns that nobody asked for; and, of a row group where no row matches, all
+columns but those that the filter compares.
 """
 
 import hashlib

@@ -1,8 +1,8 @@
 """The one table of scores: what each is called, what it may be, which way is better, and what it needs.
 
 Rows, summaries, comparisons and reports take their scores from here, in this order. A new score of one creative is an entry with a
-`measure` and nothing else (tests/support/added_score.py adds two so). Scores that are computed together have none: they come from
-`titles/scores.py`, `scoring/creatives.py`, `scoring/backgrounds.py` and `results/set_scores.py`.
+`measure` and nothing else; tests/support/added_score.py is the example. The entries here have none: their values are computed
+together, in `titles/scores.py`, `scoring/creatives.py`, `scoring/backgrounds.py` and `results/set_scores.py`.
 """
 
 from collections.abc import Callable, Iterable, Mapping

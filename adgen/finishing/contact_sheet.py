@@ -45,8 +45,8 @@ class ReportSummary:
     templates: int = 0
     plain_backgrounds: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
-    floor_share: float | None = None
-    """Share of the hardware's floor that generation reached, 0..1, where a benchmark knows it."""
+    roofline_share: float | None = None
+    """Share of the hardware's roofline that generation reached, 0..1, where a benchmark knows it."""
     published: bool = False
     note: str = ""
     pairs: int | None = None
@@ -142,8 +142,8 @@ def _figures(summary: ReportSummary) -> str:
     figures.append(("", _duration(summary.seconds), "run time"))
     if summary.generated and summary.seconds > 0:
         figures.append(("", f"{summary.generated / summary.seconds:,.2f}", "creatives per second"))
-    if summary.floor_share is not None:
-        figures.append(("", f"{summary.floor_share:.0%}", "of the hardware's floor"))
+    if summary.roofline_share is not None:
+        figures.append(("", f"{summary.roofline_share:.0%}", "of the hardware's roofline"))
     return "".join(f'<div class="{kind}"><b>{value}</b><span>{label}</span></div>' for kind, value, label in figures)
 
 

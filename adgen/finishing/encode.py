@@ -1,7 +1,8 @@
 """From pixels to the bytes of a picture file, in memory. Nothing is written here: adgen/creatives/objects.py puts the bytes into
 the store. The same pixels, settings and library versions give the same bytes.
 
-A new output format is an entry in `PictureFormat` (adgen/config.py), in both tables here, and a branch of `_options`.
+A new size is no code: `finish.width`, `finish.height` and `finish.renditions` (adgen/config.py). A new output format is an entry in
+`PictureFormat` (adgen/config.py), in both tables here, and a branch of `_options`.
 """
 
 import io

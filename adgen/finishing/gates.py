@@ -16,10 +16,10 @@ from adgen.finishing.titles import Number, clean_title, display_width, words
 from adgen.finishing.wording import forbidden_hits, product_wording
 from adgen.records import OK, REJECTED, digest
 
-VERSION = 3  # raised when finishing code changes how a creative is judged
+VERSION = 3  # raise it when code judges creatives otherwise: published ones are judged again, and made again only where refused
 LOOK = "f98af90a78d8a72ef48bd33649aa088b80f8f579368857382430614582a923b8"
-"""What stands for finishing in every fingerprint (the rules of 0.1.0, which stood there first); another value when finishing code
-changes what a creative looks like. Rules are not in it: a creative that they let pass stays, whatever they were before."""
+"""Stands for finishing in every fingerprint. Change it when code makes a creative look otherwise: all creatives are made again.
+The value is the digest of version 0.1.0's rules, which stood here first; the rules of today are not in it."""
 
 
 class Draft(NamedTuple):

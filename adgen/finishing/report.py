@@ -43,7 +43,7 @@ def write_report(
     inputs: str | None = None,
     run_id: str | None = None,
     access: S3Access | None = None,
-    floor_share: float | None = None,
+    roofline_share: float | None = None,
     num_cards: int = CARDS,
 ) -> int:
     """Write the contact sheet of the campaign's published run (or of `run_id`) to the file `out`; the cards in it.
@@ -51,7 +51,7 @@ def write_report(
     `inputs` is the folder of the input tables, for product and history pictures; without it, or where the private part
     of the store is not readable, the sheet shows what is. ConsumerError: nothing published, no such run.
     """
-    page, count = build_report(open_storage(store_uri, access), campaign, inputs, run_id, floor_share, num_cards)
+    page, count = build_report(open_storage(store_uri, access), campaign, inputs, run_id, roofline_share, num_cards)
     Path(out).write_text(page, encoding="utf-8")
     return count
 
@@ -61,7 +61,7 @@ def build_report(
     campaign: str,
     inputs: str | None = None,
     run_id: str | None = None,
-    floor_share: float | None = None,
+    roofline_share: float | None = None,
     num_cards: int = CARDS,
 ) -> tuple[str, int]:
     """The contact sheet as HTML, and the number of cards in it; see `write_report`."""
@@ -72,7 +72,7 @@ def build_report(
     cards = [_card(storage, row, histories.get(row["pair_id"]), shop) for row in rows]
     if not _has_variants(reader):
         cards = [replace(card, variant=None) for card in cards]
-    return render_report(_summary(reader, floor_share), cards), len(cards)
+    return render_report(_summary(reader, roofline_share), cards), len(cards)
 
 
 def _has_variants(reader: ManifestReader) -> bool:
@@ -80,7 +80,7 @@ def _has_variants(reader: ManifestReader) -> bool:
     return counts.pairs is not None and counts.pairs < counts.rows
 
 
-def _summary(reader: ManifestReader, floor_share: float | None) -> ReportSummary:
+def _summary(reader: ManifestReader, roofline_share: float | None) -> ReportSummary:
     run, counts = reader.run, reader.run.counts
     return ReportSummary(
         campaign=run.campaign,
@@ -100,7 +100,7 @@ def _summary(reader: ManifestReader, floor_share: float | None) -> ReportSummary
         templates=counts.templates,
         plain_backgrounds=counts.plain_backgrounds,
         reasons=counts.reasons,
-        floor_share=floor_share,
+        roofline_share=roofline_share,
         published=run.pointer == "moved",
         note=run.note,
     )

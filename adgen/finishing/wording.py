@@ -1,4 +1,5 @@
-"""Comparing a title's words with what it may and must not say.
+"""Comparing a title's words with what it may and must not say. What is found here is judged by the gates `forbidden_words`,
+`allowed_words` and `numbers_and_units` of finishing/gates.py; forbidden terms are data, in finishing/rules/.
 
 Allowed words need no dictionary. A word of a spaced script is allowed when a product text has it, but for its plural s.
 A run of Chinese is allowed as far as it can be covered by pieces of the product's texts: pieces of at least two

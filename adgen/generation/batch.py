@@ -106,7 +106,7 @@ class BatchRunner:
 
     @torch.inference_mode()
     def some_codes(self, num_steps: int, captured: bool = True) -> Tensor:
-        """The first codes (B, num_steps) of pictures behind nothing but the negative prompt's end: a trial of the steps."""
+        """The first codes (B, num_steps) of pictures without any prompt but the end of the negative one: a trial of the steps."""
         painter = self._painter
         if not captured:
             painter = Painter(self._model, self._layers, self.slots, self._sampling, False, plain_draw="draw" in self._off)

@@ -1,4 +1,5 @@
-"""The simple loop: title, then picture, one continuing cache. Right before fast; the engine is measured against it.
+"""The simple loop: title, then picture, one continuing cache. It is written to be correct, not fast: the engine must give the same.
+`Request` and `Result` are the engine's, too.
 
 A row is a request. Rows start at position 0 and have their own length; nothing is padded on the left, and what one row
 holds never reaches another.

@@ -1,5 +1,5 @@
-"""Choosing tokens: guidance on logits, temperature, top-k and top-p, the draw. Where all codes may be drawn, kernels/ do the same
-at once.
+"""Choosing tokens: guidance on logits, temperature, top-k and top-p, the draw. Without top-k and top-p, kernels/ do the
+same in one call.
 
 The noise of a row is a function of its seed and the step alone, so neighbours, batch size and order never change a row's draw.
 """

@@ -15,7 +15,7 @@ MODULES_FILE = "modules.json"
 State = Literal["trained", "untrained", "unknown"]
 """untrained: freshly initialised, or not there; unknown: its files do not say."""
 
-ROOMS = ("decoder", "foreground", "image_embedding", "image_head", "image_tokenizer", "preference")
+CHILDREN = ("decoder", "foreground", "image_embedding", "image_head", "image_tokenizer", "preference")
 """UniAdGen's children."""
 _PART_BY_PART = ("foreground", "preference")
 
@@ -56,8 +56,8 @@ class ModelFacts(Settings):
 
     @property
     def is_complete(self) -> bool:
-        """Whether it speaks of each of ROOMS."""
-        return {name.partition(".")[0] for name in self.modules} >= set(ROOMS)
+        """Whether it speaks of each of CHILDREN."""
+        return {name.partition(".")[0] for name in self.modules} >= set(CHILDREN)
 
     def save(self, directory: str | Path) -> None:
         """Write `modules.json` into `directory`."""

@@ -1,1 +1,1 @@
-"""The only room with Ray in it: pipelines, actors and what they need of a cluster."""
+"""The only folder that imports Ray: pipelines, actors and what they need of a cluster."""

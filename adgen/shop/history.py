@@ -22,8 +22,8 @@ Item = TypeVar("Item")
 
 
 def filled(drawn: Sequence[Item], items: int) -> list[Item]:
-    """The drawn clicks, again and again in the order of the draw until there are `items`; none stays none. A function of the draw,
-    so a fingerprint holds what was drawn. More than `items` stay as they are."""
+    """The drawn clicks, again and again in the order of the draw until there are `items`; no clicks stay none, and more
+    than `items` stay as they are. Depends on the draw alone, so a fingerprint needs to hold the drawn clicks only."""
     return [drawn[place % len(drawn)] for place in range(max(items, len(drawn)))] if drawn else []
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from adgen.errors import InputError
-from adgen.evaluation.pictures.pbs import pbs_features, reencoded
+from adgen.evaluation.pictures.pbs_features import pbs_features, reencoded
 from adgen.evaluation.robustness.changes import CHANGES, Change, Scene
 from adgen.model.pbs import PBSEncoder, pbs
 from adgen.shop.synthetic.drawing.backgrounds import set_on_background

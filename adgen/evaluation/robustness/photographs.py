@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adgen.errors import InputError, PairError
 from adgen.evaluation.pictures.backgrounds import PatchEncoder, background_features
-from adgen.evaluation.pictures.pbs import pbs_features
+from adgen.evaluation.pictures.pbs_features import pbs_features
 from adgen.evaluation.pictures.tensors import stacked
 from adgen.evaluation.robustness.retrieval import average_precision, interval
 from adgen.images import read_picture

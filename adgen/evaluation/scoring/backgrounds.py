@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from adgen.errors import PairError
-from adgen.evaluation.pictures.pbs import pbs_features
+from adgen.evaluation.pictures.pbs_features import pbs_features
 from adgen.evaluation.scoring.facts import CreativeFacts, Shown
 from adgen.evaluation.scoring.other_users import OtherUser, seats_of_others
 from adgen.evaluation.scoring.shop_pictures import Features, Seen, ShopPicture, ShopPictures, background_of

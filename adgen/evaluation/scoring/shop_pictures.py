@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adgen.errors import PairError
 from adgen.evaluation.pictures.backgrounds import background_features
-from adgen.evaluation.pictures.pbs import pbs_features
+from adgen.evaluation.pictures.pbs_features import pbs_features
 from adgen.evaluation.pictures.tensors import as_pixels
 from adgen.evaluation.scoring.networks import ScoringNetworks
 from adgen.images import read_picture

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from adgen.errors import PairError
-from adgen.evaluation.pictures.pbs import pbs_features
+from adgen.evaluation.pictures.pbs_features import pbs_features
 from adgen.evaluation.proof.measures import chance, pbs_measures, product_measures, style_hits, title_measures
 from adgen.evaluation.proof.result import Proof
 from adgen.evaluation.titles.scores import ProductTexts

@@ -1,5 +1,5 @@
 """The style classifier of a proof: its real pictures are drawn on the cluster, it learns here, and is tested on real
-pictures of the held-out shop before it networks any creative."""
+pictures of the held-out shop before it judges any creative."""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from adgen.evaluation.pictures.pbs import pbs_features
+from adgen.evaluation.pictures.pbs_features import pbs_features
 from adgen.evaluation.proof.judges import StyleJudge, border_statistics
 from adgen.evaluation.proof.measures import style_hits
 from adgen.evaluation.proof.unseen import (

@@ -35,9 +35,10 @@ class FinishAndCommit:
     @as_row_error
     def __call__(self, row: Row) -> Row:
         """-> counts of the shard: {"index", "rows", "pairs", "engine_calls", "engine_seconds", "engine", "engine_started",
-        "engine_ended", "floor_seconds", "made_ok", "failed", "judged", "judged_failed", "retried", "committed", "kernels_off"}."""
+        "engine_ended", "roofline_seconds", "made_ok", "failed", "judged", "judged_failed", "retried", "committed",
+        "kernels_off"}."""
         shard = unpack(row["shard"])
-        # No picture of theirs is put; the commit asks again.
+        # No picture of a forgotten user is put. Whoever is forgotten from here on: the commit asks again.
         planned = without_pairs(shard, self.journal.forgotten_pairs_of(shard))
         pairs = planned.select([name for name in ASKED if name in planned.column_names]).to_pylist()
         rows = self.creative_rows(pairs, unpack_files(row["pictures"]))
@@ -51,7 +52,7 @@ class FinishAndCommit:
             "pairs": pc.count_distinct(shard["pair_id"]).as_py(),
             **{name: row.get(name, 0) for name in ("engine_calls", "engine_seconds")},
             **{name: row.get(name) for name in ("engine", "engine_started", "engine_ended")},
-            "floor_seconds": row.get("floor_seconds"),
+            "roofline_seconds": row.get("roofline_seconds"),
             "made_ok": sum(r["status"] == OK for r in rows),
             "failed": failed,
             **judged_counts(pairs, rows),
@@ -186,7 +187,7 @@ def ranking_scores(pair: Row) -> dict[str, float]:
 
 
 def commit_carried(context: Context, part: PlanPart) -> Row:
-    """A bulk shard of carried rows: its plan part is its result."""
+    """Commit a shard that has carried rows alone: the rows of its plan part are the rows of its manifest."""
     journal = context.journal()
     committed = journal.commit_part(part, *carried_rows(journal.read_plan_part(part)))
     return {
@@ -196,7 +197,7 @@ def commit_carried(context: Context, part: PlanPart) -> Row:
         "engine_calls": 0,
         "engine_seconds": 0.0,
         "engine": None,
-        "floor_seconds": None,
+        "roofline_seconds": None,
         "made_ok": 0,
         "failed": 0,
         **judged_counts([], []),

@@ -21,10 +21,10 @@ ENOUGH_SECONDS = 5.0
 
 
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
-    """{"engine_seconds", "floor_seconds"} of a shard: what its pictures took, and what they must take on this machine (None: not
+    """{"engine_seconds", "roofline_seconds"} of a shard: what its pictures took, and what they must take on this machine (None: not
     compared). The pictures that were asked for count; rows that only fill the slots are time lost."""
     if not spent.rows or engine.timings.seconds < ENOUGH_SECONDS:
-        return {"engine_seconds": spent.seconds, "floor_seconds": None}
+        return {"engine_seconds": spent.seconds, "roofline_seconds": None}
     from adgen.generation.benchmark.roofline import Workload, roofline
 
     model, settings = engine.model_config, engine.settings
@@ -40,7 +40,7 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
         cache_bytes=settings.torch_cache_dtype(engine.device).itemsize,
     )
     least = roofline(work, _machine(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
-    return {"engine_seconds": spent.seconds, "floor_seconds": least * num_pictures}
+    return {"engine_seconds": spent.seconds, "roofline_seconds": least * num_pictures}
 
 
 @dataclass
@@ -103,8 +103,8 @@ class RunSpeed:
     settings: RefreshSettings
     engine_seconds: float = 0.0
     compared_seconds: float = 0.0
-    """Of engine_seconds, those of shards with floor_seconds."""
-    floor_seconds: float = 0.0
+    """Of engine_seconds, those of shards with roofline_seconds."""
+    roofline_seconds: float = 0.0
     pictures: int = 0
     num_ok: int = 0
     spans: dict[str, EngineSpan] = field(default_factory=dict)
@@ -118,9 +118,9 @@ class RunSpeed:
         if done.get("engine") is not None:
             started, ended = done["engine_started"], done["engine_ended"]
             self.spans.setdefault(done["engine"], EngineSpan(started, ended)).add(started, ended)
-        if done["floor_seconds"] is not None:
+        if done["roofline_seconds"] is not None:
             self.compared_seconds += done["engine_seconds"]
-            self.floor_seconds += done["floor_seconds"]
+            self.roofline_seconds += done["roofline_seconds"]
         self.pictures += done["engine_calls"]
         self.num_ok += done["made_ok"]
         self.kernels_off |= set(filter(None, done.get("kernels_off", "").split(",")))
@@ -132,7 +132,7 @@ class RunSpeed:
         if not self.pictures or not self.engine_seconds:
             return dict.fromkeys(("engine_busy", "share_of_roofline", "share_of_floor", "device_seconds_per_1000", "cost_per_1000"))
         spent = engine_cost(self.engine_seconds, self.num_ok, self.settings)
-        share = round(self.floor_seconds / self.compared_seconds, 4) if self.compared_seconds else None
+        share = round(self.roofline_seconds / self.compared_seconds, 4) if self.compared_seconds else None
         busy = busy_share(self.spans.values())
         return {
             "engine_busy": None if busy is None else round(busy, 4),

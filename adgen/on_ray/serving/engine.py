@@ -64,8 +64,8 @@ class EngineReplica:
         if spent.picture_steps:
             self._step.set(1000 * spent.picture / spent.picture_steps)
         speed = shard_speed(engine, spent, rows)
-        if speed["floor_seconds"] is not None and speed["engine_seconds"]:
-            self._roofline.set(speed["floor_seconds"] / speed["engine_seconds"])
+        if speed["roofline_seconds"] is not None and speed["engine_seconds"]:
+            self._roofline.set(speed["roofline_seconds"] / speed["engine_seconds"])
 
     async def _follow(self) -> None:
         """Look for a newly published run now and then; what goes wrong is tried again."""

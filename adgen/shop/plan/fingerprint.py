@@ -21,7 +21,7 @@ class Maker:
     model_digest: str
     engine_version: str
     digests: tuple[str, ...]
-    """Of the sampling, finishing and engine settings and of finishing's look, always in the same order."""
+    """Of the sampling settings, the finishing settings, the engine's lossy options, and finishing's look, in this order."""
 
     def fingerprint(self, product_hash: str, history_hashes: Sequence[str], seed: int, variant: int = 0) -> str:
         """Of all that determines a creative, 64 hex digits. Private: rows have `records.public_fingerprint` of it."""
