@@ -33,6 +33,7 @@ from adgen.on_ray.training.run_folder import CHECKPOINTS, RunFolder, checkpoint_
 from adgen.on_ray.training.settings import CheckpointSettings
 from adgen.on_ray.training.source import Source
 from adgen.on_ray.training.status import StatusActor
+from adgen.on_ray.training.throughput import Speed
 from adgen.on_ray.training.worker import Worker
 from adgen.on_ray.training.worker_setup import fresh_task, make_step
 
@@ -212,7 +213,9 @@ def test_a_loss_that_is_no_number_names_the_batch(killed, inputs, tmp_path):
     source = Source(settings, settings.model, prepared.examples, None)
     places = [0, 1]
     batch = MicroBatch(0, places, source.collator()(source.reader().rows(places), [0, 0]))
-    worker = SimpleNamespace(source=source, settings=settings, device="cpu", number=0, task=fresh_task(source))
+    worker = SimpleNamespace(
+        source=source, settings=settings, device="cpu", number=0, task=fresh_task(source), speed=Speed(settings, "cpu")
+    )
     worker.step = make_step(worker.task, settings, None, "cpu")
     with pytest.raises(RunError, match=SAID_OF_NAN):
         Worker.one_step(worker, [batch])
@@ -225,7 +228,8 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("stage", [pytest.param("tokenizer", marks=pytest.mark.long), "pbs"])
+@pytest.mark.long
+@pytest.mark.parametrize("stage", ["tokenizer", "pbs"])
 def test_stages_without_a_prompt_train_and_write_their_model(ray_cluster, inputs, tmp_path, monkeypatch, stage):
     """The places are relative to where the command is given."""
     monkeypatch.chdir(tmp_path)

@@ -37,6 +37,7 @@ def unsharded(shop, slow_model, tmp_path_factory):
     return creatives(made)
 
 
+@pytest.mark.long
 def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, slow_model, unsharded, tmp_path):
     """One of them gets its slots, the others wait and hold none. The creatives are those of one rank without DeepSpeed."""
     made = settings(shop, str(tmp_path), slow_model, cluster={"actors": 3}, engine=TOGETHER | {"deepspeed": True}, **SIZES)

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from support.examples import example
 from support.language import CONFIG, PROMPTER, cached_logits, requests, rows, training_settings
 from support.models import small_config, small_model
+from torch.overrides import TorchFunctionMode
 
 from adgen.errors import ModelError, RunError, SettingsError
 from adgen.generation.generate import generate
@@ -246,6 +247,42 @@ def test_muon_moves_the_matrices_between_hidden_states_and_adamw_everything_else
 def test_muon_is_refused_where_deepspeed_shards_matrices():
     with pytest.raises(ValidationError, match=r"optimizer\.kind muon needs whole matrices"):
         PretrainSettings(batch=4, optimizer={"kind": "muon"}, workers={"num": 2})
+
+
+ASKING = frozenset(("tolist", "item", "cpu", "numpy", "nonzero", "unique", "repeat_interleave", "masked_select",
+                    "__bool__", "__int__", "__float__", "__index__"))  # fmt: skip
+
+
+class NothingIsAsked(TorchFunctionMode):
+    """Fails where Python reads a number from a tensor, or a shape depends on one: on a GPU both wait for the device. `but`:
+    tensors that stay on the host."""
+
+    def __init__(self, but: list[torch.Tensor]):
+        super().__init__()
+        self.but = but
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name = getattr(func, "__name__", "")
+        indices = args[1] if name in ("__getitem__", "__setitem__") else ()
+        parts = indices if isinstance(indices, tuple) else (indices,)
+        by_mask = any(isinstance(part, torch.Tensor) and part.dtype == torch.bool for part in parts)
+        on_host = args and any(args[0] is each for each in self.but)
+        assert on_host or not (by_mask or name in ASKING), f"{name} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", ["general", "personal"])
+def test_forward_and_backward_ask_the_device_for_no_number(stage):
+    settings = training_settings(stage, losses={"clicks": 1.0})
+    preference = CONFIG.preference.model_copy(update={"style_layers": 1})
+    task = LanguageTask(small_model(preference=preference), PROMPTER, settings).train()
+    step = TorchStep(task, settings.optimizer, accumulation=1)
+    batch = LanguageCollator(PROMPTER, task.model.config, settings)(rows(4), [0, 0, 0, 0])
+    with NothingIsAsked([batch[name] for name in task.on_host]):
+        loss, _ = step.forward(batch)
+        step.backward(loss)
+    with pytest.raises(AssertionError, match="item waits"), NothingIsAsked([]):
+        loss.item()
 
 
 def test_gradients_that_are_no_numbers_leave_the_weights_as_they_were():

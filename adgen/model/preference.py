@@ -114,7 +114,7 @@ class SimilarityMask(nn.Module):
         kept = soft.topk(int(self.keep_rate * logits.shape[1]), dim=-1).indices
         hard = torch.zeros_like(soft).scatter_(1, kept, 1.0)
         if real is not None:  # a sample with fewer items keeps its share of those: the first of its sorted ones
-            sizes = torch.tensor([[int(self.keep_rate * size)] for size in real.sum(-1).tolist()], device=kept.device)
+            sizes = (self.keep_rate * real.sum(-1, keepdim=True, dtype=torch.float64)).floor()
             hard.scatter_(1, kept, (torch.arange(kept.shape[1], device=kept.device) < sizes).to(hard.dtype))
         # The bracket is exactly zero forward, whatever the rounding, and carries the gradient.
         return (hard + (soft - soft.detach())).view_as(similarity)
@@ -214,8 +214,8 @@ class Preference(nn.Module):
 
         noise: add Gumbel noise before the masks' top-k; by default in training only. generator: one for all samples, or
         one each, so that a sample's noise does not depend on its neighbours. num_items (B,): how many of the N (= Nt)
-        items each sample has; rows of the others mean nothing. Without any title the published model skips the fusion;
-        without any picture or title there is nothing to do.
+        items each sample has, best on the host, where reading it waits for no device; rows of the others mean nothing. Without any
+        title the published model skips the fusion; without any picture or title there is nothing to do.
         """
         noise = self.training if noise is None else noise
         fused_images, fused_titles = images.flatten(1, 2), titles.flatten(1, 2)
@@ -258,7 +258,7 @@ def _real(items: Tensor, num_items: Tensor | None) -> Tensor | None:
     """True (B, N*T) on the tokens of a sample's own items; None when all are."""
     if num_items is None:
         return None
-    own = torch.arange(items.shape[1], device=items.device) < num_items[:, None]
+    own = torch.arange(items.shape[1], device=items.device) < num_items.to(items.device)[:, None]
     return own[:, :, None].expand(items.shape[:3]).flatten(1)
 
 

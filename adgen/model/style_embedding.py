@@ -34,7 +34,7 @@ def click_shares(clicks: Tensor, num_items: Tensor | None, agreement: float) -> 
     Shares start equal. Each shift sets share ~ exp(agreement * cosine of the click to the weighted mean). Where two groups of equal
     size disagree, shares stay equal. Shares carry no gradient: a loss moves the embeddings of the clicks, and not their weights.
     """
-    count = torch.full((len(clicks),), clicks.shape[1], device=clicks.device) if num_items is None else num_items
+    count = torch.full((len(clicks),), clicks.shape[1], device=clicks.device) if num_items is None else num_items.to(clicks.device)
     own = torch.arange(clicks.shape[1], device=clicks.device) < count[:, None]
     shares = own / count.clamp_min(1)[:, None].float()
     unit = F.normalize(clicks.float(), dim=-1)

@@ -32,6 +32,7 @@ class LanguageTask(Task):
     """Next-token losses of a Uni-AdGen model."""
 
     earlier_names = (("click_outlook.", "click_prediction."),)
+    on_host = ("num_items", "seeds")
 
     def __init__(self, model: UniAdGen, prompter: Prompter, settings: TrainingSettings):
         super().__init__()
@@ -123,14 +124,15 @@ class LanguageTask(Task):
     def click_losses(self, click_embeddings: Tensor, batch: Batch) -> Tensor:
         """Each sample's loss (B,): -log of the mean over its clicks of the probability of the picture's tokens, each of them
         predicted by itself from that click's style embedding; divided by their number. 0 without clicks."""
-        places = predicted_places(batch["codes"].shape[1], batch["seeds"])
+        places = predicted_places(batch["codes"].shape[1], batch["seeds"]).to(batch["codes"].device)
+        num_items = batch["num_items"].to(places.device)
         codes = batch["codes"].gather(1, places)[:, None].expand(-1, click_embeddings.shape[1], -1)
         logits = self.model.image_logits(self.click_prediction(click_embeddings, places[:, None]))
         losses = F.cross_entropy(logits.float().flatten(0, 2), codes.flatten(), reduction="none").view_as(codes)
-        real = torch.arange(click_embeddings.shape[1], device=click_embeddings.device) < batch["num_items"][:, None]
+        real = torch.arange(click_embeddings.shape[1], device=places.device) < num_items[:, None]
         likely = (-losses.sum(-1)).masked_fill(~real, torch.finfo(torch.float32).min)
-        total = likely.logsumexp(-1) - batch["num_items"].clamp_min(1).log()
-        return torch.where(batch["num_items"] > 0, -total / codes.shape[-1], 0.0)
+        total = likely.logsumexp(-1) - num_items.clamp_min(1).log()
+        return torch.where(num_items > 0, -total / codes.shape[-1], 0.0)
 
     def step_flops(self, batch: Batch) -> float:
         """By formula: see `forward_flops` and `gradient_flops`; without the auxiliary image prediction, some hundredths of it."""

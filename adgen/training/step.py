@@ -7,7 +7,7 @@ norm = step.apply(learning_rate)
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -94,6 +94,7 @@ def nonfinite_gradients(norm: float) -> str:
     )
 
 
-def finite(loss: Tensor) -> bool:
-    """Whether the loss is a finite number."""
-    return bool(torch.isfinite(loss.detach()))
+def first_nonfinite(losses: Sequence[Tensor]) -> int | None:
+    """The place of the first loss that is no finite number. One look at the device for all of them."""
+    bad = (~torch.stack([loss.detach() for loss in losses]).isfinite()).tolist()
+    return bad.index(True) if any(bad) else None

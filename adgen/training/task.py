@@ -39,6 +39,8 @@ class Task(nn.Module):
     """Tasks that write to their own parameters need them whole."""
     self_updated: tuple[str, ...] = ()
     """Prefixes of tensors that are updated outside the optimizer: by `after_step`, or buffers."""
+    on_host: tuple[str, ...] = ()
+    """Tensors of a batch that stay on the host: small ones that Python reads, which would otherwise wait for the device."""
     start: Start | None = None
     """Where the weights came from; None: new ones, of which nothing is passed on."""
     earlier_names: tuple[tuple[str, str], ...] = ()
@@ -99,6 +101,11 @@ def rename_tensors(task: Task, tensors: dict[str, Tensor], *_: Any) -> None:
         for before, after in task.earlier_names:
             now = after + now.removeprefix(before) if now.startswith(before) else now
         tensors[now] = tensors.pop(name)
+
+
+def on_device(batch: Batch, task: Task, device: torch.device | str) -> Batch:
+    """The batch where the task wants it."""
+    return {name: each if name in task.on_host else each.to(device, non_blocking=True) for name, each in batch.items()}
 
 
 def metric(values: Tensor, count: int | Tensor | None = None) -> Tensor:

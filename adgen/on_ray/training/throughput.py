@@ -1,6 +1,8 @@
-"""How fast a run is: tokens a second, and the share of what the device could do (MFU)."""
+"""How fast a run is: tokens a second, the share of what the device could do (MFU), and the share of time without a batch."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -22,12 +24,19 @@ class Speed:
 
     def restart(self) -> None:
         """Leave out the time since the last lap: a checkpoint, an evaluation."""
-        self.started, self.tokens, self.work = time.monotonic(), 0, 0.0
+        self.started, self.tokens, self.work, self.waited = time.monotonic(), 0, 0.0, 0.0
 
-    def count(self, task: Task, batch: Batch) -> None:
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While it lasts, the worker has no batch."""
+        began = time.monotonic()
+        yield
+        self.waited += time.monotonic() - began
+
+    def count(self, task: Task, on_host: Batch, batch: Batch) -> None:
         """A micro-batch was computed, forward and what gradients it needed: by formula, or one counted pass for each shape
-        that comes. What checkpointing computes again does not count."""
-        self.tokens += task.tokens(batch)
+        that comes. What checkpointing computes again does not count. `on_host` is the batch before it went to the device."""
+        self.tokens += task.tokens(on_host)
         shape = tuple(tuple(tensor.shape) for tensor in batch.values())
         if shape not in self._flops:
             began = time.monotonic()
@@ -36,12 +45,13 @@ class Speed:
         self.work += self._flops[shape]
 
     def lap(self) -> dict[str, float]:
-        """Of the step that ends now: seconds, tokens_per_second of all workers, mfu."""
+        """Of the step that ends now: seconds, tokens_per_second of all workers, mfu, data_wait (a share of the seconds)."""
         seconds = max(1e-9, time.monotonic() - self.started)
         rates = {
             "seconds": seconds,
             "tokens_per_second": self.tokens * self.workers / seconds,
             "mfu": self.work / seconds / self.peak,
+            "data_wait": min(1.0, self.waited / seconds),
         }
         self.restart()
         return rates

@@ -25,8 +25,8 @@ from adgen.on_ray.training.throughput import Speed
 from adgen.on_ray.training.worker_setup import fresh_task, make_step, worker_device
 from adgen.records import digest
 from adgen.training.schedule import learning_rate
-from adgen.training.step import finite
-from adgen.training.task import Metrics, trained_modules
+from adgen.training.step import first_nonfinite
+from adgen.training.task import Metrics, metric, on_device, trained_modules
 
 
 class Worker:
@@ -62,7 +62,9 @@ class Worker:
         batches = read_batches(shard, self.status, first * per_step, self.rank, settings, self.barrier)
         self._report(first)
         while self.number < settings.steps:
-            self.one_step([next(batches) for _ in range(self.share.accumulation)])
+            with self.speed.waiting():
+                step = [next(batches) for _ in range(self.share.accumulation)]
+            self.one_step(step)
             last = self.number == settings.steps
             if settings.evaluation.samples and (last or self.number % settings.evaluation.every == 0):
                 self.show_samples()
@@ -75,27 +77,28 @@ class Worker:
         """Forward, backward, apply; then what the task does by itself, and the logs."""
         self.task.train()
         metrics: Metrics = {}
-        total = torch.zeros(2, device=self.device)
+        losses = []
         for batch in batches:
-            tensors = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.tensors.items()}
+            tensors = on_device(batch.tensors, self.task, self.device)
             # Dropout is a function of seed and place.
             torch.manual_seed(int(digest("dropout", self.settings.seed, batch.number)[:15], 16))
             loss, found = self.step.forward(tensors)
-            if not finite(loss):
-                raise RunError(
-                    f"step {self.number + 1}: the loss of micro-batch {batch.number} is {float(loss.detach())}; its examples are "
-                    f"{batch.examples} of {self.source.examples}. The last checkpoint is kept: look at those examples, or lower "
-                    "optimizer.learning_rate, and train again from there"
-                )
             self.step.backward(loss)
-            total += torch.stack((loss.detach().float(), torch.ones_like(loss, dtype=torch.float32)))
+            losses.append(loss.detach())
+            found["loss"] = metric(loss)
             metrics = {name: metrics.get(name, 0) + value for name, value in found.items()}
-            self.speed.count(self.task, tensors)
+            self.speed.count(self.task, batch.tensors, tensors)
+        if (bad := first_nonfinite(losses)) is not None:  # before any weight changes; the other workers wait in `apply`
+            raise RunError(
+                f"step {self.number + 1}: the loss of micro-batch {batches[bad].number} is {float(losses[bad])}; its examples are "
+                f"{batches[bad].examples} of {self.source.examples}. The last checkpoint is kept: look at those examples, or lower "
+                "optimizer.learning_rate, and train again from there"
+            )
         rate = learning_rate(self.number, self.settings.steps, self.settings.optimizer)
         norm = self.step.apply(rate)
         self.task.after_step(self.number)
         self.number += 1
-        values = self._added_up(metrics | {"loss": total})
+        values = self._added_up(metrics)
         if self.rank == 0:
             self._log_step(values, {"learning_rate": rate, "gradient_norm": norm})
 
@@ -120,8 +123,7 @@ class Worker:
         size, losses = max(2, self.share.micro_batch), []
         for start in range(0, len(self.held_out), size):
             rows = self.held_out[start : start + size]
-            tensors = {name: tensor.to(self.device) for name, tensor in self.collator(rows, None).items()}
-            losses.append(float(self.step.forward(tensors)[0]) * len(rows))
+            losses.append(float(self.step.forward(on_device(self.collator(rows, None), self.task, self.device))[0]) * len(rows))
         return sum(losses) / len(self.held_out)
 
     def show_samples(self) -> None:
