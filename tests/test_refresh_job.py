@@ -42,7 +42,8 @@ def words(shop: Path, model: Path, store: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def test_one_campaign_failing_does_not_stop_the_others(ray_cluster, job, shop, model, tmp_path, capsys):
+@pytest.mark.slow
+def test_one_campaign_failing_does_not_stop_the_others(no_ray, job, shop, model, tmp_path, capsys):
     store = tmp_path / "store"
     assert job.main(words(shop, model, store, "--campaign", "nowhere", "shop")) == 1
     told = capsys.readouterr()

@@ -51,6 +51,9 @@ def _connected(*_: Any, **__: Any) -> Iterator[None]:
 class _Encoders:
     """In the place of `catalog_encoders`."""
 
+    def __init__(self, device: str) -> None:
+        pass
+
     def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
         return map
 

@@ -11,7 +11,7 @@ from ray.util import ActorPool
 from adgen.errors import EngineLost
 from adgen.generation.model_directory import ModelDirectory
 from adgen.model.config import ModelConfig
-from adgen.on_ray.cluster import num_engines
+from adgen.on_ray.cluster import cluster_device, num_engines, slot_resources
 from adgen.on_ray.cluster_settings import ClusterSettings
 
 RESTARTS = 3
@@ -20,10 +20,10 @@ RESTARTS = 3
 
 class HistoryEncoder:
     """Clicked products' pictures -> image tokens (n, tokens). Pickles as a path; loads the image tokenizer, and nothing else of the
-    model, when first asked."""
+    model, when first asked. device: auto, cpu or cuda, where that is done."""
 
-    def __init__(self, model: ModelDirectory):
-        self.model = model
+    def __init__(self, model: ModelDirectory, device: str = "cpu"):
+        self.model, self.device = model, device
 
     def __call__(self, pictures: list[Image.Image]) -> np.ndarray:
         """Codes of the pictures, int64."""
@@ -42,13 +42,20 @@ class HistoryEncoder:
 
     def _loaded(self) -> tuple[Any, ModelConfig]:
         if not hasattr(self, "_parts"):
-            from adgen.model.checkpoint import load_image_tokenizer
+            import torch
 
-            self._parts = load_image_tokenizer(self.model.path)
+            from adgen.model.checkpoint import load_image_tokenizer
+            from adgen.model.device import pick_device
+
+            tokenizer, config = load_image_tokenizer(self.model.path)
+            device = pick_device(self.device)
+            if device == "cuda":  # 10 bits of a convolution's inputs would pick other codes than a CPU does
+                torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+            self._parts = tokenizer.to(device), config
         return self._parts
 
     def __getstate__(self) -> dict:
-        return {"model": self.model}
+        return {"model": self.model, "device": self.device}
 
 
 class TitleTokenizer:
@@ -69,10 +76,18 @@ class _Encode:
         return function(batch)
 
 
-class catalog_encoders:
-    """An ordered `map` over actors, which are started when there is something to encode."""
+def encoder_resources(device: str) -> dict[str, float]:
+    """What Ray sets aside for an encoder."""
+    own = slot_resources(device)
+    return {"num_cpus": own["CPU"], "num_gpus": own.get("GPU", 0)}
 
-    def __init__(self) -> None:
+
+class catalog_encoders:
+    """An ordered `map` over actors, which are started when there is something to encode. device: auto, cpu or cuda; each GPU has one,
+    since engines start only when the plan is made."""
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.actors: list = []
 
     def __enter__(self) -> Callable[[Callable, Iterable], Iterator]:
@@ -84,7 +99,9 @@ class catalog_encoders:
             return iter(())
         if not self.actors:
             # As many as find room: a batch given to one that waits for a CPU might never start.
-            self.actors = [_Encode.remote() for _ in range(num_engines(ClusterSettings(), "cpu"))]
+            device = cluster_device(self.device)
+            encoder = _Encode.options(**encoder_resources(device))
+            self.actors = [encoder.remote() for _ in range(num_engines(ClusterSettings(), device))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
         return _living(ActorPool(self.actors).map(lambda actor, batch: actor.run.remote(shared, batch), batches))
 

@@ -198,9 +198,9 @@ def _has_other_rules(prepared: Prepared, base_run: str) -> bool:
 def build_run_catalog(prepared: Prepared, folder: Path) -> Catalog:
     """Build or refresh the campaign's catalog; pictures that did not change are not read again."""
     settings = prepared.settings
-    with catalog_encoders() as run:
+    with catalog_encoders(settings.device) as run:
         place = CatalogPlace(prepared.storage, prepared.model_digest, settings.campaign, cache_folder())
-        history, limits = HistoryEncoder(prepared.model), settings.pictures
+        history, limits = HistoryEncoder(prepared.model, settings.device), settings.pictures
         encoders = Encoders(history, TitleTokenizer(prepared.model), reduce=history.reduce, limits=limits)
         return build_catalog(prepared.inputs, place, encoders, folder, run)
 
