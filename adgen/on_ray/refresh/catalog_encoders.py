@@ -83,8 +83,8 @@ def encoder_resources(device: str) -> dict[str, float]:
 
 
 class catalog_encoders:
-    """An ordered `map` over actors, which are started when there is something to encode. device: auto, cpu or cuda; each GPU has one,
-    since engines start only when the plan is made."""
+    """An ordered `map` over actors, which are started when there is something to encode. device: auto, cpu or cuda; each GPU has
+    one, since engines start only when the plan is made."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
