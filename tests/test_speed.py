@@ -26,7 +26,7 @@ MACHINE = Machine(read_gb_s=10, copy_gb_s=10, triad_gb_s=10, gflops=100)
 
 @pytest.fixture(autouse=True)
 def known_machine(monkeypatch):
-    monkeypatch.setattr(speed_module, "_machine", lambda *_: MACHINE)
+    monkeypatch.setattr(speed_module, "machine_rates", lambda *_: MACHINE)
     monkeypatch.setattr(speed_module, "ENOUGH_SECONDS", 0.0)
 
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,32 +16,46 @@ _GEMV_COLUMNS = 4096
 
 
 @dataclass(frozen=True)
-class Machine:
-    """Measured speeds. GB are 1e9 bytes."""
+class Rates:
+    """What a roofline is made of, measured. GB are 1e9 bytes."""
 
     read_gb_s: float
     """Reading alone, the faster of a sum and a matrix-vector product: decoding reads weights and caches and writes next to
     nothing, so the roofline counts its bytes at this speed."""
-    copy_gb_s: float
-    """y = x: bytes read plus bytes written."""
-    triad_gb_s: float
-    """y = a + s b: bytes read plus bytes written."""
     gflops: float
     """A square matrix product, 1e9 operations a second, in the dtype that computes: where a CPU widens the engine's to fp32, in
     fp32. The faster one counts where it has both, since an engine may widen what it likes."""
 
 
-def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
-    """Measure now; half a second on two cores. Buffers are many times the largest cache."""
-    x, y, z = (torch.ones(_buffer_size(device) // 4, device=device) for _ in range(3))
+@dataclass(frozen=True)
+class Machine(Rates):
+    """The same, and speeds that a benchmark shows beside it."""
+
+    copy_gb_s: float
+    """y = x: bytes read plus bytes written."""
+    triad_gb_s: float
+    """y = a + s b: bytes read plus bytes written."""
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Measure now; about a CPU second. The buffer is many times the largest cache."""
+    x = torch.ones(_buffer_size(device) // 4, device=device)
     matrix, vector = x.view(-1, _GEMV_COLUMNS), torch.ones(_GEMV_COLUMNS, device=device)
     reads = (lambda: x.sum(), lambda: torch.mv(matrix, vector))
-    return Machine(
-        read_gb_s=max(_rate(read, x.nbytes, device) for read in reads),
-        copy_gb_s=_rate(lambda: y.copy_(x), 2 * x.nbytes, device),
-        triad_gb_s=_rate(lambda: torch.add(x, z, alpha=2.0, out=y), 3 * x.nbytes, device),
-        gflops=measure_gflops(device, dtype),
-    )
+    return Rates(max(_rate(read, x.nbytes, device) for read in reads), measure_gflops(device, dtype))
+
+
+def measure_machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """Measure all now, in two CPU seconds."""
+    return Machine(**asdict(measure_rates(device, dtype)), **_write_rates(device))
+
+
+def _write_rates(device: torch.device) -> dict[str, float]:
+    x, y, z = (torch.ones(_buffer_size(device) // 4, device=device) for _ in range(3))
+    return {
+        "copy_gb_s": _rate(lambda: y.copy_(x), 2 * x.nbytes, device),
+        "triad_gb_s": _rate(lambda: torch.add(x, z, alpha=2.0, out=y), 3 * x.nbytes, device),
+    }
 
 
 def measure_gflops(device: torch.device, dtype: torch.dtype) -> float:

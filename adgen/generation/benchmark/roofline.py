@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from adgen.generation.benchmark.machine import Machine
+from adgen.generation.benchmark.machine import Rates
 from adgen.model.config import DecoderConfig, ModelConfig
 from adgen.model.foreground import ForegroundPerception
 from adgen.model.image_tokens import ImageTokenizer
@@ -68,11 +68,11 @@ class Work:
     bytes: dict[str, float]
     flops: dict[str, float]
 
-    def seconds(self, machine: Machine) -> float:
+    def seconds(self, machine: Rates) -> float:
         """At least, on this machine."""
         return max(sum(self.bytes.values()) / machine.read_gb_s, sum(self.flops.values()) / machine.gflops) / 1e9
 
-    def bound(self, machine: Machine) -> str:
+    def bound(self, machine: Rates) -> str:
         """What sets the roofline: `bandwidth` or `matrix rate`."""
         memory = sum(self.bytes.values()) / machine.read_gb_s
         return "bandwidth" if memory >= sum(self.flops.values()) / machine.gflops else "matrix rate"
@@ -99,7 +99,7 @@ class Roofline:
         return 1000 * self.picture / self.picture_steps
 
 
-def roofline(work: Workload, machine: Machine) -> Roofline:
+def roofline(work: Workload, machine: Rates) -> Roofline:
     """The roofline of a batch on a machine whose speeds were measured in the same dtype."""
     return Roofline(
         prefill=prefill_work(work).seconds(machine),

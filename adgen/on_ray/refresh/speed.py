@@ -11,13 +11,13 @@ from adgen.on_ray.rows import Row
 if TYPE_CHECKING:
     import torch
 
-    from adgen.generation.benchmark.machine import Machine
+    from adgen.generation.benchmark.machine import Rates
     from adgen.generation.engine import Engine
     from adgen.generation.timings import PhaseTimings
 
 
 ENOUGH_SECONDS = 5.0
-"""An engine that has worked for less is not compared with its machine: measuring that takes as long."""
+"""An engine that has worked for less is not compared with its machine: measuring that takes a second or more."""
 
 
 def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> Row:
@@ -39,7 +39,7 @@ def shard_speed(engine: "Engine", spent: "PhaseTimings", num_pictures: int) -> R
         weight_bytes=None if settings.weights == "same" else 1,
         cache_bytes=settings.torch_cache_dtype(engine.device).itemsize,
     )
-    least = roofline(work, _machine(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
+    least = roofline(work, machine_rates(engine.device.type, engine.dtype)).seconds / engine.num_slots / settings.tensor_parallel
     return {"engine_seconds": spent.seconds, "roofline_seconds": least * num_pictures}
 
 
@@ -144,10 +144,10 @@ class RunSpeed:
 
 
 @lru_cache
-def _machine(device: str, dtype: "torch.dtype") -> "Machine":
-    """This process's machine, measured once."""
+def machine_rates(device: str, dtype: "torch.dtype") -> "Rates":
+    """Those of this process's machine, measured once."""
     import torch
 
-    from adgen.generation.benchmark.machine import measure_machine
+    from adgen.generation.benchmark.machine import measure_rates
 
-    return measure_machine(torch.device(device), dtype)
+    return measure_rates(torch.device(device), dtype)

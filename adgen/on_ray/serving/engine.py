@@ -9,7 +9,7 @@ from ray.exceptions import RayActorError
 from ray.serve.metrics import Gauge, Histogram
 
 from adgen.errors import AdgenError
-from adgen.on_ray.refresh.speed import shard_speed
+from adgen.on_ray.refresh.speed import machine_rates, shard_speed
 from adgen.on_ray.rows import Row
 from adgen.on_ray.serving.api import CreativeRequest, ServiceError
 from adgen.on_ray.serving.making import CreativeMaker
@@ -25,7 +25,9 @@ class EngineReplica:
         self.maker = CreativeMaker(settings)
         self._follow_seconds = settings.served.follow_seconds
         self.maker.queue.on_batch = self._count_batch
-        self._timings = copy.copy(self.maker.engine.timings)
+        engine = self.maker.engine
+        machine_rates(engine.device.type, engine.dtype)  # now: later it would hold up a request
+        self._timings = copy.copy(engine.timings)
         self._waiting = Gauge("adgen_queue", description="requests that wait for a batch")
         self._fill = Gauge("adgen_batch_fill", description="rows of the last batch as a share of the slots")
         self._step = Gauge("adgen_step_ms", description="milliseconds of an image token of the last batch")
