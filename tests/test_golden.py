@@ -21,8 +21,8 @@ from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.painting import Painter
 from adgen.generation.pictures import condition_pixels, square_pixels
+from adgen.generation.prefill import read_prompts
 from adgen.generation.prompt import expand_placeholders
-from adgen.generation.reading import read_prompts
 from adgen.generation.sampling import guided, sample
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots

@@ -16,10 +16,10 @@ from support.here import without_ray
 from support.refreshes import CAMPAIGN, run, settings
 from support.serving import HeldReplica, free_port, held_file, send_and_hold, until
 
+from adgen.creatives.bearer_tokens import new_token
 from adgen.creatives.reading import open_published
 from adgen.creatives.served import served_files
 from adgen.creatives.stores import open_storage
-from adgen.creatives.tokens import new_token
 from adgen.on_ray.serving.histories import HistoryFiles
 from adgen.shop.inputs.tables import open_inputs
 

@@ -214,7 +214,7 @@ def token(
     as_json: Json = False,
 ) -> int:
     """Make a bearer token for the service (jobs/serve.py). The file holds its hash only: the token is printed once."""
-    from adgen.creatives.tokens import new_token
+    from adgen.creatives.bearer_tokens import new_token
 
     for flag, number in (("--days", days), ("--per-minute", per_minute)):
         if number is not None and number < 1:

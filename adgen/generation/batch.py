@@ -17,8 +17,8 @@ from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, Result, TitleResult, embed, embed_history, read_title, title_fits
 from adgen.generation.layers import StepLayers
 from adgen.generation.painting import Painter
+from adgen.generation.prefill import check_request, continue_prompts, read_prompts, same_prompts, show_products
 from adgen.generation.prompt import Prompt, Prompter
-from adgen.generation.reading import check_request, continue_prompts, read_prompts, same_prompts, show_products
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots import Slots
 from adgen.generation.slots_per_device import MAX_VQ_PICTURES

@@ -21,9 +21,9 @@ from adgen.generation.generate import Request, Result, TitleResult
 from adgen.generation.layers import StepLayers
 from adgen.generation.linears import preparation, prepare_heads
 from adgen.generation.model_directory import ModelDirectory
+from adgen.generation.prefill import check_request
 from adgen.generation.prompt import Prompter
 from adgen.generation.rank_group import RankGroup
-from adgen.generation.reading import check_request
 from adgen.generation.requests import pack_requests, unpack_requests
 from adgen.generation.sampling_settings import SamplingSettings
 from adgen.generation.slots_per_device import row_capacity

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import PreferenceConfig
+from adgen.model.embedding_tables import Table
 from adgen.model.names import current_name
 from adgen.model.style_embedding import style_embedding
-from adgen.model.tables import Table
 
 
 class SelfAttention(nn.Module):

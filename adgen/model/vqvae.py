@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from adgen.model.config import ImageTokenConfig
-from adgen.model.tables import Table
+from adgen.model.embedding_tables import Table
 
 _EPS = 1e-6
 

@@ -21,9 +21,9 @@ import aiohttp
 from ray import serve
 
 from adgen.config import FinishSettings
+from adgen.creatives.bearer_tokens import new_token
 from adgen.creatives.reading import open_published
 from adgen.creatives.stores import open_storage
-from adgen.creatives.tokens import new_token
 from adgen.errors import RunError
 from adgen.on_ray.benchmark.refresh import PAIRS_PER_USER, NullFinish, NullGenerate
 from adgen.on_ray.benchmark.settings import ServeBenchmarkSettings

@@ -17,7 +17,7 @@ from limits.strategies import SlidingWindowCounterRateLimiter
 from starlette.exceptions import HTTPException
 
 import adgen
-from adgen.creatives.tokens import Scope, TokenFile
+from adgen.creatives.bearer_tokens import Scope, TokenFile
 from adgen.errors import RunError
 from adgen.on_ray.serving.api import ServiceError
 from adgen.on_ray.serving.settings import ServeSettings

@@ -6,8 +6,8 @@ from datetime import timedelta
 import pytest
 
 from adgen.cli import main
+from adgen.creatives.bearer_tokens import TokenFile, new_token
 from adgen.creatives.documents import utc_now
-from adgen.creatives.tokens import TokenFile, new_token
 from adgen.errors import SettingsError
 
 
