@@ -156,7 +156,7 @@ def main(counts: list[int]) -> None:
     jobs.append(("pairs", lambda folder, users: cost_of_pairs(folder, users, "--top", "2", "--products", "campaign.txt")))
     for name, job in jobs:
         for count in counts:
-            with tempfile.TemporaryDirectory(dir=".") as folder:
+            with tempfile.TemporaryDirectory(prefix="adgen-feed-memory-") as folder:
                 peak, seconds = job(Path(folder), count)
             print(f"{name}, {count:,}: {peak // MIB} MiB, {seconds:.1f} CPU seconds", flush=True)
 
