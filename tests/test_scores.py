@@ -16,12 +16,12 @@ from adgen.evaluation.report.labels import label, meaning
 from adgen.evaluation.results.diversity import SEED_DIVERSITY, USER_DIVERSITY
 from adgen.evaluation.results.earlier import read_record
 from adgen.evaluation.results.rows import ROWS, joined_by_user, read_rows, with_old_columns
-from adgen.evaluation.scores import NETWORKS, TABLE, find_score, names_of, old_names, sheet_scores
+from adgen.evaluation.scores import NETWORKS, SCORES, find_score, names_of, old_names, sheet_scores
 from adgen.evaluation.scoring.creatives import CORPUS_BLEU, ROW_SCORES, SCORED
 from adgen.on_ray.refresh.gate import TEMPLATE, THRESHOLDS
 
 ROOT = Path(__file__).parents[1]
-NAMES = [score.name for score in TABLE]
+NAMES = [score.name for score in SCORES]
 NAMED_ONCE = {"corpus_bleu", "seed_diversity", "user_diversity", "unpasted_product_iou"}  # constants of their own
 
 
@@ -43,7 +43,7 @@ def test_rows_summary_gate_and_distances_know_only_scores_of_the_table():
         assert all("distance" in find_score(name).needs and label(name) != name for name in found)
 
 
-@pytest.mark.parametrize("score", TABLE, ids=NAMES)
+@pytest.mark.parametrize("score", SCORES, ids=NAMES)
 def test_an_entry_is_whole(score):
     assert label(score.name) == score.label
     assert meaning(score.name)

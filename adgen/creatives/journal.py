@@ -1,7 +1,8 @@
 """The plan and the journal of a run: what is to be done, and what is done, shard by shard.
 
 `plan.json` commits the plan. A shard is done when its journal part exists; that part is created by one conditional PUT
-after everything it names, so a worker may die anywhere, and any number of workers may do the same shard.
+after everything it names, so a worker may die anywhere, and any number of workers may do the same shard: each of its rows is
+published exactly once.
 """
 
 import hashlib

@@ -44,7 +44,7 @@ class Score(NamedTuple):
 _SHARE, _COSINE, _MARGIN, _DISTANCE = (0.0, 1.0), (-1.0, 1.0), (-2.0, 2.0), (0.0, inf)
 _OWN_CLICKS, _OTHER_CLICKS = ("history",), ("history", "other_users")
 
-TABLE: list[Score] = [
+SCORES: list[Score] = [
     Score("title_empty", "title", "empty titles", "share of creatives without a title", _SHARE, "lower", ("product",)),
     Score("allowed_words", "title", "allowed words", "share of the title's words that are the product's own, or stop words",
           _SHARE, "higher", ("product",), in_groups=True, sheet=5),
@@ -117,12 +117,12 @@ TABLE: list[Score] = [
 
 def names_of(*kinds: Kind) -> tuple[str, ...]:
     """Names of the scores of these kinds, in the table's order."""
-    return tuple(score.name for score in TABLE if score.kind in kinds)
+    return tuple(score.name for score in SCORES if score.kind in kinds)
 
 
 def find_score(name: str) -> Score | None:
     """By name or old name. A distance by another network than Inception has the network's name after its own: kid_dinov2."""
-    known = {score.name: score for score in TABLE} | {score.old_name: score for score in TABLE if score.old_name}
+    known = {score.name: score for score in SCORES} | {score.old_name: score for score in SCORES if score.old_name}
     found = known.get(name)
     if found is None:
         found = known.get(name.rpartition("_")[0])
@@ -137,12 +137,12 @@ def scores_that_need(names: Iterable[str], *needs: str) -> list[str]:
 
 def sheet_scores() -> tuple[str, ...]:
     """Those that creatives are shown by, the first one first."""
-    return tuple(score.name for score in sorted(TABLE, key=lambda score: score.sheet) if score.sheet)
+    return tuple(score.name for score in sorted(SCORES, key=lambda score: score.sheet) if score.sheet)
 
 
 def measured(kind: Kind, subject: Any) -> dict[str, float]:
     """The scores of this kind whose entries have a `measure`, of one creative."""
-    values = {score.name: score.measure(subject) for score in TABLE if score.kind == kind and score.measure}
+    values = {score.name: score.measure(subject) for score in SCORES if score.kind == kind and score.measure}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -151,7 +151,7 @@ def measured(kind: Kind, subject: Any) -> dict[str, float]:
 
 def old_names() -> dict[str, str]:
     """New name -> old name, of the scores that were renamed."""
-    return {score.name: score.old_name for score in TABLE if score.old_name}
+    return {score.name: score.old_name for score in SCORES if score.old_name}
 
 
 def with_old_names(by_name: Mapping[str, Any], renamed: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -28,7 +28,7 @@ ADDED = [
 
 
 def main(store: str, shop: str, out: str) -> None:
-    scores.TABLE += ADDED
+    scores.SCORES += ADDED
     from adgen.evaluation.scoring import networks
     from adgen.on_ray.evaluation import job
     from support.evaluations import run_settings, score_here

@@ -17,7 +17,7 @@ from adgen.evaluation.report.parts import cell, effective, figure, interval, pai
 from adgen.evaluation.results.comparison import Comparison
 from adgen.evaluation.results.pictures import StoredPictures
 from adgen.evaluation.results.summary import PAINTED, Summary, by_length
-from adgen.evaluation.scores import TABLE
+from adgen.evaluation.scores import SCORES
 from adgen.evaluation.statistics import Estimate
 from adgen.records import FAILED, OK, REJECTED
 
@@ -146,7 +146,7 @@ def _distributions(summary: Summary) -> str:
 def _group(kind: str, summary: Summary) -> str:
     groups = {group: scores for group, scores in summary.groups.get(kind, {}).items() if scores}
     groups = by_length(groups) if kind == "history_length" else groups
-    names = [score.name for score in TABLE if score.in_groups and any(score.name in scores for scores in groups.values())]
+    names = [score.name for score in SCORES if score.in_groups and any(score.name in scores for scores in groups.values())]
     if len(groups) < 2 or not names:
         return ""  # one group is all creatives again
     charts = (
