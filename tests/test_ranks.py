@@ -29,18 +29,18 @@ TOGETHER = {"tensor_parallel": 2, "timeout_seconds": 20}
 
 
 @pytest.fixture(scope="module")
-def unsharded(shop, slow_model, tmp_path_factory):
+def unsharded(shop, model, tmp_path_factory):
     """The creatives of one rank, made without Ray."""
-    made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), slow_model, **SIZES)
+    made = settings(shop, str(tmp_path_factory.mktemp("unsharded")), model, **SIZES)
     with without_ray():
         assert run(made).published
     return creatives(made)
 
 
 @pytest.mark.long
-def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, slow_model, unsharded, tmp_path):
+def test_three_engines_of_two_ranks_share_two_slots_without_deadlock(ray_cluster, shop, model, unsharded, tmp_path):
     """One of them gets its slots, the others wait and hold none. The creatives are those of one rank without DeepSpeed."""
-    made = settings(shop, str(tmp_path), slow_model, cluster={"actors": 3}, engine=TOGETHER | {"deepspeed": True}, **SIZES)
+    made = settings(shop, str(tmp_path), model, cluster={"actors": 3}, engine=TOGETHER | {"deepspeed": True}, **SIZES)
     assert run(made).published
     assert creatives(made) == unsharded
     assert_nothing_is_left()
@@ -65,8 +65,8 @@ class Killing(Silent):
         self.killed.append(process.pid)
 
 
-def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, slow_model, unsharded, tmp_path):
-    made = settings(shop, str(tmp_path), slow_model, engine=TOGETHER, **SIZES)
+def test_a_killed_rank_and_a_killed_leader_cost_no_creative(ray_cluster, shop, model, unsharded, tmp_path):
+    made = settings(shop, str(tmp_path), model, engine=TOGETHER, **SIZES)
     killing = Killing()
     assert refresh(made, killing).published
     assert len(killing.killed) == 2
