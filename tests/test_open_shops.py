@@ -1,6 +1,7 @@
 """Shops of many styles, photographs, any words and few clicks: what a model learns from to read what it is shown."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from adgen.errors import InputError, SettingsError
 from adgen.evaluation.titles.scores import ProductTexts, title_scores
 from adgen.model.modules import module_of
 from adgen.shop.synthetic.drawing.families import draw_family, family
+from adgen.shop.synthetic.grammar import listed_words
 from adgen.shop.synthetic.open_words import open_words
 from adgen.shop.synthetic.styles import StyleSet, style_set
 from adgen.shop.synthetic.synth import synthesize
@@ -128,6 +130,19 @@ def test_two_products_of_any_words_seldom_share_a_title():
 
 
 # -- training ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_word_of_the_grammar_is_shown_among_any_words_in_training_and_none_in_the_proof():
+    """The grammar shows them in training; a model that never saw them among other words does not copy them there."""
+    grammar = {word for word in listed_words() if len(word) > 3}
+    said = {}
+    for split in ("train", "eval"):
+        products = (open_words(split, "en", np.random.default_rng(seed)) for seed in range(2500))
+        said[split] = {
+            word for words in products for word in re.findall("[a-z]+", " ".join([words.title(0), *words.points]).lower())
+        }
+    assert len(grammar - said["train"]) < 0.1 * len(grammar)
+    assert len(grammar & said["eval"]) < 0.1 * len(grammar), "by chance, or an English word of another list"
 
 
 def test_words_are_drawn_anew_at_each_reading_and_the_same_for_the_same():

@@ -6,7 +6,7 @@ conditions of a pair share its seed, so nothing else differs between two picture
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,6 +21,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from adgen.creatives.layout import new_run_id
 from adgen.errors import InputError
 from adgen.finishing.finish import product_cutout
+from adgen.generation.generate import Request
 from adgen.on_ray.cluster import cluster_device, slot_resources
 from adgen.on_ray.proof.settings import ProofSettings
 from adgen.on_ray.refresh.context import Context
@@ -136,7 +137,7 @@ def refresh_settings(settings: ProofSettings, model: Path, inputs: str, scratch:
         sampling=settings.sampling,
         engine=settings.engine,
         cluster=settings.cluster,
-    ).drawn_once()
+    )
 
 
 class MakeShard:
@@ -147,7 +148,7 @@ class MakeShard:
             torch.set_num_threads(1)  # as many engines as cores: together they are quicker than one with all threads
         self.look_up = LookUp(context, catalog)
         self.context = context
-        self.stages: dict[str, Generate] = {"whole": Generate(context)}
+        self.stages: dict[str, Generate] = {"whole": DrawnOnce(context)}
 
     @as_row_error
     def __call__(self, row: Row) -> Row:
@@ -168,15 +169,24 @@ class MakeShard:
         return self.stages[name]
 
 
-class HiddenProduct(Generate):
-    """The same stage with the foreground path off."""
+class DrawnOnce(Generate):
+    """Titles and pictures as the model makes them: nothing is drawn again, nothing stands in."""
+
+    def requests(self, pairs: list[Row], squares: Mapping[str, bytes]) -> list[Request]:
+        """The refresh's, without its checks."""
+        unchecked = {"check_title": None, "check_picture": None, "template_title": None}
+        return [replace(request, **unchecked) for request in super().requests(pairs, squares)]
+
+
+class HiddenProduct(DrawnOnce):
+    """The same with the foreground path off."""
 
     def _conditions(self, squares: Mapping[str, bytes]) -> dict[str, torch.Tensor]:
         return {}
 
 
-class WriteTitles(HiddenProduct):
-    """Titles alone, with what was drawn first."""
+class WriteTitles(Generate):
+    """Titles alone, as a refresh has them after its gates, attempts and templates; and what was drawn first."""
 
     @as_row_error
     def __call__(self, row: Row) -> Row:

@@ -1,7 +1,8 @@
 """Titles and selling points of any words: for a model that copies what it is shown, and knows no list by heart.
 
 Words come from lists that lie on every machine (the Chinese dictionary of jieba, the English of Python's own manual, this shop's
-words), and from random syllables, characters, numbers with units and codes. A fifth of each list is the split `eval`'s alone.
+words), and from random syllables, characters, numbers with units and codes. A fifth of each list is the split `eval`'s alone, but
+for the shop's words: its grammar shows them all in training, so they are the split `train`'s here, too.
 """
 
 import re
@@ -119,7 +120,7 @@ class _Speaker:
             return _pick(rng, lists["chinese"])
         if rng.random() < self.invented:
             return self.syllables()
-        return _pick(rng, lists["shop" if rng.random() < 0.35 else "english"])
+        return _pick(rng, (lists["shop"] if rng.random() < 0.35 else ()) or lists["english"])
 
     def syllables(self) -> str:
         """A word that can be pronounced."""
@@ -175,7 +176,8 @@ def _pick(rng: np.random.Generator, options: list | tuple | str):
 @lru_cache(maxsize=4)
 def _lists(split: str | None) -> dict[str, tuple[str, ...]]:
     """Words and characters of one split, sorted."""
-    return {name: tuple(sorted(word for word in words if _belongs(word, split))) for name, words in _all_words().items()}
+    lists = {name: tuple(sorted(word for word in words if _belongs(word, split))) for name, words in _all_words().items()}
+    return lists | {"shop": () if split == "eval" else tuple(sorted(_all_words()["shop"]))}
 
 
 def _belongs(word: str, split: str | None) -> bool:
