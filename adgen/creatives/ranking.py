@@ -6,7 +6,7 @@ last of them, gives them the same ranks. What is compared, in this order:
 1. ok before rejected before failed;
 2. title and picture of the model before a template or a plain background;
 3. fewer gates that warn;
-4. the mean of SCORES, and the distance to what was ranked before: each next row is the one with the highest mean plus
+4. the mean of RANKING_SCORES, and the distance to what was ranked before: each next row is the one with the highest mean plus
    DISTANCE_WEIGHT times the distance to the nearest before it (maximal marginal relevance, Carbonell and Goldstein 1998), so that
    who takes two gets two that differ;
 5. the lower variant.
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 
 from adgen.records import FAILED, OK, REJECTED, SOURCES
 
-SCORES: dict[str, Callable[[float], float]] = {
+RANKING_SCORES: dict[str, Callable[[float], float]] = {
     "allowed_words": float,
     "product_inside": float,
     "style_agreement": lambda cosine: (1 + cosine) / 2,
@@ -73,9 +73,9 @@ def _tier(row: Row) -> tuple[int, int, int]:
 
 
 def _means(rows: Sequence[Row]) -> list[float]:
-    """Each row's mean of SCORES, of those that any of the rows has."""
+    """Each row's mean of RANKING_SCORES, of those that any of the rows has."""
     columns = []
-    for name, scaled in SCORES.items():
+    for name, scaled in RANKING_SCORES.items():
         known = [scaled(row["scores"][name]) for row in rows if name in row["scores"]]
         if known:
             middle = sum(known) / len(known)

@@ -1,8 +1,8 @@
 """Titles and selling points of any words: for a model that copies what it is shown, and knows no list by heart.
 
 Words come from lists that lie on every machine (the Chinese dictionary of jieba, the English of Python's own manual, this shop's
-words), and from random syllables, characters, numbers with units and codes. A fifth of each list is the split `eval`'s alone, but
-for the shop's words: its grammar shows them all in training, so they are the split `train`'s here, too.
+words), and from random syllables, characters, numbers with units and codes. A fifth of each list is the split `eval`'s alone,
+but none of the shop's words: its grammar shows all of them in training.
 """
 
 import re
@@ -176,12 +176,12 @@ def _pick(rng: np.random.Generator, options: list | tuple | str):
 @lru_cache(maxsize=4)
 def _lists(split: str | None) -> dict[str, tuple[str, ...]]:
     """Words and characters of one split, sorted."""
-    lists = {name: tuple(sorted(word for word in words if _belongs(word, split))) for name, words in _all_words().items()}
-    return lists | {"shop": () if split == "eval" else tuple(sorted(_all_words()["shop"]))}
+    return {name: tuple(sorted(word for word in words if _belongs(word, split))) for name, words in _all_words().items()}
 
 
 def _belongs(word: str, split: str | None) -> bool:
-    return split is None or (int(digest("open word", word)[:8], 16) % 5 == 0) == (split == "eval")
+    is_evals = word not in _all_words()["shop"] and int(digest("open word", word)[:8], 16) % 5 == 0
+    return split in (None, "eval" if is_evals else "train")
 
 
 @lru_cache(maxsize=1)
