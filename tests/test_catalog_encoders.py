@@ -40,3 +40,9 @@ def test_an_encoder_takes_a_gpu_where_pictures_are_encoded_on_gpus(model):
     assert encoder_resources("cpu") == {"num_cpus": 1, "num_gpus": 0}
     sent = pickle.loads(pickle.dumps(HistoryEncoder(ModelDirectory(model), "cuda")))
     assert (sent.device, vars(sent).keys()) == ("cuda", {"model", "device"})
+
+
+def test_where_no_gpu_is_there_pictures_are_encoded_on_cpus(ray_cluster, tmp_path):
+    """A refresh that wants GPUs does not wait in its plan for one that may never come."""
+    with catalog_encoders("cuda") as run:
+        assert list(run(encoder(tmp_path, 0), range(3))) == [0, 10, 20]

@@ -48,7 +48,7 @@ class HistoryEncoder:
             from adgen.model.device import pick_device
 
             tokenizer, config = load_image_tokenizer(self.model.path)
-            device = pick_device(self.device)
+            device = "cpu" if self.device == "cpu" else pick_device("auto")  # a GPU is this process's only where Ray gave it one
             if device == "cuda":  # 10 bits of a convolution's inputs would pick other codes than a CPU does
                 torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
             self._parts = tokenizer.to(device), config
@@ -99,7 +99,8 @@ class catalog_encoders:
             return iter(())
         if not self.actors:
             # As many as find room: a batch given to one that waits for a CPU might never start.
-            device = cluster_device(self.device)
+            # Where GPUs are wanted and none is there yet, CPUs do it: nobody waits here for a GPU that may never come.
+            device = "cpu" if self.device == "cpu" else cluster_device("auto")
             encoder = _Encode.options(**encoder_resources(device))
             self.actors = [encoder.remote() for _ in range(num_engines(ClusterSettings(), device))]
         shared = ray.put(function)  # one pickle of the function a map: its model is loaded once an actor
