@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,8 @@ from support.jobs import ray_nodes
 from support.refreshes import settings
 
 from adgen.config import FinishSettings
-from adgen.errors import RunError
+from adgen.errors import RunError, SettingsError
+from adgen.on_ray import cluster
 from adgen.on_ray.cluster import connected
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.head_watch import Watched, watching
@@ -182,3 +184,14 @@ def test_a_ray_of_our_own_that_cannot_start_is_one_sentence(monkeypatch: pytest.
     said = r"^Ray cannot start on this machine: The current node timed out during startup\. Is it"
     with pytest.raises(RunError, match=said), connected(ClusterSettings()):
         pass
+
+
+def test_a_gpu_that_this_machine_has_not_is_asked_for_in_vain_and_waited_for_on_a_cluster_that_may_grow(monkeypatch):
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    assert [cluster.cluster_device(wanted) for wanted in ("auto", "cpu", "cuda")] == ["cpu", "cpu", "cuda"]
+    monkeypatch.setattr(cluster, "_own_ray", threading.Event())
+    cluster._own_ray.set()
+    with pytest.raises(SettingsError, match="device is cuda, but Ray finds no GPU on this machine"):
+        cluster.cluster_device("cuda")
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0, "GPU": 1.0})
+    assert [cluster.cluster_device(wanted) for wanted in ("auto", "cpu", "cuda")] == ["cuda", "cpu", "cuda"]

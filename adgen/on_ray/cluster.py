@@ -15,9 +15,12 @@ from typing import IO
 import ray
 
 from adgen.creatives.storage import S3Access
-from adgen.errors import RunError, printable
+from adgen.errors import RunError, SettingsError, printable
 from adgen.on_ray.cluster_settings import ClusterSettings
 from adgen.on_ray.head_watch import needed_by_driver, watching
+
+_own_ray = threading.Event()
+"""Set while Ray is one that this process started: it has what this machine has, and grows no more."""
 
 
 @contextmanager
@@ -53,9 +56,12 @@ def _started(settings: ClusterSettings, variables: dict[str, str]) -> Iterator[s
     with _joining(address):
         ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
     quiet_ray()  # ray.init sets its loggers up anew
+    if address == "local":
+        _own_ray.set()
     try:
         yield address
     finally:
+        _own_ray.clear()
         ray.shutdown()
 
 
@@ -138,8 +144,12 @@ def _check_answers(address: str, named: str) -> None:
 
 
 def cluster_device(wanted: str) -> str:
-    """`auto` is the GPU where the cluster has one; the driver's own node may be without."""
-    return ("cuda" if ray.cluster_resources().get("GPU") else "cpu") if wanted == "auto" else wanted
+    """`auto` is the GPU where the cluster has one; the driver's own node may be without. SettingsError: cuda is wanted on a Ray of
+    our own, and this machine has none. Another cluster may grow one, which is waited for."""
+    has_gpu = bool(ray.cluster_resources().get("GPU"))
+    if wanted == "cuda" and not has_gpu and _own_ray.is_set():
+        raise SettingsError("device is cuda, but Ray finds no GPU on this machine: take cpu or auto, or join a cluster (--address)")
+    return ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
 
 
 def num_engines(settings: ClusterSettings, device: str, tensor_parallel: int = 1) -> int:
