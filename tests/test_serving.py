@@ -244,7 +244,8 @@ def test_half_of_the_clients_hanging_up_costs_the_others_nothing(service, engine
         until(lambda: engine["begun"] > 0)
         staying = [pool.submit(post, service, body(seed)) for seed in (101, 102, 103)]
         going = [send_and_hold(service.port, body(seed), service.tokens["admin"]) for seed in (111, 112, 113)]
-        until(lambda: engine["waiting"] == 6)
+        answered = lambda: (engine.do("state"), accepted(), [each.result().text for each in staying if each.done()])  # noqa: E731
+        until(lambda: engine["waiting"] == 6, instead=answered)
         for client in going:
             client.close()
         until(lambda: engine["waiting"] == 3)

@@ -59,9 +59,9 @@ def send_and_hold(port: int, body: dict[str, Any], token: str) -> socket.socket:
     return client
 
 
-def until(holds: Callable[[], bool], seconds: float = 120) -> None:
-    """Wait until it holds; AssertionError: it never did."""
+def until(holds: Callable[[], bool], seconds: float = 120, instead: Callable[[], Any] = str) -> None:
+    """Wait until it holds; AssertionError: it never did, with what there is `instead`."""
     deadline = time.monotonic() + seconds
     while not holds():
-        assert time.monotonic() < deadline, "it never came true"
+        assert time.monotonic() < deadline, f"it never came true {instead()}"
         time.sleep(0.05)
