@@ -146,10 +146,13 @@ def _check_answers(address: str, named: str) -> None:
 def cluster_device(wanted: str) -> str:
     """`auto` is the GPU where the cluster has one; the driver's own node may be without. SettingsError: cuda is wanted on a Ray of
     our own, and this machine has none. Another cluster may grow one, which is waited for."""
-    has_gpu = bool(ray.cluster_resources().get("GPU"))
-    if wanted == "cuda" and not has_gpu and _own_ray.is_set():
+    if wanted == "cpu" or (wanted == "cuda" and not _own_ray.is_set()):
+        return wanted  # without a question to Ray, which need not be joined yet: Serve's builder runs before it is
+    if ray.cluster_resources().get("GPU"):
+        return "cuda"
+    if wanted == "cuda":
         raise SettingsError("device is cuda, but Ray finds no GPU on this machine: take cpu or auto, or join a cluster (--address)")
-    return ("cuda" if has_gpu else "cpu") if wanted == "auto" else wanted
+    return "cpu"
 
 
 def num_engines(settings: ClusterSettings, device: str, tensor_parallel: int = 1) -> int:
