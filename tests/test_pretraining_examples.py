@@ -21,6 +21,7 @@ from adgen.on_ray.training.example_encoders import BackgroundMaker, ClickMaker, 
 from adgen.on_ray.training.examples import CLICKED_SQL, EXAMPLES_SQL, PICTURES_SQL, query_parts, read_index
 from adgen.on_ray.training.settings import TABLES
 from adgen.shop.inputs.tables import open_inputs
+from adgen.shop.synthetic.styles import TEN, StyleSet
 from adgen.training.example_files import ExampleFolder, ExampleReader, Index, part_name
 
 
@@ -120,8 +121,28 @@ def test_pictures_cutouts_and_backgrounds(inputs, tmp_path):
     cutouts = make(shop, ExampleFolder(str(tmp_path / "c")), "SELECT title, image, cutout, scale FROM products", CutoutMaker, 24)
     assert Image.open(io.BytesIO(ExampleReader(cutouts).rows([1])[0]["cutout"])).mode == "RGBA"
     drawn = make(shop, ExampleFolder(str(tmp_path / "b")), "SELECT range AS number, NULL::VARCHAR AS image FROM range(20)",
-                 BackgroundMaker, 24, "drawn", 0)  # fmt: skip
+                 BackgroundMaker, 24, TEN, 0)  # fmt: skip
     assert [row["group"] for row in ExampleReader(drawn).rows(range(20))] == [n % 10 for n in range(20)]
+
+
+def test_backgrounds_of_one_style_are_one_group_whatever_the_style(inputs, tmp_path):
+    """Continuous families and classes of photographs as the ten: another picture of the style is what an anchor's is like."""
+    for name, colour in {"red": (200, 0, 0), "blue": (0, 0, 200)}.items():
+        folder = tmp_path / "photographs" / "backgrounds" / name
+        folder.mkdir(parents=True)
+        for number in range(2):
+            Image.new("RGB", (40, 40), colour).save(folder / f"{number}.jpg")
+    styles = StyleSet(("many",), 3, tmp_path / "photographs", None)
+    query = f"SELECT range AS number, NULL::VARCHAR AS image FROM range({2 * len(styles.slots)})"
+    rows = ExampleReader(make(inputs / "shop", ExampleFolder(str(tmp_path / "b")), query, BackgroundMaker, 24, styles, 0))
+    rows = rows.rows(range(2 * len(styles.slots)))
+    groups = {name: {row["background"] for row in rows if row["group"] == styles.names.index(name)} for name in styles.names}
+    assert len(groups) == 5
+    assert all(len(pictures) > 1 for name, pictures in groups.items() if name.startswith("shop"))
+    mean = {name: np.mean([np.asarray(Image.open(io.BytesIO(one)).convert("RGB")).mean((0, 1)) for one in pictures], axis=0)
+            for name, pictures in groups.items()}  # fmt: skip
+    assert mean["photo-red"][0] > 150 > mean["photo-red"][2]
+    assert mean["photo-blue"][2] > 150 > mean["photo-blue"][0]
 
 
 def test_what_a_join_spills_is_this_users_alone_and_goes_with_the_query(inputs, tmp_path, monkeypatch):

@@ -28,6 +28,13 @@ def test_titles_are_learned_alone_and_products_seen_first_afterwards():
     assert (general.model, general.dinov2) == ("runs/tiny/titles/model", "random")
 
 
+def test_pbs_is_learned_on_the_styles_of_the_recipes_own_shop():
+    shop = ShopSettings(styles=("ten", "many"), many=7, photographs=Path("photographs"))
+    *_, pbs = Recipe(shop=shop, pbs=PretrainSettings(stage="pbs", contrast={"pool": 50})).runs()
+    assert (pbs.contrast.styles, pbs.contrast.many, pbs.contrast.photographs) == (("ten", "many"), 7, Path("photographs"))
+    assert pbs.contrast.pool == 50
+
+
 def test_the_recipe_chains_its_stages(tmp_path):
     recipe = load_settings(Recipe, ROOT / "jobs" / "train_tiny.toml").model_copy(update={"out": str(tmp_path)})
     runs = list(recipe.runs())

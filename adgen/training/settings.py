@@ -1,5 +1,6 @@
 """Settings that decide what is learned. Where and how fast is the job's own (adgen/on_ray/training/settings.py)."""
 
+from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Self
 
@@ -8,6 +9,7 @@ from pydantic import Field, model_validator
 from adgen.config import Removed, Settings
 from adgen.model.config import LoRAConfig
 from adgen.model.pbs_config import PBSConfig
+from adgen.shop.synthetic.styles import StyleSet, style_set
 
 Stage = Literal["tokenizer", "general", "personal", "pbs"]
 LANGUAGE_STAGES = ("general", "personal")
@@ -100,7 +102,24 @@ class TokenizerSettings(Settings):
     """A code that is chosen this rarely, as a share of an even use, moves onto a latent of the batch."""
 
 
-class ContrastSettings(Settings):
+class StyleSettings(Settings):
+    """The styles of drawn pictures."""
+
+    ADDED = frozenset({"styles", "many", "photographs"})
+
+    styles: tuple[Literal["ten", "many"], ...] = ("ten",)
+    """Of backgrounds: the ten named ones, and continuous families."""
+    many: int = Field(default=600, gt=0)
+    """How many of the continuous families."""
+    photographs: Path | None = None
+    """A folder with backgrounds/CLASS/*.jpg, cutouts/*.png and products.json, each class a style; None for drawings alone."""
+
+    def style_set(self, split: str | None) -> StyleSet:
+        """The checked set. SettingsError, InputError: no style, or no such photographs."""
+        return style_set(self.styles, self.many, self.photographs and self.photographs.absolute(), split)
+
+
+class ContrastSettings(StyleSettings):
     """The PBS encoder's training (docs/design.md 6.11): same background and other product attract, other backgrounds repel,
     those with the same product first of all. In-batch negatives and a predictor, as MoCo v3 (Chen et al. 2021)."""
 
@@ -109,8 +128,8 @@ class ContrastSettings(Settings):
     momentum: float = Field(0.99, ge=0, lt=1)
     """Of the second encoder, which follows the first."""
     backgrounds: Literal["drawn", "pictures"] = "drawn"
-    """`drawn` paints shop styles and knows which is which; `pictures` pastes products over the references, whose
-    backgrounds count as all different."""
+    """`drawn` paints `styles` and photographs' classes (of the split train) and knows which is which; `pictures` pastes products
+    over the references, whose backgrounds count as all different."""
     pool: int = Field(400, gt=1)
     """Backgrounds that are made once."""
     same_picture: float = Field(0.5, ge=0, le=1)

@@ -39,7 +39,7 @@ from adgen.shop.synthetic.styles import style_set
 
 OWN, OTHER_USER = "own clicks", "another user's clicks"
 PBS_APART = Goal(0.42)
-"""Two backgrounds of one product, as reported of the paper's encoder."""
+"""1 less the PBS of one product on two backgrounds, as reported of the paper's encoder."""
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,8 @@ class _Section:
         return {"border statistics": border, "classifier": learn(self.settings.seed, drawn, self.progress, self.styles)}
 
     def _of_pbs(self, made: list[Creative], real: list[Image.Image], encoder: PBSEncoder) -> list[Finding]:
-        """Own less another user's reference; and of real pictures, another product in the reference's style less the reference's
-        product in another one."""
+        """Own less another user's reference; of real pictures, how far one product lies apart on two backgrounds, and, harder,
+        another product in the reference's style less the reference's product in another one."""
         references = {(each.user, each.product): each.image for each in self.pairs.references}
         rows = self.painted_rows
         first = {each.user: each.image for each in reversed(self.pairs.references)}
@@ -198,10 +198,18 @@ class _Section:
         creatives = features([paste(self.maker, *each, each[1].width) for each in zip(rows, painted, strict=True)])
         elsewhere = features([self._picture_of(row["product_id"]) for row in rows])
         margin = (pbs(creatives, own) - pbs(creatives, other)).tolist()
-        apart = (pbs(features(real), own) - pbs(elsewhere, own)).tolist()
+        same_product = pbs(elsewhere, own)
         return [
             Finding(self.name, OWN, "PBS, own less another user's", *mean_of(margin), self.ground.pbs_margin),
-            Finding(self.name, "real pictures", "PBS, same style less same product", *mean_of(apart), PBS_APART),
+            Finding(
+                self.name, "real pictures", "PBS, one product on two backgrounds", *mean_of((1 - same_product).tolist()), PBS_APART
+            ),
+            Finding(
+                self.name,
+                "real pictures",
+                "PBS, same style less same product",
+                *mean_of((pbs(features(real), own) - same_product).tolist()),
+            ),
         ]
 
     def _picture_of(self, product: str) -> Image.Image:

@@ -20,7 +20,7 @@ from adgen.on_ray.training.run_folder import on_this_node
 from adgen.shop.inputs.locations import read_bytes
 from adgen.shop.inputs.tables import Inputs
 from adgen.shop.similarity import cosines, embed_titles
-from adgen.shop.synthetic.drawing.backgrounds import STYLES, draw_background
+from adgen.shop.synthetic.styles import StyleSet
 from adgen.training.example_files import ExampleFolder, part_name
 
 
@@ -175,24 +175,23 @@ class CutoutMaker(Maker):
 
 
 class BackgroundMaker(Maker):
-    """Backgrounds: drawn in the shop's styles, a style a group; or the references themselves, each a group of its own."""
+    """Backgrounds: drawn in `styles`, a style a group; or, without any, the references themselves, each a group of its own."""
 
     schema = pa.schema([("group", pa.int64()), ("background", pa.binary())])
 
-    def __init__(self, folder: str, inputs: Inputs, size: int, kind: str, seed: int):
+    def __init__(self, folder: str, inputs: Inputs, size: int, styles: StyleSet | None, seed: int):
         super().__init__(folder, inputs)
-        self.size, self.kind, self.seed = size, kind, seed
+        self.size, self.styles, self.seed = size, styles, seed
 
     def example(self, row: Row) -> Row:
         from adgen.training.pictures import as_png
 
         number = row["number"]
-        if self.kind == "drawn":
-            style = list(STYLES)[number % len(STYLES)]
-            picture, group = draw_background(style, self.size, np.random.default_rng([self.seed, number])), number % len(STYLES)
-        else:
-            picture, group = fitted(self.picture(row["image"]), self.size), number
-        return {"group": group, "background": as_png(picture)}
+        if self.styles is None:
+            return {"group": number, "background": as_png(fitted(self.picture(row["image"]), self.size))}
+        style = self.styles.slots[number % len(self.styles.slots)]
+        picture = self.styles.background(style, self.size, np.random.default_rng([self.seed, number]))
+        return {"group": self.styles.names.index(style), "background": as_png(picture)}
 
 
 def with_similarities(row: Row) -> list[Row]:

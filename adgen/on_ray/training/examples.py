@@ -86,11 +86,13 @@ def prepare_examples(settings: PretrainSettings, start: str | None) -> Prepared:
         index = _make(inputs, folder, PICTURES_SQL, PictureMaker(folder.uri, inputs, config.image.image_size), settings)
     else:
         own = settings.contrast
-        made = digest("scenes", _VERSION, stamps, own.encoder.resize_to, own.pool, own.backgrounds, settings.seed)
+        styles = own.style_set("train") if own.backgrounds == "drawn" else None
+        drawn = digest("styles", *styles.slots) if styles else own.backgrounds
+        made = digest("scenes", _VERSION, stamps, own.encoder.resize_to, own.pool, drawn, settings.seed)
         folder = ExampleFolder(f"{cache}/cutouts-{made[:16]}")
         index = _make(inputs, folder, CUTOUTS_SQL, CutoutMaker(folder.uri, inputs, own.encoder.resize_to), settings)
         backgrounds = f"{cache}/backgrounds-{made[:16]}"
-        maker = BackgroundMaker(backgrounds, inputs, own.encoder.resize_to, own.backgrounds, settings.seed)
+        maker = BackgroundMaker(backgrounds, inputs, own.encoder.resize_to, styles, settings.seed)
         _make(inputs, ExampleFolder(backgrounds), _backgrounds_sql(settings), maker, settings)
     if index.num_rows < 2:
         raise InputError(

@@ -26,15 +26,14 @@ from adgen.on_ray.training.job import Summary, pretrain
 from adgen.on_ray.training.run_folder import FACTS, MODEL
 from adgen.on_ray.training.settings import PretrainSettings
 from adgen.progress import Progress
-from adgen.shop.synthetic.styles import style_set
 from adgen.shop.synthetic.synth import synthesize
-from adgen.training.settings import UNTRAINED
+from adgen.training.settings import UNTRAINED, StyleSettings
 
 
-class ShopSettings(Settings):
+class ShopSettings(StyleSettings):
     """The synthetic shop that a recipe is trained on."""
 
-    ADDED = frozenset({"styles", "many", "photographs", "words"})
+    ADDED = StyleSettings.ADDED | {"words"}
 
     users: int = Field(default=1500, gt=0)
     products: int = Field(default=800, gt=0)
@@ -45,12 +44,6 @@ class ShopSettings(Settings):
     """`train` keeps the users, products and looks of `eval` unseen."""
     picture_side: int = Field(default=64, ge=16)
     """Pixels."""
-    styles: tuple[Literal["ten", "many"], ...] = ("ten",)
-    """Of backgrounds: the ten named ones, and continuous families."""
-    many: int = Field(default=600, gt=0)
-    """How many of the continuous families."""
-    photographs: Path | None = None
-    """A folder with backgrounds/CLASS/*.jpg, cutouts/*.png and products.json, each class a style; None for drawings alone."""
     words: Literal["shop", "open", "mixed"] = "shop"
     """Of titles: a grammar's, any, or half of each."""
 
@@ -87,6 +80,9 @@ class Recipe(Settings):
                 places["losses"] = own.losses.model_copy(update={"image": 0.0})
             elif name == "general" and self.titles is not None:
                 places["dinov2"] = own.dinov2 or UNTRAINED  # the decoder is trained, and no product was seen yet
+            elif name == "pbs":  # of the shop's own styles: it learns which of its pictures are of one
+                shown = {field: getattr(self.shop, field) for field in StyleSettings.ADDED}
+                places["contrast"] = own.contrast.model_copy(update=shown)
             yield own.model_copy(update=places | {"model": "" if stage == "pbs" else model})
             model = f"{out}/{MODEL}"
 
@@ -138,6 +134,6 @@ def draw_shop(settings: ShopSettings, dest: Path, workers: int = 1) -> None:
         num_references=values["references"],
         picture_side=values["picture_side"],
         workers=workers,
-        styles=style_set(settings.styles, settings.many, settings.photographs, settings.split),
+        styles=settings.style_set(settings.split),
         words=settings.words,
     )
