@@ -68,6 +68,22 @@ def test_what_a_sample_is_contrasted_with_belongs_to_a_run(inputs, tmp_path):
         claim(folder, pbs[1].identity(), {})
 
 
+def test_photographs_in_another_place_are_the_same_run_and_other_classes_another(inputs, tmp_path):
+    """What goes out with a model as its training's settings says nothing of the machine."""
+    runs = []
+    for place, classes in (("here", "abcdefghij"), ("there", "abcdefghij"), ("elsewhere", "klmnopqrst")):
+        for name in classes:
+            (tmp_path / place / "backgrounds" / name).mkdir(parents=True)
+        runs.append(small_run(inputs, tmp_path, stage="pbs", contrast={"photographs": str(tmp_path / place)}))
+    here, there, elsewhere = (run.identity() for run in runs)
+    assert here == there
+    assert str(tmp_path) not in json.dumps(here)
+    folder = RunFolder(str(tmp_path))
+    claim(folder, here, {})
+    with pytest.raises(RunError, match=r"contrast\.photographs"):
+        claim(folder, elsewhere, {})
+
+
 def test_another_dinov2_is_another_run(inputs, tmp_path):
     """By what the directory holds, not by its name."""
     (tmp_path / "dino").mkdir()

@@ -1,12 +1,13 @@
 """Settings of the pretraining job: what is learned (`TrainingSettings`), and where and how fast."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from adgen.config import Place, Settings
 from adgen.errors import SettingsError
+from adgen.records import digest
 from adgen.training.order import Share
 from adgen.training.settings import LANGUAGE_STAGES, UNTRAINED, TrainingSettings
 
@@ -98,11 +99,15 @@ class PretrainSettings(TrainingSettings):
         )
 
     def identity(self) -> dict:
-        """The settings that a run may not change while it is resumed: all that decides what is learned."""
+        """The settings that a run may not change while it is resumed: all that decides what is learned. It goes out with the model,
+        so it names no place: photographs are told by a digest of their classes' names."""
         names = set(TrainingSettings.model_fields) - {"evaluation"}
-        own = {"examples": self.evaluation.examples}
+        own: dict[str, Any] = {"examples": self.evaluation.examples}
         if self.stage == "pbs":  # a sample is contrasted with those of its micro-batch: it decides what is learned
             own["micro_batch"] = self.share.micro_batch
+        if self.contrast.photographs is not None:
+            shown = {"photographs": digest(*self.contrast.style_set("train").classes)}
+            own["contrast"] = self.contrast.model_dump(mode="json") | shown
         return self.model_dump(mode="json", include=names) | own
 
     @model_validator(mode="after")
