@@ -81,7 +81,7 @@ def test_a_vocabulary_that_spells_special_tokens_itself_makes_none(text):
     tokenizer.normalizer = normalizers.NFKC()
     tokenizer.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
     prompter = small_prompter(tokenizer)
-    assert prompter._special_ids.isdisjoint(prompter._text_ids(text))
+    assert prompter._special_ids.isdisjoint(prompter.text_ids(text))
 
 
 def test_letters_that_were_added_to_a_vocabulary_are_text():

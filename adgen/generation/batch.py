@@ -16,6 +16,7 @@ from torch import Tensor
 from adgen.generation.engine_settings import EngineSettings
 from adgen.generation.generate import Request, Result, TitleResult, embed, embed_history, read_title, title_fits
 from adgen.generation.layers import StepLayers
+from adgen.generation.own_words import OwnWords
 from adgen.generation.painting import Painter
 from adgen.generation.prefill import check_request, continue_prompts, read_prompts, same_prompts, show_products
 from adgen.generation.prompt import Prompt, Prompter
@@ -163,11 +164,18 @@ class BatchRunner:
             for row in which:
                 self.slots.conditional.row(row).cut(len(rows.prompts[row]))
         with self._seeds_of(rows, which, attempt):
-            written = self._writer.write(hidden, which, again=attempt > 0)
+            written = self._writer.write(hidden, which, again=attempt > 0, held=self._held(rows, which) if attempt else None)
         for row in which:
             titles.cached[row], titles.attempts[row] = written[row], attempt
             titles.texts[row] = read_title(self._model, self._prompter, rows.requests[row], written[row])
         self._timings.title_steps += max(map(len, written))
+
+    def _held(self, rows: _Rows, which: Sequence[int]) -> dict[int, OwnWords]:
+        """The words that titles of some rows are held to when they are drawn again."""
+        if not self._sampling.retry_own_words:
+            return {}
+        requests = {row: rows.requests[row] for row in which}
+        return {row: OwnWords(self._prompter, (each.product_title, *each.selling_points)) for row, each in requests.items()}
 
     @contextmanager
     def _seeds_of(self, rows: _Rows, which: Sequence[int], attempt: int) -> Iterator[None]:

@@ -135,7 +135,7 @@ class Prompter:
     def history_title_ids(self, title: str) -> list[int]:
         """A clicked title as exactly preference.tokens_per_title ids: cut, or padded on the right; empty is all padding."""
         size = self.config.preference.tokens_per_title
-        ids = self._text_ids(title)[:size]
+        ids = self.text_ids(title)[:size]
         return ids + [self.pad_id] * (size - len(ids))
 
     def read_title(self, new_ids: list[int]) -> str | None:
@@ -190,7 +190,7 @@ class Prompter:
         runs[0], runs[-1] = runs[0].lstrip(), runs[-1].rstrip()
         ids = [self._special[self.template.tokens.begin_of_sentence]] if self._adds_bos else []
         for run in runs:
-            ids += [run] if isinstance(run, int) else self._text_ids(run)
+            ids += [run] if isinstance(run, int) else self.text_ids(run)
         return ids
 
     def _split_markup(self, literal: str) -> list[int | _Data]:
@@ -201,7 +201,12 @@ class Prompter:
             end = match.end()
         return [*parts, _Data(literal[end:])]
 
-    def _text_ids(self, text: str) -> list[int]:
+    @property
+    def title_close_ids(self) -> list[int]:
+        """What ends a title."""
+        return self._encode([self.template.title_close])[1 if self._adds_bos else 0 :]
+
+    def text_ids(self, text: str) -> list[int]:
         """Plain text -> ids, none of them special."""
         ids: list[int] = []
         for part in filter(None, self._letter.split(text)):

@@ -18,7 +18,7 @@ SAMPLING_FILE = "sampling.json"
 class SamplingSettings(Settings):
     """How titles and pictures are drawn. The defaults are the published ones (docs/design.md 6.9)."""
 
-    ADDED = frozenset({"attempts", "retry_temperature", "retry_title_tokens"})
+    ADDED = frozenset({"attempts", "retry_own_words", "retry_temperature", "retry_title_tokens"})
 
     title_temperature: float = Field(1.0, ge=0)
     """0 takes the most likely token."""
@@ -30,6 +30,9 @@ class SamplingSettings(Settings):
     """Of a title that is drawn again, where title_temperature is 0."""
     retry_title_tokens: int = Field(96, gt=0)
     """As max_title_tokens, of a title that is drawn again; the less counts."""
+    retry_own_words: bool = False
+    """A title that is drawn again says only words of its product's texts, with commas and colons between them. It suits a small
+    model, which misspells; a large one may say more than the texts do."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)

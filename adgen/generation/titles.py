@@ -3,7 +3,7 @@
 Shapes: B slots, D hidden size, V vocabulary.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from adgen.generation.captured import CapturedStep
 from adgen.generation.generate import title_ended
 from adgen.generation.layers import StepLayers
+from adgen.generation.own_words import OwnWords
 from adgen.generation.prompt import Prompter
 from adgen.generation.sampling import TITLE, draw_tokens
 from adgen.generation.sampling_settings import SamplingSettings
@@ -35,9 +36,15 @@ class TitleWriter:
         self._slots, self._sampling = slots, sampling
         self._read = CapturedStep(self._read_token, slots.hidden.device, slots.state, capture)
 
-    def write(self, hidden: Tensor, rows: Iterable[int] | None = None, again: bool = False) -> list[list[int]]:
+    def write(
+        self,
+        hidden: Tensor,
+        rows: Iterable[int] | None = None,
+        again: bool = False,
+        held: Mapping[int, OwnWords] | None = None,
+    ) -> list[list[int]]:
         """Tokens of each row's title, from hidden states (B, D) at the prompts' ends; of `rows` alone (None: all), while the others
-        wait. again: at the temperature and the length of a title that is drawn again.
+        wait. again: at the temperature and the length of a title that is drawn again. held: rows that say only such words.
 
         A row stops at its closing tag or at the end of sentence, and waits: its cache does not grow and costs nothing,
         while the shape of the step, and so the rounding of the rows that still write, stays as it is.
@@ -50,7 +57,7 @@ class TitleWriter:
         running = set(range(slots.num_slots) if rows is None else rows)
         slots.conditional.active.copy_(torch.tensor([row in running for row in range(slots.num_slots)]))
         for step in range(longest):
-            chosen = self._draw(step, temperature)
+            chosen = self._draw(step, temperature, {row: held[row] for row in running if row in held} if held else {})
             for row in running:
                 written[row].append(chosen[row])
             ended = {row for row in running if title_ended(self._prompter, written[row])}
@@ -62,11 +69,16 @@ class TitleWriter:
             self._read()
         return written
 
-    def _draw(self, step: int, temperature: float) -> list[int]:
+    def _draw(self, step: int, temperature: float, held: Mapping[int, OwnWords]) -> list[int]:
         slots, top_k = self._slots, self._sampling.title_top_k
         logits = self._model.text_logits(slots.hidden)
+        for row, words in held.items():
+            logits[row] += words.bias(logits.shape[-1]).to(logits)
         slots.code.copy_(draw_tokens(logits, slots.seeds, step, TITLE, temperature, top_k))
-        return slots.code.tolist()
+        chosen = slots.code.tolist()
+        for row, words in held.items():
+            words.read(chosen[row])
+        return chosen
 
     def _read_token(self) -> None:
         embeds = self._model.decoder.embed_tokens(self._slots.code)
