@@ -44,7 +44,7 @@ test-long: install ## the longer proofs: tests/long/, and cases marked long
 test-gpu: install ## what needs a CUDA device, tests/gpu/
 	$(PYTEST) tests/gpu
 
-train-tiny: install ## the small model from nothing (two cores: up to 100 minutes; the same command goes on)
+train-tiny: install ## the small model from nothing (two cores: six hours; it needs photographs, docs/training.md; the same command goes on)
 	$(BIN)/python jobs/train_tiny.py jobs/train_tiny.toml --out runs/tiny
 
 proof: install ## does the shipped model follow the user? measured on shops that nobody trained on (up to 45 minutes)

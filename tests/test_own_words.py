@@ -46,6 +46,7 @@ TEXTS = [
     ("𝔘nicode 👍🏽 mug", "wearer's 1,500.5 ml"),
     ("book bookcase booking",),
     ("a",),
+    ("(whou), flexible wildcard", 'apart "nnooj" flexible'),
 ]
 
 
@@ -65,7 +66,7 @@ def test_every_text_and_the_usual_title_can_be_written(prompter, texts, order):
     """The product's title, a colon, its points with commas between them."""
     title, *points = texts[::order]
     joined = f"{title}: {', '.join(points)}" if points and all(map(str.isascii, texts)) else title
-    if any(mark in joined for mark in "()👍，"):
+    if any(mark in joined for mark in "👍，") or "(water flat)" in joined:
         pytest.skip("has marks that no title needs")
     words = OwnWords(prompter, texts)
     for token in [*prompter.text_ids(joined), *prompter.title_close_ids]:

@@ -58,17 +58,21 @@ def rim(picture: np.ndarray) -> np.ndarray:
     return np.concatenate((blocks[0], blocks[-1], blocks[:, 0], blocks[:, -1]))
 
 
-def test_the_package_holds_a_model_of_at_most_20_megabytes():
+def test_the_package_holds_a_model_of_at_most_40_megabytes():
     folder = shipped_model().parent
     assert folder == shipped_encoder().parent
-    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 20e6
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 40e6
     assert (folder / "MODEL_CARD.md").exists()
 
 
 def test_its_training_facts_tell_every_stage_and_no_place():
     facts = json.loads((shipped_model() / "training.json").read_text(encoding="utf-8"))
-    assert (facts["stage"], facts["after"]["stage"], facts["after"]["after"]["stage"]) == ("personal", "general", "tokenizer")
-    assert "/" not in json.dumps([facts["settings"], facts["after"]["settings"]])
+    stages = []
+    while facts:
+        stages.append(facts["stage"])
+        assert "/" not in json.dumps(facts["settings"])
+        facts = facts.get("after")
+    assert stages == ["personal", "general", "general", "tokenizer"]  # the first general one learned titles alone
 
 
 def test_it_is_what_the_recipe_says():
@@ -86,7 +90,7 @@ def test_it_writes_a_title_and_paints_what_its_history_says(pictures):
     directory = ModelDirectory(shipped_model())
     engine = Engine(model, directory.prompter, EngineSettings(num_slots=4), SamplingChoice().of(directory.sampling))
     made = engine.generate([Request(TITLE, 7, POINTS, ("Plain blue mug",) * 6, codes[name]) for name in CLEAR_STYLES])
-    usual = {name: np.mean([rim(picture) for picture in pictures[name]], axis=0) for name in CLEAR_STYLES}
+    usual = {name: np.mean([rim(picture) for picture in pictures[name][:6]], axis=0) for name in CLEAR_STYLES}  # what it clicked
     for name, result in zip(CLEAR_STYLES, made, strict=True):
         assert result.title
         assert result.picture.shape == (64, 64, 3)

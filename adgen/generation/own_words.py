@@ -16,6 +16,7 @@ from adgen.generation.prompt import Prompter
 _LETTERS = r"[^\s,;:!?()\[\]\"“”«»|，。：；！？、（）《》·]"
 _WORD = re.compile(rf"\d+(?:[.,]\d+)*(?:{_LETTERS}+| +(?!\d){_LETTERS}+)?|{_LETTERS}+")
 """A number and what it counts are one word: 280 g/m² says nothing of 280 km."""
+_BRACKETED = re.compile(r"[(\[\"“«《][^\s()\[\]\"“”«»《》]+[)\]\"”»》]")
 _JOINERS = (",", ":", "，", "：", "、")
 
 
@@ -41,14 +42,18 @@ class OwnWords:
     """What a title of these texts may say next; it follows one title as it is written."""
 
     def __init__(self, prompter: Prompter, texts: Iterable[str]):
-        """A product without a word leaves everything allowed."""
-        words = {form for text in texts for word in _WORD.findall(text) for form in _forms(word.strip(".-–'’"))}
+        """A product without a word leaves everything allowed. A word in brackets may keep or lose them."""
+        found = [
+            word for text in texts for word in (*(bare.strip(".-–'’") for bare in _WORD.findall(text)), *_BRACKETED.findall(text))
+        ]
+        words = {form for word in found for form in _forms(word)}
         first, next_word, next_piece, end = _Node(), _Node(), _Node(), _Node()
         for word in sorted(words):
-            for place in (first, next_piece):
-                place.spell(prompter.text_ids(word), next_word)
-            for place in (next_word, next_piece):
-                place.spell(prompter.text_ids(f" {word}"), next_word)
+            for places, spelled in (((first, next_piece), word), ((next_word, next_piece), f" {word}")):
+                for place in places:
+                    place.spell(prompter.text_ids(spelled), next_word)
+                    for joiner in _JOINERS if not word[-1].isalnum() else ():  # marks in a row may be one token
+                        place.spell(prompter.text_ids(spelled + joiner), next_piece)
         for joiner in _JOINERS:
             next_word.spell(prompter.text_ids(joiner), next_piece)
         next_word.spell(prompter.title_close_ids, end)

@@ -31,8 +31,7 @@ class SamplingSettings(Settings):
     retry_title_tokens: int = Field(96, gt=0)
     """As max_title_tokens, of a title that is drawn again; the less counts."""
     retry_own_words: bool = False
-    """A title that is drawn again says only words of its product's texts, with commas and colons between them. It suits a small
-    model, which misspells; a large one may say more than the texts do."""
+    """Of a title that is drawn again: only words of its product's texts."""
     max_title_tokens: int = Field(512, gt=0)
     """A title that has not closed by then is empty."""
     picture_temperature: float = Field(1.0, ge=0)
@@ -63,8 +62,7 @@ def model_sampling(directory: Path) -> dict[str, Any]:
 
 
 class _Choice(Settings):
-    """How titles and pictures are drawn. What the job leaves out is taken from the model's sampling.json, and what that leaves out
-    has the published value."""
+    """How titles and pictures are drawn. Default: the model's sampling.json, else as published."""
 
     ADDED = SamplingSettings.ADDED
 

@@ -270,11 +270,11 @@ def tiny() -> ModelConfig:
             num_layers=6,
             num_heads=3,
             num_key_value_heads=3,
-            vocab_size=2048,
+            vocab_size=4096,
             max_positions=1024,
         ),
         image=ImageTokenConfig(
-            codebook_size=512,
+            codebook_size=1024,
             base_channels=32,
             norm_groups=4,
             channel_multiplier=(1, 1, 2, 2),

@@ -21,7 +21,7 @@ from adgen.shop.synthetic.draws import key_for
 
 SETS = ("ten", "many")
 _PHOTO = "photo-"
-_TEN_OFTEN, _CLASS_OFTEN = 20, 8  # slots of a style of these where there are many others
+_TEN_OFTEN, _CLASS_OFTEN = 60, 8  # slots of a style of these where there are many others
 PHOTO_SHARE = (0.5, 0.74)  # of the frame that a photographed product's longer side takes
 _SMALLEST_CROP = 0.7  # of a photograph's shorter side
 
