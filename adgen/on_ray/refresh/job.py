@@ -111,9 +111,9 @@ def refresh(settings: RefreshSettings, progress: Progress, stages: Stages = STAG
     """Refresh the campaign that `settings` name, from `inputs` where they are opened already. Ray must be connected. RunError
     (of any kind) says why it stopped."""
     started = time.time()
-    cluster_device(settings.device)  # before anything is planned
     prepared = prepare(settings, inputs)
     settings, storage = prepared.settings, prepared.storage
+    cluster_device(settings.device)  # before anything is written
     check_gate_settings(settings.gate)
     key = prepared.keys.campaign_key
     notes = [_finish_earlier("erasure", lambda: finish_erasures(storage, key))]
