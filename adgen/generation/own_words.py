@@ -9,6 +9,7 @@ punctuation, and its pieces are said whole.
 import re
 from collections import Counter
 from collections.abc import Iterable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -55,7 +56,7 @@ class OwnWords:
 
     def __init__(self, prompter: Prompter, texts: Iterable[str]):
         """A product without a word leaves everything allowed. A word in brackets may keep or lose them."""
-        self._prompter = prompter
+        self._close, self._ids = prompter.title_close_ids, cache(prompter.text_ids)
         self._left: Counter[str] = Counter()
         self._spellings: dict[str, set[str]] = {}
         for text in texts:
@@ -99,7 +100,7 @@ class OwnWords:
         return self._roots[used_up]
 
     def _spelled(self, words: dict[str, set[str]]) -> _Roots:
-        roots, ids_of = _Roots(_Node(), _Node(), _Node()), self._prompter.text_ids
+        roots, ids_of = _Roots(_Node(), _Node(), _Node()), self._ids
         for word, form in ((word, form) for word, forms in words.items() for form in sorted(forms)):
             for places, spelled in ((roots[::2], form), (roots[1:], f" {form}")):
                 for place in places:
@@ -108,7 +109,7 @@ class OwnWords:
                         place.spell(ids_of(spelled + joiner), joins=True)
         for joiner in _JOINERS if words else ():
             roots.after_word.spell(ids_of(joiner), joins=True)
-        roots.after_word.spell(self._prompter.title_close_ids)
+        roots.after_word.spell(self._close)
         return roots
 
 
